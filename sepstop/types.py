@@ -1,0 +1,84 @@
+"""The two values that travel through sepstop, and the three things a user may replace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One measurement of the pool.
+
+    Attributes:
+        step: optimizer steps taken when the model was measured; 0 is before training.
+        epoch: epochs taken, or None where the loop does not count them.
+        score: mean of ``resamples``; NaN when the pool could not be scored.
+        low, high: 95 % interval of ``score`` (NaN when there is a single resample).
+        seconds: wall time of embedding the pool and scoring it.
+        criterion: name of the score.
+        resamples: score of each resample, ``(B,)``. The index sets are the same at every
+            step, so two records can be compared pair by pair.
+        resample_size: points in a resample.
+        pool_size: points in the pool.
+    """
+
+    step: int
+    score: float
+    epoch: float | None = None
+    low: float = math.nan
+    high: float = math.nan
+    seconds: float = 0.0
+    criterion: str = "separability"
+    resamples: tuple[float, ...] = ()
+    resample_size: int = 0
+    pool_size: int = 0
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy concludes from a history.
+
+    Attributes:
+        stop: end the training now.
+        best_step: step of the checkpoint to keep; None while nothing could be scored.
+        reason: why, in a sentence for a person.
+        step: last step that the decision looked at; None for an empty history.
+    """
+
+    stop: bool
+    best_step: int | None
+    reason: str
+    step: int | None = None
+
+
+class Embedder(Protocol):
+    """Model and a right-padded batch of tokens to one point per text."""
+
+    def __call__(self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """``(b, L)`` int64 token ids and 0/1 mask on the model's device -> ``(b, D)``."""
+
+
+class Criterion(Protocol):
+    """A label-free score of a cloud of points."""
+
+    name: str
+    higher_is_better: bool
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """``(B, n, D)`` float -> ``(B,)`` scores; NaN where a cloud has no score."""
+
+
+class Policy(Protocol):
+    """A pure function of the history: the same records give the same decision."""
+
+    def __call__(self, history: Sequence[Record]) -> Decision: ...
