@@ -1,0 +1,149 @@
+"""Real models and a real tokenizer, tiny and made on the spot, so that no test needs a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+GOOD = ["good", "great", "fine", "lovely", "warm"]
+BAD = ["bad", "poor", "dull", "awful", "cold"]
+OTHER = ["the", "film", "was", "and", "its", "story", "felt", "really"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *OTHER]
+
+
+def make_texts(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Distinct texts of two topics and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def word(words: list[str]) -> str:
+        return words[int(torch.randint(len(words), (1,), generator=generator))]
+
+    texts: dict[str, int] = {}
+    while len(texts) < count:
+        label = len(texts) % 2
+        length = int(torch.randint(3, 10, (1,), generator=generator))
+        words = [word(OTHER) for _ in range(length)]
+        words[int(torch.randint(length, (1,), generator=generator))] = word((BAD, GOOD)[label])
+        texts.setdefault(" ".join(words), label)
+    return list(texts), list(texts.values())
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def bare_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Without a padding token, as many decoders have it."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="[UNK]", eos_token="[SEP]"
+    )
+
+
+def make_encoder(seed: int = 0, dropout: float = 0.1) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            hidden_dropout_prob=dropout,
+            num_labels=2,
+        )
+    )
+
+
+def _llama_config(hidden_size: int = 16) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=2,
+        pad_token_id=0,
+    )
+
+
+def make_decoder(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(_llama_config())
+
+
+def make_wider_decoder() -> LlamaForCausalLM:
+    return LlamaForCausalLM(_llama_config(hidden_size=32))
+
+
+def make_decoder_classifier(seed: int = 0) -> LlamaForSequenceClassification:
+    torch.manual_seed(seed)
+    return LlamaForSequenceClassification(_llama_config())
+
+
+@pytest.fixture
+def encoder() -> BertForSequenceClassification:
+    return make_encoder()
+
+
+@pytest.fixture(scope="session")
+def pool() -> list[str]:
+    return make_texts(80, seed=1)[0]
+
+
+@pytest.fixture(scope="session")
+def train_rows(tokenizer: PreTrainedTokenizerFast) -> datasets.Dataset:
+    texts, labels = make_texts(64, seed=2)
+    rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
+    return rows.map(
+        lambda batch: tokenizer(batch["text"], padding="max_length", max_length=12),
+        batched=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Development data beside the project; tests on it are skipped where it is missing."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the development data in ../shared")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Nothing that a test loads stays in the user's cache."""
+    cache = tmp_path_factory.getbasetemp() / "datasets"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
