@@ -1,0 +1,130 @@
+"""Records on disk: rows of trainer_state.json's log_history, and JSON Lines.
+
+A row in log_history has the plain numbers that trackers show and, under the key "sepstop",
+the whole record with the settings it was measured with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sepstop.types import Record
+
+KEY = "sepstop"
+FILE_NAME = "sepstop_history.jsonl"
+_FIELDS = {field.name for field in dataclasses.fields(Record)}
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+    """``record`` as JSON-ready values, NaN and infinity as None."""
+    values = dataclasses.asdict(record)
+    values["resamples"] = [_finite_or_none(value) for value in record.resamples]
+    return {
+        key: _finite_or_none(value) if isinstance(value, float) else value
+        for key, value in values.items()
+    }
+
+
+def from_dict(values: Mapping[str, Any]) -> Record:
+    """The record that `to_dict` wrote; unknown keys of newer versions are ignored.
+
+    Raises:
+        ValueError: not a record.
+    """
+    try:
+        known = {key: value for key, value in values.items() if key in _FIELDS}
+        known["score"] = _nan_if_none(known["score"])
+        for key in ("low", "high"):
+            known[key] = _nan_if_none(known.get(key))
+        known["step"] = int(known["step"])
+        known["resamples"] = tuple(_nan_if_none(value) for value in known.get("resamples", ()))
+        return Record(**known)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected a sepstop record, got {values!r:.200}") from error
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """What trackers and ``metric_for_best_model`` see: ``eval_<criterion>`` and its bounds."""
+    key = f"eval_{record.criterion}"
+    return {key: record.score, f"{key}_low": record.low, f"{key}_high": record.high}
+
+
+def records_in(log_history: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """The records among the rows of a ``log_history``, in order of steps, one a step.
+
+    Raises:
+        ValueError: a row has something else under "sepstop".
+    """
+    by_step = {}
+    for row in log_history:
+        if KEY in row:
+            try:
+                record = from_dict(row[KEY]["record"])
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"expected a sepstop record, got {row[KEY]!r:.200}") from error
+            by_step[record.step] = record
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def settings_in(log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How the newest record of a ``log_history`` was measured; None if there is none."""
+    for row in reversed(log_history):
+        if KEY in row:
+            return dict(row[KEY]["settings"])
+    return None
+
+
+def read_log_history(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """``log_history`` of a checkpoint's trainer_state.json; empty where there is none.
+
+    Raises:
+        ValueError: the file is not what Trainer writes.
+    """
+    path = Path(checkpoint) / "trainer_state.json"
+    if not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text())["log_history"]
+        if not all(isinstance(row, dict) for row in rows):
+            raise TypeError("a row is no object")
+        return list(rows)
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no trainer state: {error}") from error
+
+
+def write_history(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """One JSON object a line; the file is replaced as a whole or not at all."""
+    path = Path(path)
+    lines = [json.dumps(to_dict(record), allow_nan=False) for record in records]
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text("".join(line + "\n" for line in lines))
+    os.replace(unfinished, path)
+
+
+def read_history(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a file that `write_history` wrote.
+
+    Raises:
+        ValueError: a line is no record; the message has its number.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        try:
+            records.append(from_dict(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan_if_none(value: float | None) -> float:
+    return math.nan if value is None else float(value)
