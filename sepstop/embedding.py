@@ -1,0 +1,220 @@
+"""A model and a pool of tokens to points, leaving the model and the random state as they were."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from sepstop.types import Embedder
+
+
+def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the attended tokens: ``(b, L, D)``, ``(b, L)`` -> ``(b, D)``."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (b, L, 1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+
+
+def cls_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The first attended token, whatever the padding side: -> ``(b, D)``."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.int().argmax(dim=1)]
+
+
+def last_token_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The last attended token, whatever the padding side: -> ``(b, D)``."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask.int() * position).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+@dataclass(frozen=True)
+class HiddenStates(ABC):
+    """Embedder: pools one hidden layer of a transformers model.
+
+    The model's head is not run where its backbone can be reached (encoders, decoders,
+    sequence classifiers, PEFT models), so no logits are built.
+
+    Attributes:
+        layer: index into the hidden states: 0 is the input embeddings, -1 the last layer.
+    """
+
+    layer: int = -1
+
+    @abstractmethod
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """``(b, L, D)``, ``(b, L)`` -> ``(b, D)``."""
+
+    def __call__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = hidden_states(model, input_ids, attention_mask, self.layer)
+        # Soft prompts lengthen the sequence in front: the texts' own tokens are the last L.
+        hidden = hidden[:, -attention_mask.shape[1] :].float()
+        return self.pool(hidden, attention_mask)
+
+
+class MeanPooling(HiddenStates):
+    """Embedder: mean of the attended tokens."""
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return mean_pooling(hidden, mask)
+
+
+class CLSToken(HiddenStates):
+    """Embedder: the first token."""
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return cls_pooling(hidden, mask)
+
+
+class LastToken(HiddenStates):
+    """Embedder: the last token, the one that has seen the whole text in a decoder."""
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return last_token_pooling(hidden, mask)
+
+
+EMBEDDERS: dict[str, type] = {"mean": MeanPooling, "cls": CLSToken, "last": LastToken}
+
+
+def hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, layer: int = -1
+) -> Tensor:
+    """Hidden states of one layer, ``(b, L, D)`` in the model's dtype.
+
+    Raises:
+        ValueError: the model's output has no hidden states, or not this layer.
+    """
+    body = _backbone(model)
+    options: dict[str, Any] = {"return_dict": True}
+    if "use_cache" in inspect.signature(body.forward).parameters:
+        options["use_cache"] = False
+    wants_all = layer != -1 or body is model
+    if wants_all:
+        options["output_hidden_states"] = True
+    try:
+        output = body(input_ids=input_ids, attention_mask=attention_mask, **options)
+    except TypeError as error:
+        raise ValueError(f"{_no_hidden_states(model)} (its forward says: {error})") from error
+    last = getattr(output, "last_hidden_state", None)
+    layers = getattr(output, "hidden_states", None)
+    if layer == -1 and last is not None:
+        return last
+    if layers is None:
+        raise ValueError(_no_hidden_states(model))
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(
+            f"expected `layer` from {-len(layers)} to {len(layers) - 1} "
+            f"for {type(model).__name__}, got {layer}"
+        )
+    return layers[layer]
+
+
+def _no_hidden_states(model: nn.Module) -> str:
+    return (
+        f"the outputs of {type(model).__name__} have no hidden states; pass your own embedder, "
+        "a function (model, input_ids, attention_mask) -> points (b, D)"
+    )
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The module that makes the hidden states, without the task's head."""
+    from transformers import PreTrainedModel
+
+    body: Any = model
+    while not isinstance(body, PreTrainedModel):
+        if hasattr(body, "get_base_model"):  # PEFT; adapters stay active inside
+            if body.active_peft_config.is_prompt_learning:
+                return body
+            body = body.get_base_model()
+        elif isinstance(body, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            body = body.module
+        elif hasattr(body, "_orig_mod"):  # torch.compile
+            body = body._orig_mod
+        else:
+            return body
+    return body.get_encoder() if body.config.is_encoder_decoder else body.base_model
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; modes and random states come back as they were.
+
+    Not ``inference_mode``: a module that caches a tensor inside it (rotary embeddings do)
+    could not be trained on afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def embed(
+    model: nn.Module,
+    tokens: Sequence[Tensor],
+    embedder: Embedder,
+    batch_size: int = 64,
+    pad_token_id: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """Points of the tokenised texts, in their order: -> ``(N, D)`` float on the model's device.
+
+    Texts of like length share a batch, right-padded. When the device runs out of memory the
+    batch is halved and tried again.
+
+    Args:
+        tokens: one ``(length,)`` int64 tensor a text.
+
+    Raises:
+        ValueError: the embedder returned something else than ``(b, D)`` floats.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+    points: list[Tensor] = []
+    done = 0
+    with (
+        untouched(model),
+        tqdm(total=len(order), desc="pool", unit="text", leave=False, disable=not progress) as bar,
+    ):
+        while done < len(order):
+            batch = [tokens[i] for i in order[done : done + batch_size]]
+            try:
+                points.append(_embed_batch(model, batch, embedder, pad_token_id, device))
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            done += len(batch)
+            bar.update(len(batch))
+    inverse = torch.empty(len(order), dtype=torch.long)
+    inverse[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(points)[inverse.to(device)]
+
+
+def _embed_batch(
+    model: nn.Module, batch: list[Tensor], embedder: Embedder, pad: int, device: torch.device
+) -> Tensor:
+    input_ids = pad_sequence(batch, batch_first=True, padding_value=pad)  # (b, L)
+    lengths = torch.tensor([len(ids) for ids in batch])
+    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()  # (b, L)
+    points = embedder(model, input_ids.to(device), mask.to(device))
+    shape = getattr(points, "shape", None)
+    if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(batch):
+        raise ValueError(
+            f"expected the embedder to return points of shape ({len(batch)}, D), "
+            f"got {tuple(shape) if shape is not None else type(points).__name__}"
+        )
+    return points.detach()

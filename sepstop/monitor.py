@@ -1,0 +1,225 @@
+"""Measures a model on the pool; shared by the callback, plain loops and offline selection."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepstop.criteria import CRITERIA
+from sepstop.embedding import EMBEDDERS, embed
+from sepstop.names import build, describe
+from sepstop.pool import read_pool
+from sepstop.resampling import draw_resamples, interval
+from sepstop.types import Criterion, Embedder, Record
+
+_LONG_POOL = 2000  # texts from which on a progress bar is worth its line
+_NO_LIMIT = 10**6  # tokenizers without a maximum length report a huge one
+
+
+class Monitor:
+    """Scores a model's embeddings of an unlabeled pool.
+
+    The pool is tokenised once and the resamples are drawn once, so the records of a run are
+    paired: they differ by the model alone.
+
+    >>> # monitor = Monitor(texts, tokenizer=tokenizer)
+    >>> # history.append(monitor.measure(model, step))
+    >>> # if Plateau()(history).stop: break
+
+    Args:
+        pool: see `sepstop.pool.read_pool`.
+        embedder: "mean", "cls", "last", a mapping as ``{"name": "mean", "layer": 6}``,
+            or a function ``(model, input_ids, attention_mask) -> (b, D)``.
+        criterion: "separability" or a function ``(B, n, D) -> (B,)`` with the attributes
+            ``name`` and ``higher_is_better``.
+        resamples: number B of subsets of the pool that are scored.
+        resample_size: points n in each; by default half the pool, at most 1000. Scores
+            depend on it: compare only runs with the same.
+        seed: of the sample of the pool and of the resamples.
+        tokenizer: by default the one of the Trainer, or the one saved with the model.
+        text_column: the pool's column with the texts.
+        pool_size: a larger pool is sampled down to this many texts; None takes all.
+        max_length: texts are cut at this many tokens (or at the tokenizer's own limit).
+        batch_size: texts in a forward pass; halved when memory runs out.
+        progress: show a bar on long pools.
+
+    Raises:
+        FileNotFoundError, ValueError: what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        embedder: Any = "mean",
+        criterion: Any = "separability",
+        resamples: int = 20,
+        resample_size: int | None = None,
+        seed: int = 0,
+        *,
+        tokenizer: Any = None,
+        text_column: str = "text",
+        pool_size: int | None = 2000,
+        max_length: int = 256,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> None:
+        for name, value in (
+            ("resamples", resamples),
+            ("max_length", max_length),
+            ("batch_size", batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"expected `{name}` >= 1, got {value}")
+        self.embedder: Embedder = build("embedder", embedder, EMBEDDERS)
+        self.criterion: Criterion = build("criterion", criterion, CRITERIA)
+        for attribute in ("name", "higher_is_better"):
+            if not hasattr(self.criterion, attribute):
+                raise ValueError(f"the criterion {criterion!r} has no attribute `{attribute}`")
+        self.pool = read_pool(pool, text_column, limit=pool_size, seed=seed)
+        if resample_size is None:
+            resample_size = min(len(self.pool) // 2, 1000)
+        self.resample_size = resample_size
+        if not 2 <= self.resample_size <= len(self.pool):
+            raise ValueError(
+                f"expected `resample_size` from 2 to the {len(self.pool)} texts of the pool, "
+                f"got {self.resample_size}"
+            )
+        self.resamples = draw_resamples(len(self.pool), resamples, self.resample_size, seed)
+        self.seed = seed
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.progress = progress
+        self._tokenizer = tokenizer
+        self._tokens: list[Tensor] | None = None
+        self._pad_token_id = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record depends on besides the model, ready for JSON."""
+        return {
+            "criterion": describe(self.criterion, CRITERIA),
+            "embedder": describe(self.embedder, EMBEDDERS),
+            "resamples": len(self.resamples),
+            "resample_size": self.resample_size,
+            "seed": self.seed,
+            "max_length": self.max_length,
+            "pool_size": len(self.pool),
+            "pool": self.pool.fingerprint,
+        }
+
+    def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
+        """Tokenise the pool, if that is not done yet, and try the model on two texts.
+
+        `measure` does the first by itself; call this to see errors before training begins.
+
+        Args:
+            model: the model that will be measured.
+            tokenizer: used if none was given to the Monitor.
+
+        Raises:
+            ValueError: no tokenizer to be found, or a model that gives no embeddings.
+        """
+        tokens = self._tokenized(model, tokenizer)
+        points = embed(model, tokens[:2], self.embedder, 2, self._pad_token_id)
+        if not points.is_floating_point():
+            raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
+
+    def measure(self, model: nn.Module, step: int, epoch: float | None = None) -> Record:
+        """Embed the pool with ``model`` and score it.
+
+        The model's weights and modes and the random states are left as they were. Points
+        that are not finite give a warning and a record whose score is NaN.
+
+        Args:
+            model: on its device; wrapped by PEFT, DDP or ``torch.compile`` as it may be.
+            step: optimizer steps taken.
+            epoch: epochs taken, if counted.
+        """
+        start = time.perf_counter()
+        tokens = self._tokenized(model)
+        points = embed(
+            model,
+            tokens,
+            self.embedder,
+            self.batch_size,
+            self._pad_token_id,
+            self.progress and len(tokens) >= _LONG_POOL,
+        )
+        scores = self._score(points, step)
+        low, high = interval(scores, self.resample_size, len(tokens))
+        return Record(
+            step=step,
+            epoch=epoch,
+            score=math.fsum(scores) / len(scores),
+            low=low,
+            high=high,
+            seconds=time.perf_counter() - start,
+            criterion=self.criterion.name,
+            resamples=tuple(scores),
+            resample_size=self.resample_size,
+            pool_size=len(tokens),
+        )
+
+    def _score(self, points: Tensor, step: int) -> list[float]:
+        """``(N, D)`` -> the score of each resample, all of them NaN if any point is not finite."""
+        bad = int((~torch.isfinite(points).all(dim=-1)).sum())
+        if bad:
+            warnings.warn(
+                f"sepstop: {bad} of {len(points)} embeddings at step {step} are NaN or "
+                "infinite; this evaluation has no score",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return [math.nan] * len(self.resamples)
+        scores = self.criterion(points[self.resamples.to(points.device)])  # (B,)
+        if tuple(scores.shape) != (len(self.resamples),):
+            raise ValueError(
+                f"expected the criterion {self.criterion.name!r} to return "
+                f"({len(self.resamples)},) scores, got {tuple(scores.shape)}"
+            )
+        return scores.double().tolist()
+
+    def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> list[Tensor]:
+        if self._tokens is None:
+            tokenizer = self._tokenizer or tokenizer
+            if self.pool.is_tokenized:
+                ids: Any = [row[: self.max_length] for row in self.pool.rows]
+            else:
+                tokenizer = tokenizer or _saved_tokenizer(model)
+                tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+                limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
+                ids = tokenizer(
+                    list(self.pool.rows),
+                    truncation=True,
+                    max_length=min(self.max_length, limit),
+                )["input_ids"]
+            # Any valid id does where a tokenizer has no padding token, as padding is masked.
+            self._pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
+            self._tokens = [torch.tensor(row, dtype=torch.long) for row in ids]
+            empty = sum(len(row) == 0 for row in self._tokens)
+            if empty:
+                self._tokens = None
+                raise ValueError(f"{empty} texts of the pool have no tokens at all; drop them")
+        return self._tokens
+
+
+def _saved_tokenizer(model: nn.Module) -> Any:
+    """The tokenizer in the folder or repository that the model was loaded from."""
+    from transformers import AutoTokenizer
+
+    origin = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        if origin:
+            return AutoTokenizer.from_pretrained(origin)
+        why = "the model does not tell where it was loaded from"
+    except (OSError, ValueError) as error:
+        why = f"none loads from {origin!r}: {str(error).splitlines()[0]}"
+    raise ValueError(
+        f"no tokenizer for the pool: {why}; pass processing_class= to the Trainer "
+        "or tokenizer= to sepstop, or a pool that is already tokenised"
+    )

@@ -1,0 +1,69 @@
+"""Names for YAML and the command line; in Python, pass the object itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+
+def build(kind: str, spec: Any, known: Mapping[str, type]) -> Any:
+    """The object that ``spec`` stands for.
+
+    Args:
+        kind: what is being built, for error messages: "criterion", "policy", "embedder".
+        spec: the object itself (a class is instantiated), a known name, ``"module:attribute"``, or
+            a mapping ``{"name": one of these, **parameters}``.
+        known: the names of this kind.
+
+    Raises:
+        ValueError: unknown name, unimportable attribute, or parameters that do not fit.
+    """
+    parameters: dict[str, Any] = {}
+    if isinstance(spec, Mapping):
+        parameters = dict(spec)
+        spec = parameters.pop("name", None)
+        if spec is None:
+            raise ValueError(f"expected a `name` in the {kind}'s settings, got {parameters}")
+    if not isinstance(spec, str):
+        if parameters:
+            raise ValueError(f"{kind} {spec!r} is no name, so it takes no {sorted(parameters)}")
+        return spec() if isinstance(spec, type) else spec
+    if spec in known:
+        target: Any = known[spec]
+    elif ":" in spec:
+        target = _imported(kind, spec)
+    else:
+        raise ValueError(
+            f"unknown {kind} {spec!r}; known: {', '.join(sorted(known))}, "
+            "or 'module:attribute' for your own"
+        )
+    if not isinstance(target, type):
+        if parameters:
+            raise ValueError(f"{kind} {spec!r} is not a class and takes no {sorted(parameters)}")
+        return target
+    try:
+        return target(**parameters)
+    except TypeError as error:
+        raise ValueError(f"{kind} {spec!r} does not take these settings: {error}") from error
+
+
+def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
+    """Settings that `build` turns back into ``thing``; of a foreign object, its name alone."""
+    for name, cls in known.items():
+        if type(thing) is cls and dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+            return {"name": name, **dataclasses.asdict(thing)}
+    owner = thing if hasattr(thing, "__qualname__") else type(thing)
+    return {"name": f"{owner.__module__}:{owner.__qualname__}"}
+
+
+def _imported(kind: str, spec: str) -> Any:
+    module, _, attribute = spec.partition(":")
+    try:
+        target = import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"could not import the {kind} {spec!r}: {error}") from error
+    return target

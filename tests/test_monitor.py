@@ -1,0 +1,159 @@
+import math
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from conftest import make_decoder, make_encoder
+
+from sepstop import Monitor, Plateau, h0_separability
+from sepstop.embedding import MeanPooling, embed
+
+
+@pytest.fixture
+def monitor(pool, tokenizer):
+    return Monitor(pool, tokenizer=tokenizer, resamples=6, resample_size=30)
+
+
+def test_the_record_is_the_mean_over_the_resamples(monitor, encoder, pool, tokenizer):
+    record = monitor.measure(encoder, step=7, epoch=0.5)
+    tokens = [torch.tensor(ids) for ids in tokenizer(pool)["input_ids"]]
+    points = embed(encoder, tokens, MeanPooling())
+    scores = [h0_separability(points[chosen]).item() for chosen in monitor.resamples]
+    assert record.resamples == pytest.approx(scores, abs=1e-6)
+    assert record.score == pytest.approx(sum(scores) / 6, abs=1e-6)
+    assert record.low < record.score < record.high
+    assert (record.step, record.epoch, record.pool_size, record.resample_size) == (7, 0.5, 80, 30)
+    assert record.seconds > 0
+
+
+def test_measuring_twice_gives_the_same_record(monitor, encoder, pool, tokenizer):
+    first, second = monitor.measure(encoder, 1), monitor.measure(encoder, 1)
+    again = Monitor(pool, tokenizer=tokenizer, resamples=6, resample_size=30).measure(encoder, 1)
+    assert first.resamples == second.resamples == again.resamples
+
+
+def test_texts_tokens_and_files_are_the_same_pool(monitor, encoder, pool, tokenizer, tmp_path):
+    expected = monitor.measure(encoder, 1).resamples
+    padded = tokenizer(pool, padding=True)
+    tokens = datasets.Dataset.from_dict(dict(padded))
+    (tmp_path / "pool.txt").write_text("\n".join(pool))
+    for other in (tokens, tmp_path / "pool.txt", datasets.Dataset.from_dict({"text": pool})):
+        given = None if other is tokens else tokenizer
+        record = Monitor(other, tokenizer=given, resamples=6, resample_size=30).measure(encoder, 1)
+        assert record.resamples == expected
+
+
+def test_a_tokenizer_without_padding_token_works(pool, bare_tokenizer):
+    record = Monitor(pool, "last", tokenizer=bare_tokenizer).measure(make_decoder(), 1)
+    assert record.is_finite
+
+
+def test_the_tokenizer_saved_with_the_model_is_found(pool, tokenizer, encoder, tmp_path, monitor):
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = type(encoder).from_pretrained(tmp_path)
+    found = Monitor(pool, resamples=6, resample_size=30).measure(loaded, 1)
+    assert found.resamples == monitor.measure(encoder, 1).resamples
+
+
+def test_no_tokenizer_anywhere_is_an_error(pool, encoder):
+    with pytest.raises(ValueError, match=r"no tokenizer for the pool.*processing_class"):
+        Monitor(pool).prepare(encoder)
+
+
+def test_long_texts_are_cut(encoder, tokenizer):
+    pool = [f"{word} {'film ' * 200}" for word in ("good", "bad", "dull", "warm", "cold")]
+    monitor = Monitor(pool, tokenizer=tokenizer, max_length=16)
+    assert monitor.measure(encoder, 1).is_finite
+    assert max(len(ids) for ids in monitor._tokenized(encoder)) == 16
+    limited = Monitor(pool, tokenizer=tokenizer, max_length=500)  # the tokenizer allows 64
+    assert max(len(ids) for ids in limited._tokenized(encoder)) == 64
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_embeddings_that_are_not_finite_give_a_warning_and_no_score(monitor, encoder, value):
+    encoder.bert.encoder.layer[1].output.dense.bias.data[0] = value
+    with pytest.warns(RuntimeWarning, match="80 of 80 embeddings at step 3 are NaN or infinite"):
+        record = monitor.measure(encoder, 3)
+    assert math.isnan(record.score)
+    assert not Plateau()([record]).stop
+
+
+def test_a_collapsed_model_scores_zero(monitor, encoder):
+    for parameter in encoder.bert.embeddings.word_embeddings.parameters():
+        parameter.data.zero_()
+    encoder.bert.embeddings.position_embeddings.weight.data.zero_()
+    assert monitor.measure(encoder, 1).score == 0
+
+
+def test_a_criterion_of_ones_own(pool, tokenizer, encoder):
+    class Spread:
+        name = "spread"
+        higher_is_better = False
+
+        def __call__(self, points):
+            return points.std(dim=1).mean(dim=-1)
+
+    record = Monitor(pool, criterion=Spread(), tokenizer=tokenizer).measure(encoder, 1)
+    assert record.criterion == "spread"
+    assert record.is_finite
+
+    Spread.__call__ = lambda self, points: points.mean()
+    with pytest.raises(ValueError, match=r"'spread' to return \(20,\) scores, got \(\)"):
+        Monitor(pool, criterion=Spread(), tokenizer=tokenizer).measure(encoder, 1)
+    with pytest.raises(ValueError, match="has no attribute `name`"):
+        Monitor(pool, criterion=lambda points: points)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resample_size": 81}, "`resample_size` from 2 to the 80 texts of the pool, got 81"),
+        ({"resample_size": 0}, "got 0"),
+        ({"resamples": 0}, "expected `resamples` >= 1"),
+        ({"criterion": "silhouette"}, "unknown criterion 'silhouette'; known: separability"),
+        ({"embedder": "max"}, "unknown embedder 'max'; known: cls, last, mean"),
+        ({"embedder": {"name": "mean", "depth": 3}}, "does not take these settings"),
+    ],
+)
+def test_settings_that_can_not_be(pool, options, message):
+    with pytest.raises(ValueError, match=message):
+        Monitor(pool, **options)
+
+
+def test_one_resample_has_no_interval(pool, tokenizer, encoder):
+    record = Monitor(pool, resamples=1, tokenizer=tokenizer).measure(encoder, 1)
+    assert record.is_finite
+    assert math.isnan(record.low)
+
+
+def test_in_a_plain_loop_it_follows_the_training(pool, tokenizer, train_rows):
+    """No Trainer: a score an epoch, and training stays what it is without them."""
+    rows = train_rows.with_format("torch")
+
+    def train(monitor):
+        model, history = make_encoder(seed=3), []
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        torch.manual_seed(5)
+        for step in range(1, 9):
+            model.train()
+            batch = {k: rows[:][k] for k in ("input_ids", "attention_mask")}
+            model(**batch, labels=rows[:]["label"]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if monitor:
+                history.append(monitor.measure(model, step))
+        return model, history
+
+    plain, _ = train(None)
+    watched, history = train(Monitor(pool, tokenizer=tokenizer))
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert len({record.score for record in history}) == 8
+
+
+def test_importing_sepstop_loads_no_torch():
+    code = "import sys, sepstop; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,116 @@
+import math
+import re
+
+import pytest
+
+from sepstop import Patience, Plateau, h0_separability
+from sepstop.criteria import CRITERIA, Separability
+from sepstop.embedding import EMBEDDERS, CLSToken, MeanPooling
+from sepstop.names import build, describe
+from sepstop.policies import POLICIES
+
+KNOWN = {**POLICIES, **CRITERIA, **EMBEDDERS}
+
+
+class Own:
+    """Somebody else's policy; no dataclass."""
+
+    def __init__(self, size=1):
+        self.size = size
+
+    def __eq__(self, other):
+        return type(other) is Own and other.size == self.size
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("patience", Patience()),
+        ("plateau", Plateau()),
+        ("separability", Separability()),
+        ({"name": "patience", "patience": 2, "mode": "min"}, Patience(patience=2, mode="min")),
+        ({"name": "mean", "layer": 6}, MeanPooling(layer=6)),
+        ("sepstop.policies:Plateau", Plateau()),
+        ({"name": "sepstop.policies:Plateau", "window": 7}, Plateau(window=7)),
+        (f"{__name__}:Own", Own()),
+        ({"name": f"{__name__}:Own", "size": 3}, Own(3)),
+        (Own, Own()),
+        ("sepstop.criteria:h0_separability", h0_separability),
+        ({"name": "math:hypot"}, math.hypot),
+    ],
+    ids=str,
+)
+def test_build(spec, expected):
+    assert build("policy", spec, KNOWN) == expected
+
+
+@pytest.mark.parametrize("thing", [Patience(patience=2), Own(3), h0_separability])
+def test_an_object_is_passed_through(thing):
+    assert build("policy", thing, POLICIES) is thing
+    assert build("policy", {"name": thing}, POLICIES) is thing
+
+
+def test_building_leaves_the_settings_alone():
+    spec = {"name": "plateau", "window": 7}
+    build("policy", spec, POLICIES)
+    assert spec == {"name": "plateau", "window": 7}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "patient",
+            "unknown policy 'patient'; known: patience, plateau, or 'module:attribute' for your",
+        ),
+        ({"name": "patient", "patience": 2}, "unknown policy 'patient'"),
+        ("", "unknown policy ''"),
+        ({"patience": 2}, "expected a `name` in the policy's settings, got {'patience': 2}"),
+        (
+            {"name": "patience", "window": 2},
+            "policy 'patience' does not take these settings: .*win",
+        ),
+        ({"name": "patience", "patience": 0}, "expected `patience` >= 1 or None, got 0"),
+        ({"name": "math:hypot", "x": 1}, r"'math:hypot' is not a class and takes no \['x'\]"),
+        ("no_such_module:x", "could not import the policy 'no_such_module:x': No module named"),
+        ("math:nothing", "could not import the policy 'math:nothing': .*no attribute 'nothing'"),
+        ("math:", "could not import the policy 'math:'"),
+        (":hypot", "could not import the policy ':hypot'"),
+        pytest.param(
+            ".math:hypot",
+            "could not import the policy '.math:hypot'",
+        ),
+    ],
+)
+def test_errors(spec, message):
+    with pytest.raises(ValueError, match=message):
+        build("policy", spec, POLICIES)
+
+
+def test_parameters_beside_an_object_are_an_error():
+    with pytest.raises(ValueError, match="patience"):
+        build("policy", {"name": Patience(), "patience": 2}, POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("thing", "settings"),
+    [
+        (CLSToken(layer=3), {"name": "cls", "layer": 3}),
+        (Separability(normalize=False), {"name": "separability", "normalize": False}),
+        (Plateau(), {"name": "plateau", "window": 3, "tolerance": 0.1, "warmup": 5}),
+        (h0_separability, {"name": "sepstop.criteria.separability:h0_separability"}),
+        (Own(), {"name": f"{__name__}:Own"}),
+    ],
+    ids=str,
+)
+def test_describe_is_what_build_takes(thing, settings):
+    described = describe(thing, KNOWN)
+    assert described.items() >= settings.items()
+    assert build("policy", described, KNOWN) == thing
+
+
+def test_describe_names_a_class_by_where_it_is():
+    assert describe(Own, KNOWN) == {"name": f"{__name__}:Own"}
+    assert re.fullmatch(r"sepstop\.policies:Patience", describe(Patience, KNOWN)["name"])

@@ -1,0 +1,240 @@
+import csv
+import json
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from sepstop.pool import Pool, read_pool
+
+TEXTS = ["the first", "a second", "one more", "and another", "the last"]
+IDS = [[5, 6, 7], [8], [9, 10], [11, 12, 13]]
+
+
+def dataset_of(texts=TEXTS, **columns):
+    return Dataset.from_dict({"text": texts, **columns})
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param(TEXTS, id="list"),
+        pytest.param(tuple(TEXTS), id="tuple"),
+        pytest.param((text for text in TEXTS), id="generator"),
+        pytest.param(dataset_of(), id="Dataset"),
+        pytest.param(dataset_of(label=[0, 1, 0, 1, 0], score=[0.5] * 5), id="Dataset with labels"),
+        pytest.param(dataset_of().with_format("torch"), id="Dataset of tensors"),
+    ],
+)
+def test_texts(pool):
+    pool = read_pool(pool)
+    assert pool == Pool(tuple(TEXTS))
+    assert len(pool) == 5
+    assert not pool.is_tokenized
+
+
+def test_text_column():
+    rows = Dataset.from_dict({"text": ["wrong"] * 5, "body": TEXTS})
+    assert read_pool(rows, text_column="body").rows == tuple(TEXTS)
+
+
+def test_a_pool_is_returned_as_it_is():
+    pool = Pool(tuple(TEXTS))
+    assert read_pool(pool, limit=2) is pool
+
+
+PADDED = {
+    "input_ids": [[5, 6, 7], [0, 0, 8], [9, 10, 0], [11, 12, 13]],
+    "attention_mask": [[1, 1, 1], [0, 0, 1], [1, 1, 0], [1, 1, 1]],
+}
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param(IDS, id="lists"),
+        pytest.param(Dataset.from_dict({"input_ids": IDS, "labels": IDS}), id="Dataset"),
+        pytest.param(Dataset.from_dict(PADDED), id="padded"),
+        pytest.param(Dataset.from_dict(PADDED).with_format("torch"), id="padded tensors"),
+        pytest.param(
+            Dataset.from_dict({"input_ids": IDS}).with_format("torch"),
+            id="tensors",
+        ),
+    ],
+)
+def test_token_ids(pool):
+    pool = read_pool(pool)
+    assert pool.rows == tuple(map(tuple, IDS))
+    assert pool.is_tokenized
+
+
+def write(path, content):
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def csv_of(texts, labels):
+    rows = "".join(f"{label},{text}\n" for text, label in zip(texts, labels, strict=True))
+    return f"label,text\n{rows}"
+
+
+def json_lines(texts):
+    return "".join(json.dumps({"text": text, "label": 1}) + "\n" for text in texts)
+
+
+@pytest.mark.parametrize("as_path", [lambda path: path, str], ids=["Path", "str"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".parquet"])
+def test_files(tmp_path, suffix, as_path):
+    path = tmp_path / f"pool{suffix}"
+    if suffix == ".parquet":
+        dataset_of(label=[1] * 5).to_parquet(path)
+    elif suffix == ".csv":
+        write(path, csv_of(TEXTS, "01010"))
+    else:
+        write(path, "\n".join(TEXTS) if suffix == ".txt" else json_lines(TEXTS))
+    assert read_pool(as_path(path)).rows == tuple(TEXTS)
+
+
+def test_text_column_of_a_file(tmp_path):
+    path = write(tmp_path / "pool.csv", csv_of(TEXTS, "abcde"))
+    assert read_pool(path, text_column="label").rows == tuple("abcde")
+
+
+def test_file_with_other_letters(tmp_path):
+    texts = ["Grüße", "日本語", "naïve, with a comma", "𝛼𝛽", "ok"]
+    assert read_pool(write(tmp_path / "pool.txt", "\n".join(texts))).rows == tuple(texts)
+    assert read_pool(write(tmp_path / "pool.jsonl", json_lines(texts))).rows == tuple(texts)
+
+
+def test_label_column_of_a_file_is_not_read(tmp_path):
+    texts = [f"text {number}" for number in range(12_000)]
+    labels = ["1"] * 11_000 + ["x"] * 1_000
+    assert len(read_pool(write(tmp_path / "pool.csv", csv_of(texts, labels)))) == 12_000
+
+
+def test_path_is_taken_literally(tmp_path):
+    path = write(tmp_path / "pool[1].txt", "\n".join(TEXTS))
+    assert read_pool(path).rows == tuple(TEXTS)
+
+
+def test_limit_is_a_reproducible_sample_in_order():
+    texts = [f"text {number:03}" for number in range(100)]
+    sample = read_pool(texts, limit=20, seed=1).rows
+    assert len(set(sample)) == 20
+    assert list(sample) == sorted(sample)
+    assert sample == read_pool(texts, limit=20, seed=1).rows
+    assert sample == read_pool(dataset_of(texts), limit=20, seed=1).rows
+    assert sample != read_pool(texts, limit=20, seed=2).rows
+    assert read_pool(texts, limit=100).rows == read_pool(texts, limit=None).rows == tuple(texts)
+
+
+def test_sampling_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    read_pool(TEXTS, limit=4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_fingerprint_tells_pools_apart():
+    assert Pool(("a", "b")).fingerprint == Pool(("a", "b")).fingerprint
+    others = [("b", "a"), ("ab",), ("a", "b", "b"), ((1, 2), (3,)), ((1,), (2, 3))]
+    assert len({Pool(rows).fingerprint for rows in [("a", "b"), *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("pool", "rows"),
+    [
+        (["a", "", "b", "  \n", "c", None, "d"], ("a", "b", "c", "d")),
+        ([[1], [], [2], [3], [], [], [4]], ((1,), (2,), (3,), (4,))),
+    ],
+)
+def test_empty_rows_are_left_out_with_a_warning(pool, rows):
+    with pytest.warns(UserWarning, match="3 empty rows left out of the pool"):
+        assert read_pool(pool).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ([], "the pool is empty: none of its 0 rows has any text"),
+        (["", " ", None], "the pool is empty: none of its 3 rows has any text"),
+        (dataset_of([]), "the pool is empty: none of its 0 rows"),
+        (["a"] * 5, "all 5 texts of the pool are equal: 'a'"),
+        (["a", "b", "c"], "expected at least 4 texts in the pool, got 3"),
+        ([*TEXTS, 3.5], r"expected strings \(or token ids\) in the pool, got float at row 5"),
+        ([("a", "b")] * 4, r"expected strings \(or token ids\) in the pool, got tuple at row 0"),
+        ([*TEXTS, [1, 2]], "the pool mixes strings and token ids; pass one kind"),
+        (5, "expected a list of strings, a datasets.Dataset or a path as the pool, got int"),
+        (
+            Dataset.from_dict({"body": TEXTS, "label": [0] * 5}),
+            r"the pool has no column 'text' \(and no 'input_ids'\); its columns are body, label; "
+            "name one with text_column=",
+        ),
+        (
+            DatasetDict(train=dataset_of(), test=dataset_of()),
+            r"expected one split as the pool, got a dictionary of \['train', 'test'\]; "
+            r"pass one of them, as in pool=splits\['train'\]",
+        ),
+        ({"text": TEXTS}, r"got a dictionary of \['text'\]"),
+        (
+            dataset_of().to_iterable_dataset(),
+            "a streamed dataset has no fixed rows to compare; take some first",
+        ),
+        pytest.param(
+            *([b"first", b"second", b"third", b"fourth"], "got bytes at row 0"),
+        ),
+    ],
+)
+def test_unusable_pools(pool, message):
+    with pytest.raises(ValueError, match=message):
+        read_pool(pool)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pool.tsv", "a", r"ending in \.txt, \.jsonl, \.json, \.csv, \.parquet, got pool\.tsv"),
+        ("pool.txt", "", r"the pool is empty: .*pool\.txt has no bytes"),
+        ("pool.txt", "\n\n\n", "the pool is empty: none of its 3 rows has any text"),
+        (
+            "pool.jsonl",
+            '{"text": "a"}\n{"te',
+            r"could not read the pool .*pool\.jsonl, line 2: Unterminated",
+        ),
+        ("pool.parquet", "text", r"could not read the pool .*pool\.parquet: ."),
+        ("pool.csv", "body,label\na,1\n", "no column 'text' .* its columns are body, label"),
+    ],
+)
+def test_unusable_files(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_pool(write(tmp_path / name, content))
+
+
+def test_no_such_file(tmp_path):
+    message = r"no pool file at .*pool\.txt; to pass one text, pass a list"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_pool(tmp_path / "pool.txt")
+    with pytest.raises(FileNotFoundError, match="no pool file at a text, not a path"):
+        read_pool("a text, not a path")
+
+
+def test_csv_texts_stay_texts(tmp_path):
+    texts = ["1", "NA", "null", "a, b\nc"]
+    path = tmp_path / "pool.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    assert read_pool(path).rows == tuple(texts)
+
+
+def test_tokenised_rows_of_a_file(tmp_path):
+    path = tmp_path / "pool.parquet"
+    rows = {"input_ids": [[7, 8, 0], [7, 9, 9], [5, 0, 0], [6, 4, 0]], "label": [0, 1, 1, 0]}
+    masks = [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    Dataset.from_dict(rows | {"attention_mask": masks}).to_parquet(path)
+    assert read_pool(path).rows == ((7, 8), (7, 9, 9), (5,), (6, 4))
+
+
+def test_a_file_of_other_encoding_is_named(tmp_path):
+    path = tmp_path / "pool.txt"
+    path.write_bytes("café\n".encode("latin-1") * 5)
+    with pytest.raises(ValueError, match="expected UTF-8 text in the pool"):
+        read_pool(path)
