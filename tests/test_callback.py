@@ -1,0 +1,463 @@
+"""The callback in real Trainer runs of a tiny model."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_encoder
+from transformers import Trainer, TrainingArguments
+
+from sepstop import Decision, Monitor, Patience, Plateau, SepStopCallback, replay
+from sepstop.history import read_log_history, records_in
+
+NEVER = Patience(patience=None)
+
+
+class StopAt:
+    """Stops at a step; a policy of one's own."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, history):
+        from sepstop.policies import best_record
+
+        best = best_record(history)
+        stops = [record.step for record in history if record.step >= self.step]
+        at = stops[0] if stops else None
+        return Decision(bool(stops), best and best.step, "as told", at)
+
+
+class Scripted:
+    """A criterion whose scores are written down: reads the evaluation's number, not the points."""
+
+    name, higher_is_better = "separability", True
+
+    def __init__(self, scores):
+        self.scores = list(scores)
+
+    def __call__(self, points):
+        return torch.full((len(points),), float(self.scores.pop(0)))
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tokenizer, train_rows):
+    def make(callback, model=None, **options):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 12,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "logging_steps": 2,
+            "report_to": [],
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+        }
+        args = TrainingArguments(**(defaults | options))
+        return Trainer(
+            model=model or make_encoder(),
+            args=args,
+            train_dataset=train_rows,
+            eval_dataset=None if args.eval_strategy == "no" else train_rows.select(range(8)),
+            processing_class=tokenizer,
+            callbacks=[callback] if callback else None,
+        )
+
+    return make
+
+
+def steps(callback):
+    return [record.step for record in callback.history]
+
+
+def checkpoints(trainer):
+    folder = Path(trainer.args.output_dir)
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+
+
+BEST = {
+    "metric_for_best_model": "separability",
+    "greater_is_better": True,
+    "load_best_model_at_end": True,
+}
+
+
+# Training is left untouched
+
+
+@pytest.mark.parametrize("schedule", [{}, {"eval_strategy": "no"}])
+def test_the_weights_are_bit_identical_to_a_run_without_the_callback(make_trainer, pool, schedule):
+    plain = make_trainer(None, make_encoder(dropout=0.3), **schedule)
+    plain.train()
+    every = {"every_n_steps": 2} if schedule else {}
+    callback = SepStopCallback(pool, policy=NEVER, **every)
+    watched = make_trainer(callback, make_encoder(dropout=0.3), **schedule)
+    watched.train()
+    assert len(callback.history) == 6
+    for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# Scores and where they go
+
+
+def test_scores_reach_the_log_history_and_come_back_as_the_same_records(make_trainer, pool):
+    callback = SepStopCallback(pool, policy=NEVER)
+    trainer = make_trainer(callback)
+    trainer.train()
+    assert steps(callback) == [2, 4, 6, 8, 10, 12]
+    saved = read_log_history(Path(trainer.args.output_dir) / "checkpoint-12")
+    assert records_in(saved) == callback.history
+    scored = [row for row in saved if "eval_separability" in row]
+    assert [row["step"] for row in scored] == steps(callback)
+    assert all(row["eval_separability_low"] < row["eval_separability_high"] for row in scored)
+    assert {"eval_loss", "loss"} <= {key for row in saved for key in row}
+
+
+def test_attached_scores_reach_tensorboard(make_trainer, pool, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    for schedule in ({}, {"eval_strategy": "no"}):
+        every = {"every_n_steps": 2} if schedule else {}
+        callback = SepStopCallback(pool, policy=NEVER, **every)
+        trainer = make_trainer(callback, report_to=["tensorboard"], **schedule)
+        assert callback.attach(trainer) is callback
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="sepstop")
+            trainer.train()
+        events = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+        scores = events.Scalars("eval/separability")
+        assert [event.step for event in scores][-6:] == [2, 4, 6, 8, 10, 12]
+        assert [event.value for event in scores][-6:] == pytest.approx(
+            [record.score for record in callback.history], rel=1e-5
+        )
+        assert len(events.Scalars("train/loss")) >= 6  # logging the score loses no loss
+
+
+def test_unattached_with_trackers_says_so_once(make_trainer, pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    trainer = make_trainer(SepStopCallback(pool, policy=NEVER), report_to=["tensorboard"])
+    with pytest.warns(UserWarning, match="attach") as caught:
+        trainer.train()
+    told = [str(w.message) for w in caught if "attach" in str(w.message)]
+    assert len(told) == 1
+    assert "not to tensorboard; call callback.attach(trainer)" in told[0]
+
+
+def test_attach_adds_a_callback_that_is_not_there_yet(make_trainer, pool):
+    trainer = make_trainer(None)
+    callback = SepStopCallback(pool, policy=NEVER).attach(trainer)
+    trainer.train()
+    assert len(callback.history) == 6
+
+
+def test_each_score_is_a_line_on_the_terminal(make_trainer, pool, capsys):
+    make_trainer(SepStopCallback(pool, policy=StopAt(4))).train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sepstop")]
+    assert len(lines) == 2
+    assert "STOP: as told" in lines[1]
+    make_trainer(SepStopCallback(pool, policy=StopAt(4), verbose=False)).train()
+    assert "sepstop" not in capsys.readouterr().out
+
+
+# Schedules
+
+
+def test_several_evaluation_sets_count_once(make_trainer, pool, train_rows):
+    callback = SepStopCallback(pool, policy=NEVER)
+    trainer = make_trainer(callback, **BEST)
+    trainer.eval_dataset = {"a": train_rows.select(range(8)), "b": train_rows.select(range(8))}
+    trainer.train()
+    assert steps(callback) == [2, 4, 6, 8, 10, 12]
+
+
+def test_evaluating_at_the_start_gives_a_score_but_no_candidate(make_trainer, pool):
+    callback = SepStopCallback(pool, criterion=Scripted([0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
+    trainer = make_trainer(callback, eval_on_start=True, **BEST)
+    trainer.train()
+    assert steps(callback) == [0, 2, 4, 6, 8, 10, 12]
+    assert callback.decision.best_step == trainer.state.best_global_step == 12
+
+
+def test_evaluating_outside_of_training_scores_nothing(make_trainer, pool):
+    callback = SepStopCallback(pool, policy=NEVER)
+    trainer = make_trainer(callback)
+    assert "eval_separability" not in trainer.evaluate()
+    trainer.train()
+    assert "eval_separability" not in trainer.evaluate()
+    assert len(callback.history) == 6
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(None, [8, 12]), (5, [5, 10, 12]), (4, [4, 8, 12])]
+)
+def test_own_schedule(make_trainer, pool, every, expected):
+    callback = SepStopCallback(pool, policy=NEVER, every_n_steps=every)
+    make_trainer(callback, eval_strategy="no").train()  # 8 steps an epoch
+    assert steps(callback) == expected
+
+
+def test_a_second_training_starts_a_new_history(make_trainer, pool):
+    callback = SepStopCallback(pool, policy=NEVER)
+    trainer = make_trainer(callback)
+    trainer.train()
+    first = callback.history
+    trainer.train()
+    assert steps(callback) == [2, 4, 6, 8, 10, 12]
+    assert callback.history != first
+
+
+# Stopping and keeping the best
+
+
+def test_stops_where_the_policy_says_and_replay_agrees(make_trainer, pool):
+    scores = [0.1, 0.5, 0.4, 0.3, 0.2, 0.1]
+    policy = Patience(patience=2, warmup=0)
+    callback = SepStopCallback(pool, Scripted(scores), policy)
+    trainer = make_trainer(callback, **BEST)
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert callback.decision == replay(policy, callback.history)
+    assert callback.decision.stop
+    assert callback.decision.best_step == 4
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+
+
+def weights_of(trainer, step):
+    return make_encoder().from_pretrained(Path(trainer.args.output_dir) / f"checkpoint-{step}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BEST,
+        BEST | {"save_total_limit": 1},
+        BEST | {"save_strategy": "best", "save_total_limit": 1},
+        BEST | {"save_steps": 4},  # evaluations between the saves
+        BEST | {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 6},
+        {"eval_strategy": "no", "save_strategy": "no"},
+        {"eval_strategy": "no", "save_steps": 100, "save_total_limit": 1},
+        {"eval_strategy": "no", "save_strategy": "epoch"},
+        {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": True},
+    ],
+    ids=str,
+)
+def test_the_best_checkpoint_is_on_disk_and_loaded(make_trainer, pool, options):
+    scores = [0.1, 0.3, 0.5, 0.4, 0.3, 0.2]
+    own = options.get("eval_strategy") == "no"
+    callback = SepStopCallback(
+        pool,
+        Scripted(scores),
+        NEVER,
+        every_n_steps=2 if own else None,
+        load_best_at_end=own and "load_best_model_at_end" not in options,
+    )
+    if options.get("eval_strategy") == "epoch":
+        options = options | {"max_steps": -1, "per_device_train_batch_size": 32}  # 2 an epoch
+    trainer = make_trainer(callback, **options)
+    asked = trainer.args.load_best_model_at_end
+    trainer.train()
+    assert len(callback.history) == 6
+    assert callback.decision.best_step == trainer.state.best_global_step == 6
+    assert trainer.state.best_metric == pytest.approx(0.5)
+    best = weights_of(trainer, 6)
+    for a, b in zip(best.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    if options.get("save_total_limit") == 1:
+        assert len(checkpoints(trainer)) == 1
+    assert trainer.args.load_best_model_at_end is asked
+
+
+def test_without_a_metric_the_best_is_protected_from_the_save_limit(make_trainer, pool):
+    callback = SepStopCallback(pool, Scripted([0.1, 0.9, 0.3, 0.2, 0.2, 0.2]), NEVER)
+    trainer = make_trainer(callback, save_total_limit=2)
+    trainer.train()
+    assert checkpoints(trainer) == [4, 12]
+
+
+def test_no_saving_means_no_checkpoints(make_trainer, pool):
+    trainer = make_trainer(SepStopCallback(pool, policy=StopAt(6)), save_strategy="no")
+    trainer.train()
+    assert checkpoints(trainer) == []
+
+
+def test_the_plateau_scheduler_follows_the_score(make_trainer, pool):
+    callback = SepStopCallback(pool, Scripted([0.5, 0.4, 0.4, 0.4, 0.4, 0.4]), NEVER)
+    trainer = make_trainer(
+        callback,
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"patience": 0},
+        **BEST,
+    )
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] < 3e-3
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("schedule", [{}, {"eval_strategy": "no"}], ids=["evaluations", "own"])
+@pytest.mark.parametrize("resume_at", [2, 4, 6])
+def test_a_resumed_run_decides_like_an_uninterrupted_one(make_trainer, pool, schedule, resume_at):
+    policy = Plateau(window=1, tolerance=0.3, warmup=3)
+    every = {"every_n_steps": 2} if schedule else {}
+
+    def run(**kwargs):
+        callback = SepStopCallback(pool, policy=policy, **every)
+        trainer = make_trainer(callback, max_steps=30, **schedule)
+        trainer.train(**kwargs)
+        return callback, trainer
+
+    whole, trainer = run()
+    assert whole.decision.stop
+    assert trainer.state.global_step < 30
+    folder = Path(trainer.args.output_dir) / f"checkpoint-{resume_at}"
+    resumed, again = run(resume_from_checkpoint=str(folder))
+    assert resumed.decision == whole.decision
+    assert [r.resamples for r in resumed.history] == [r.resamples for r in whole.history]
+    assert again.state.global_step == trainer.state.global_step
+
+
+def test_a_stopped_run_stays_stopped(make_trainer, pool):
+    def run(**kwargs):
+        callback = SepStopCallback(pool, policy=StopAt(6), **kwargs)
+        trainer = make_trainer(callback, max_steps=24)
+        return callback, trainer
+
+    _, stopped = run()
+    stopped.train()
+    before = [p.clone() for p in stopped.model.parameters()]
+
+    callback, resumed = run()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step <= 7  # Trainer takes one step, which changes nothing
+    assert steps(callback) == [2, 4, 6]
+    assert checkpoints(resumed) == [2, 4, 6]
+    for a, b in zip(before, resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_stopped_run_goes_on_if_told_so(make_trainer, pool):
+    policy = Patience(patience=1, warmup=0)
+    scores = [0.5, 0.4, 0.3, 0.2, 0.6, 0.1]
+    make_trainer(SepStopCallback(pool, Scripted(scores), policy), max_steps=24).train()
+    callback = SepStopCallback(pool, Scripted(scores[2:]), policy, continue_after_stop=True)
+    trainer = make_trainer(callback, max_steps=24)
+    trainer.train(resume_from_checkpoint=True)
+    assert [record.score for record in callback.history] == pytest.approx([0.5, 0.4, 0.3, 0.2])
+    assert callback.decision.stop  # the policy started afresh at 0.3
+    assert callback.decision.best_step == 2  # the best of the whole run
+
+
+def test_resuming_with_another_pool_warns(make_trainer, pool):
+    make_trainer(SepStopCallback(pool, policy=StopAt(4))).train()
+    trainer = make_trainer(SepStopCallback(pool[:60], policy=StopAt(4)))
+    with pytest.warns(UserWarning, match="measured otherwise.*pool_size was 80 and is 60"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+# Failures
+
+
+def test_a_failing_measurement_is_a_warning_and_training_goes_on(make_trainer, pool):
+    calls = []
+
+    def embedder(model, input_ids, attention_mask):
+        calls.append(len(input_ids))
+        if len(calls) == 3:
+            raise RuntimeError("the disk is on fire")
+        return model.bert(input_ids, attention_mask).last_hidden_state[:, 0]
+
+    callback = SepStopCallback(pool, policy=NEVER, embedder=embedder, batch_size=100)
+    trainer = make_trainer(callback, **BEST)
+    with pytest.warns(RuntimeWarning, match="could not measure step 4.*the disk is on fire"):
+        trainer.train()
+    assert trainer.state.global_step == 12
+    assert [math.isnan(r.score) for r in callback.history] == [False, True, *[False] * 4]
+    rows = read_log_history(trainer.state.best_model_checkpoint)
+    assert json.dumps(rows)
+
+    calls.clear()
+    callback = SepStopCallback(
+        pool, policy=NEVER, embedder=embedder, batch_size=100, on_error="raise"
+    )
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        make_trainer(callback).train()
+
+
+@pytest.mark.parametrize(("nonfinite", "end"), [("skip", 12), ("stop", 4)])
+def test_a_score_that_is_no_number_skips_or_stops(make_trainer, pool, nonfinite, end):
+    scores = Scripted([0.1, math.nan, 0.3, 0.4, 0.5, 0.6])
+    callback = SepStopCallback(pool, scores, Patience(patience=None, nonfinite=nonfinite))
+    trainer = make_trainer(callback, **BEST)
+    trainer.train()
+    assert trainer.state.global_step == end
+    assert callback.decision.best_step == trainer.state.best_global_step == (12, 2)[end == 4]
+
+
+# What is wrong is said before training
+
+
+def test_two_callbacks_are_refused(make_trainer, pool):
+    trainer = make_trainer(SepStopCallback(pool))
+    trainer.add_callback(SepStopCallback(pool))
+    with pytest.raises(ValueError, match="two SepStopCallbacks in one Trainer"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "message"),
+    [
+        ({}, BEST | {"greater_is_better": False}, "needs greater_is_better=True, got False"),
+        ({"every_n_steps": 5}, {}, "every_n_steps=5 is for runs with eval_strategy='no'"),
+        ({"load_best_at_end": True}, {}, "load_best_at_end is for runs with eval_strategy='no'"),
+    ],
+)
+def test_arguments_that_contradict_each_other(make_trainer, pool, callback, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(SepStopCallback(pool, **callback), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "patient"}, "unknown policy 'patient'; known: patience, plateau"),
+        ({"policy": Plateau(mode="min")}, "expected a policy with mode='max'"),
+        ({"policy": Patience(significance=0.05), "resamples": 1}, "needs at least 2 resamples"),
+        ({"every_n_steps": 0}, "expected `every_n_steps` >= 1"),
+        ({"on_error": "ignore"}, "expected `on_error` 'skip' or 'raise'"),
+    ],
+)
+def test_settings_that_can_not_be(pool, options, message):
+    with pytest.raises(ValueError, match=message):
+        SepStopCallback(pool, **options)
+
+
+def test_options_of_a_ready_monitor_belong_to_it(pool):
+    monitor = Monitor(pool)
+    assert SepStopCallback(monitor).monitor is monitor
+    with pytest.raises(ValueError, match=r"give \['resamples'\] to the Monitor"):
+        SepStopCallback(monitor, resamples=3)
+
+
+def test_a_missing_tokenizer_is_said_before_the_first_step(make_trainer, pool):
+    trainer = make_trainer(SepStopCallback(pool))
+    trainer.callback_handler.processing_class = None
+    with pytest.raises(ValueError, match="no tokenizer for the pool"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_another_best_metric_is_pointed_out(make_trainer, pool):
+    trainer = make_trainer(SepStopCallback(pool, policy=NEVER), load_best_model_at_end=True)
+    with pytest.warns(UserWarning, match="metric_for_best_model is 'loss'"):
+        trainer.train()
