@@ -1,0 +1,5 @@
+"""`python -m sepstop`: the same as the command `sepstop`."""
+
+from sepstop.cli import app
+
+app(prog_name="sepstop")

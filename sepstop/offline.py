@@ -1,0 +1,310 @@
+"""Checkpoints on disk to a ranking, with the same Monitor as during training."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from sepstop import history as rows
+from sepstop.monitor import Monitor
+from sepstop.names import build
+from sepstop.policies import POLICIES, best_record, replay
+from sepstop.pool import read_pool
+from sepstop.resampling import improvement_p_value
+from sepstop.types import Decision, Record
+
+_SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The checkpoints of a run, scored.
+
+    Attributes:
+        decision: which to keep and why.
+        records: one a checkpoint, in order of steps.
+        paths: step -> folder of the checkpoint.
+        skipped: folder -> why it could not be scored.
+        higher_is_better: direction of the score.
+        online_best_step: what the run itself kept, if it was monitored; else None.
+    """
+
+    decision: Decision
+    records: tuple[Record, ...]
+    paths: dict[int, Path]
+    skipped: dict[Path, str]
+    higher_is_better: bool
+    online_best_step: int | None
+
+    @property
+    def best_step(self) -> int:
+        assert self.decision.best_step is not None  # select_checkpoint raises otherwise
+        return self.decision.best_step
+
+    @property
+    def best(self) -> Path:
+        """Folder of the checkpoint to keep."""
+        return self.paths[self.best_step]
+
+    @property
+    def ranking(self) -> list[Record]:
+        """Records from best to worst, those without a score last."""
+        sign = 1 if self.higher_is_better else -1
+        return sorted(
+            self.records,
+            key=lambda r: (not r.is_finite, -sign * r.score if r.is_finite else 0.0, r.step),
+        )
+
+
+def select_checkpoint(
+    run_dir: str | Path,
+    pool: Any,
+    *,
+    policy: Any = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    text_column: str = "text",
+    pool_size: int | None = None,
+    progress: bool = True,
+    write_history: bool = True,
+    **monitor_options: Any,
+) -> Selection:
+    """Score every ``checkpoint-*`` in a folder and pick the best, without labels.
+
+    A run that was monitored left its settings in trainer_state.json; they are the defaults
+    here, so that the scores and the pick are the ones seen during training. Weights are
+    loaded from safetensors, or from pickles with ``weights_only``.
+
+    Args:
+        run_dir: folder with the checkpoints of full models or PEFT adapters.
+        pool: see `sepstop.pool.read_pool`.
+        policy: replayed on the scores, it ends the run in hindsight where it would have
+            stopped; by default all checkpoints are candidates.
+        device: where the models run; by default a GPU if there is one.
+        trust_remote_code: allow a model to bring code of its own.
+        text_column, pool_size, **monitor_options: see `Monitor`.
+        progress: show a bar.
+        write_history: leave the records in ``run_dir/sepstop_history.jsonl``.
+
+    Raises:
+        FileNotFoundError: no folder, or no checkpoints in it.
+        ValueError: no checkpoint could be scored, or an unusable pool or setting.
+    """
+    checkpoints = find_checkpoints(run_dir)
+    log_history = _newest_log_history(checkpoints)
+    recorded = rows.settings_in(log_history) or {}
+    options = {key: recorded[key] for key in _SETTINGS if key in recorded} | monitor_options
+    texts = read_pool(
+        pool, text_column, pool_size or recorded.get("pool_size", 2000), options.get("seed", 0)
+    )
+    same_pool = texts.fingerprint == recorded.get("pool", texts.fingerprint)
+    if not same_pool:
+        warnings.warn(
+            "this is not the pool that the run was monitored with, so its scores differ from "
+            "those in the log; the ranking holds among these checkpoints",
+            stacklevel=2,
+        )
+        if "resample_size" not in monitor_options:
+            options["resample_size"] = None
+    options.setdefault("tokenizer", _saved_tokenizer(checkpoints, trust_remote_code))
+    monitor = Monitor(texts, **options)
+    mode: Literal["max", "min"] = "max" if monitor.criterion.higher_is_better else "min"
+    policy = None if policy is None else build("policy", policy, POLICIES)
+    if getattr(policy, "mode", mode) != mode:
+        raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    records: dict[int, Record] = {}
+    skipped: dict[Path, str] = {}
+    for step, path in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
+        try:
+            model = load_model(path, trust_remote_code).to(device)
+            records[step] = monitor.measure(model, step, _epoch(path))
+        except Exception as error:  # whatever a broken folder holds: the others still rank
+            skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
+    history = [records[step] for step in sorted(records)]
+    decision = _pick(history, mode) if policy is None else replay(policy, history)
+    if decision.best_step is None:
+        causes = [f"{path.name}: {why}" for path, why in skipped.items()]
+        raise ValueError(
+            f"none of the {len(checkpoints)} checkpoints in {run_dir} could be scored; "
+            + ("; ".join(causes[:3]) or "every score is NaN")
+        )
+    if write_history:
+        _try_to_write(Path(run_dir) / rows.FILE_NAME, history)
+    return Selection(
+        decision=decision,
+        records=tuple(history),
+        paths=checkpoints,
+        skipped=skipped,
+        higher_is_better=mode == "max",
+        online_best_step=_online_best_step(log_history),
+    )
+
+
+def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:
+    """Step -> folder of each ``checkpoint-<step>`` in ``run_dir``.
+
+    Raises:
+        FileNotFoundError: there is none; the message says what is there.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"no folder at {run_dir}")
+    found = {
+        int(match[1]): path
+        for path in run_dir.iterdir()
+        if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    if not found:
+        names = ", ".join(sorted(path.name for path in run_dir.iterdir())[:8]) or "nothing"
+        hint = "; give the folder above it" if run_dir.name.startswith("checkpoint-") else ""
+        raise FileNotFoundError(
+            f"expected folders named checkpoint-<step> in {run_dir}, found {names}{hint}"
+        )
+    return found
+
+
+def load_model(checkpoint: str | Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model in a checkpoint folder, without its task head where there is one.
+
+    Raises:
+        ValueError: weights are missing from the folder.
+    """
+    path = Path(checkpoint)
+    with _quiet_transformers():
+        if (path / "adapter_config.json").is_file():
+            return _load_adapter(path, trust_remote_code)
+        from transformers import AutoModel
+
+        model, info = AutoModel.from_pretrained(
+            path, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    # A pooler on top of the hidden states takes no part in the embedding.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
+    return model
+
+
+def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("a PEFT adapter needs peft: pip install 'sepstop[peft]'") from error
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = peft.PeftConfig.from_pretrained(str(path))
+    # Names of the adapted modules start at the class that was trained.
+    base_class = {
+        "CAUSAL_LM": AutoModelForCausalLM,
+        "SEQ_CLS": AutoModelForSequenceClassification,
+    }.get(str(getattr(config.task_type, "value", config.task_type)), AutoModel)
+    base = base_class.from_pretrained(
+        config.base_model_name_or_path, trust_remote_code=trust_remote_code
+    )
+    # The head that was trained may have more labels than the base's; the embedding has no
+    # head. PEFT reports what did not fit in a warning, a key a line.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = peft.PeftModel.from_pretrained(base, str(path), ignore_mismatched_sizes=True)
+    report = "\n".join(str(warning.message) for warning in caught)
+    misfits = re.findall(r"^\s*- (?!.*modules_to_save)(.+): found shape", report, re.MULTILINE)
+    if misfits:
+        raise ValueError(
+            f"the adapter does not fit {config.base_model_name_or_path}: {misfits[0]} has "
+            "another shape"
+        )
+    return model
+
+
+def _saved_tokenizer(checkpoints: dict[int, Path], trust_remote_code: bool) -> Any:
+    """The tokenizer that Trainer left with a checkpoint; None lets the Monitor ask the model."""
+    from transformers import AutoTokenizer
+
+    for path in checkpoints.values():
+        if (path / "tokenizer_config.json").is_file():
+            with suppress(OSError, ValueError):  # a broken folder; the next may do
+                return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return None
+
+
+def _pick(history: list[Record], mode: Literal["max", "min"]) -> Decision:
+    best = best_record(history, mode)
+    if best is None:
+        return Decision(False, None, "nothing could be scored")
+    sign = 1 if mode == "max" else -1
+    ties = [r.step for r in history if r is not best and r.is_finite and not _above(best, r, sign)]
+    why = f"best {best.criterion} of {len(history)} checkpoints"
+    if ties:
+        steps = ", ".join(map(str, ties))
+        why += f"; not significantly better than step{'s' * (len(ties) > 1)} {steps}"
+    return Decision(False, best.step, why, history[-1].step)
+
+
+def _above(best: Record, other: Record, sign: int) -> bool:
+    """Whether ``best`` beats ``other`` significantly (5 %) on the paired resamples."""
+    gains = [sign * (high - low) for high, low in zip(best.resamples, other.resamples, strict=True)]
+    try:
+        return improvement_p_value(gains, best.resample_size, best.pool_size) < 0.05
+    except ValueError:  # one resample: nothing to tell them apart by
+        return not math.isclose(best.score, other.score)
+
+
+def _newest_log_history(checkpoints: dict[int, Path]) -> list[dict[str, Any]]:
+    for step in sorted(checkpoints, reverse=True):
+        try:
+            return rows.read_log_history(checkpoints[step])
+        except ValueError as error:
+            warnings.warn(f"{error}; looking into the checkpoint before", stacklevel=3)
+    return []
+
+
+def _online_best_step(log_history: list[dict[str, Any]]) -> int | None:
+    for row in reversed(log_history):
+        if rows.KEY in row:
+            step = row[rows.KEY].get("decision", {}).get("best_step")
+            return step if isinstance(step, int) else None
+    return None
+
+
+def _epoch(checkpoint: Path) -> float | None:
+    """Epochs at a checkpoint, from its newest log row."""
+    with suppress(ValueError):  # a broken trainer state does not keep weights from being scored
+        for row in reversed(rows.read_log_history(checkpoint)):
+            if "epoch" in row:
+                return float(row["epoch"])
+    return None
+
+
+def _try_to_write(path: Path, history: list[Record]) -> None:
+    try:
+        rows.write_history(path, history)
+    except OSError as error:
+        warnings.warn(f"could not write {path}: {error}", stacklevel=3)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No report of unused head weights and no bar for each checkpoint."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

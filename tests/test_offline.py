@@ -1,0 +1,250 @@
+"""Checkpoints on disk, through the function and through the command."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_decoder, make_encoder, make_wider_decoder
+from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
+from typer.testing import CliRunner
+
+from sepstop import Patience, Plateau, SepStopCallback, select_checkpoint
+from sepstop.cli import app
+from sepstop.history import FILE_NAME, read_history
+from sepstop.offline import find_checkpoints, load_model
+
+
+@pytest.fixture(scope="module")
+def pool_file(tmp_path_factory, pool):
+    path = tmp_path_factory.mktemp("pool") / "pool.jsonl"
+    rows = ({"text": text, "label": "secret"} for text in pool)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def train(output_dir, tokenizer, rows, callback, model, **options):
+    defaults = {
+        "max_steps": 40,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-3,
+        "eval_strategy": "no",
+        "save_steps": 4,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(output_dir), **(defaults | options)),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[callback] if callback else None,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tokenizer, train_rows, pool_file):
+    """A run with settings of its own, stopped by its policy; and its callback."""
+    callback = SepStopCallback(
+        pool_file,
+        embedder={"name": "cls", "layer": 1},
+        policy=Plateau(window=2, tolerance=0.3, warmup=3),
+        every_n_steps=4,
+        resamples=7,
+        resample_size=25,
+        seed=3,
+        max_length=10,
+    )
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(folder, tokenizer, train_rows, callback, make_encoder())
+    assert callback.decision.stop
+    return folder, callback
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def test_the_offline_pick_and_scores_are_the_online_ones(run, finished, pool_file):
+    callback = finished[1]
+    selection = select_checkpoint(run, pool_file, progress=False)
+    assert selection.best_step == selection.online_best_step == callback.decision.best_step
+    assert selection.best == run / f"checkpoint-{callback.decision.best_step}"
+    assert [r.step for r in selection.records] == [r.step for r in callback.history]
+    for offline, online in zip(selection.records, callback.history, strict=True):
+        assert offline.resamples == pytest.approx(online.resamples, abs=1e-6)
+        assert offline.epoch == pytest.approx(online.epoch)
+    assert read_history(run / FILE_NAME) == list(selection.records)
+
+
+def test_a_policy_is_replayed(run, pool_file, finished):
+    policy = finished[1].policy
+    selection = select_checkpoint(run, pool_file, policy=policy, progress=False)
+    assert selection.decision.stop
+    assert selection.decision.step == finished[1].decision.step
+    hasty = Patience(patience=None, warmup=0, target=0.0)
+    first = select_checkpoint(run, pool_file, policy=hasty, progress=False)
+    assert first.best_step == first.decision.step == 4
+
+
+def test_ranking_is_from_best_to_worst(run, pool_file):
+    selection = select_checkpoint(run, pool_file, progress=False)
+    scores = [record.score for record in selection.ranking]
+    assert scores == sorted(scores, reverse=True)
+    assert selection.ranking[0].step == selection.best_step
+
+
+def test_settings_given_win_over_the_recorded_ones(run, pool_file):
+    selection = select_checkpoint(run, pool_file, resamples=3, embedder="mean", progress=False)
+    assert {len(record.resamples) for record in selection.records} == {3}
+
+
+def test_another_pool_is_pointed_out_and_still_ranks(run, pool):
+    with pytest.warns(UserWarning, match="not the pool that the run was monitored with"):
+        selection = select_checkpoint(run, pool[:20], progress=False)
+    assert {record.resample_size for record in selection.records} == {10}
+
+
+def test_broken_checkpoints_are_skipped_with_the_reason(run, pool_file):
+    weights = run / "checkpoint-8" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (run / "checkpoint-12" / "config.json").write_text("{")
+    selection = select_checkpoint(run, pool_file, progress=False)
+    assert {path.name for path in selection.skipped} == {"checkpoint-8", "checkpoint-12"}
+    assert "Safetensor" in selection.skipped[run / "checkpoint-8"]
+    assert 8 not in {record.step for record in selection.records}
+
+
+def test_missing_weights_are_not_made_up(run, encoder):
+    from safetensors.torch import load_file, save_file
+
+    path = run / "checkpoint-4" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["bert.encoder.layer.0.output.dense.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights are missing, among them encoder\.layer\.0"):
+        load_model(path.parent)
+
+
+def test_pickled_code_is_not_run(run, pool_file):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (run / "boom",))
+
+    for folder in find_checkpoints(run).values():
+        (folder / "model.safetensors").unlink()
+        torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"none of the .* checkpoints .* could be scored"):
+        select_checkpoint(run, pool_file, progress=False)
+    assert not (run / "boom").exists()
+
+
+def test_checkpoints_of_nan_rank_last(run, pool_file):
+    from safetensors.torch import load_file, save_file
+
+    path = run / "checkpoint-4" / "model.safetensors"
+    tensors = {key: torch.full_like(value, math.nan) for key, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.warns(RuntimeWarning, match="embeddings at step 4 are NaN"):
+        selection = select_checkpoint(run, pool_file, progress=False)
+    assert selection.ranking[-1].step == 4
+
+
+def test_adapters_are_loaded_onto_their_base(tmp_path, tokenizer, train_rows, pool_file):
+    peft = pytest.importorskip("peft")
+    base = tmp_path / "base"
+    make_decoder().save_pretrained(base)
+    model = LlamaForSequenceClassification.from_pretrained(base, num_labels=5, pad_token_id=0)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], r=4)
+    callback = SepStopCallback(
+        pool_file, embedder="last", policy=Patience(patience=None), every_n_steps=4
+    )
+    model = peft.get_peft_model(model, config)
+    options = {"max_steps": 12, "learning_rate": 3e-2}
+    train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
+    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    assert selection.skipped == {}
+    for offline, online in zip(selection.records, callback.history, strict=True):
+        assert offline.resamples == pytest.approx(online.resamples, abs=1e-5)
+    assert selection.best_step == callback.decision.best_step
+
+    make_wider_decoder().save_pretrained(base)
+    with pytest.raises(ValueError, match=r"does not fit .*base: .*lora_.* has another shape"):
+        load_model(selection.best)
+
+
+def test_a_broken_log_is_passed_over(run, pool_file, finished):
+    newest = run / f"checkpoint-{finished[1].history[-1].step}"
+    (newest / "trainer_state.json").write_text('{"log_history": [')
+    with pytest.warns(UserWarning, match="is no trainer state"):
+        selection = select_checkpoint(run, pool_file, progress=False)
+    assert {len(record.resamples) for record in selection.records} == {7}  # as recorded
+
+
+def test_a_run_that_was_never_monitored(tmp_path, tokenizer, train_rows, pool_file):
+    train(tmp_path / "run", tokenizer, train_rows, None, make_encoder(), max_steps=8)
+    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    assert [record.step for record in selection.records] == [4, 8]
+    assert selection.online_best_step is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nowhere", "no folder at"),
+        ("empty", "expected folders named checkpoint-<step> in .* found nothing"),
+        ("run/checkpoint-4", "give the folder above it"),
+    ],
+)
+def test_folders_without_checkpoints(run, pool_file, folder, message):
+    (run.parent / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=message):
+        select_checkpoint(run.parent / folder, pool_file)
+
+
+# The command
+
+
+def sepstop(*arguments):
+    return CliRunner().invoke(app, ["select", *map(str, arguments)])
+
+
+def test_the_command_prints_the_ranking_and_the_pick(run, pool_file, finished):
+    result = sepstop(run, "--pool", pool_file)
+    assert result.exit_code == 0, result.output
+    assert f"keep {run / f'checkpoint-{finished[1].decision.best_step}'}" in result.stdout
+    assert "the run itself kept the same" in result.stdout
+    assert "◀ pick" in result.stdout
+
+
+def test_the_command_speaks_json(run, pool_file, finished):
+    shutil.copy(run / "checkpoint-4" / "config.json", run / "checkpoint-4" / "x")
+    (run / "checkpoint-4" / "model.safetensors").write_bytes(b"")
+    result = sepstop(run, "--pool", pool_file, "--json", "--embedder", "mean", "--layer", "1")
+    answer = json.loads(result.stdout)
+    assert answer["best_step"] == answer["ranking"][0]["step"]
+    assert answer["best_checkpoint"] == answer["ranking"][0]["checkpoint"]
+    assert list(answer["skipped"]) == [str(run / "checkpoint-4")]
+    assert "skipped checkpoint-4" in result.stderr
+
+
+def test_errors_are_a_sentence_and_status_two(run, pool_file):
+    result = sepstop(run, "--pool", pool_file, "--text-column", "body")
+    assert result.exit_code == 2
+    assert "no column 'body'" in result.stderr
+    assert "text, label" in result.stderr
+    assert "Traceback" not in result.output
+    assert sepstop(run.parent, "--pool", pool_file).exit_code == 2
+    assert sepstop(run, "--pool", run / "none.txt").exit_code == 2
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.stdout.startswith("sepstop 0.")
