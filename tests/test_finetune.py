@@ -1,0 +1,143 @@
+"""scripts/finetune.py as a user runs it, with a tiny model."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_decoder, make_encoder, make_texts
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import finetune  # noqa: E402
+
+from sepstop import select_checkpoint  # noqa: E402
+from sepstop.history import read_history  # noqa: E402
+
+
+@pytest.fixture
+def settings(tmp_path, tokenizer):
+    """A YAML file as in configs/, for a model and data of a few lines."""
+    make_encoder().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts, labels = make_texts(140)
+    with (tmp_path / "rows.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "topic"])
+        writer.writerows(zip(texts, (("bad", "good")[label] for label in labels), strict=True))
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"""
+model: {{name: {tmp_path}/model}}
+data:
+  train: {tmp_path}/rows.csv
+  text_column: body
+  label_column: topic
+  labeled_rows: 40
+  max_length: 16
+sepstop: {{every_n_steps: 5, policy: {{name: plateau, window: 1, tolerance: 0.9, warmup: 3}}}}
+training:
+  output_dir: {tmp_path}/run
+  max_steps: 60
+  learning_rate: 3e-3
+  eval_strategy: "no"
+  save_steps: 5
+  report_to: none
+  use_cpu: true
+  disable_tqdm: true
+"""
+    )
+    return path
+
+
+def test_a_run_stops_and_leaves_what_the_offline_pick_needs(settings, tmp_path, capsys):
+    trainer, callback = finetune.main([f"--config={settings}", "--sepstop.load_best_at_end=true"])
+    assert callback.decision.stop
+    assert trainer.state.global_step < 60
+    assert "40 labelled rows, 2 classes, pool of 100 texts" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert (run / "model" / "model.safetensors").is_file()
+    assert read_history(run / "sepstop_history.jsonl") == callback.history
+    pool = [json.loads(line)["text"] for line in (run / "pool.jsonl").read_text().splitlines()]
+    assert tuple(pool) == callback.monitor.pool.rows
+    selection = select_checkpoint(run, run / "pool.jsonl", progress=False)
+    assert selection.best_step == callback.decision.best_step
+
+
+def test_labelled_rows_and_pool_are_disjoint(settings):
+    config = finetune.build_parser().parse_args([f"--config={settings}"])
+    data = finetune.load_data(finetune.build_parser().instantiate(config).data)
+    assert not set(data.train["body"]) & set(data.pool["body"])
+    assert data.pool.column_names == ["body"]
+    assert data.names == ["bad", "good"]
+
+
+def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
+    finetune.main([f"--config={settings}", "--training.max_steps=5"])
+    with pytest.raises(SystemExit, match="holds checkpoints of an earlier run"):
+        finetune.main([f"--config={settings}"])
+    _, callback = finetune.main([f"--config={settings}", "--resume=true"])
+    assert [record.step for record in callback.history[:3]] == [5, 10, 15]
+
+
+def test_validation_labels_can_be_watched_beside(settings, tmp_path):
+    trainer, callback = finetune.main(
+        [
+            f"--config={settings}",
+            f"--data.validation={tmp_path}/rows.csv",
+            "--training.eval_strategy=steps",
+            "--training.eval_steps=5",
+            '--sepstop={"policy": {"name": "patience", "patience": 2}}',
+            "--training.metric_for_best_model=separability",
+            "--training.load_best_model_at_end=true",
+        ]
+    )
+    rows = [row for row in trainer.state.log_history if "eval_accuracy" in row]
+    assert len(rows) == len(callback.history)
+    assert trainer.state.best_global_step == callback.decision.best_step
+
+
+def test_lora_on_a_decoder_without_padding_token(settings, tmp_path, bare_tokenizer):
+    pytest.importorskip("peft")
+    make_decoder().save_pretrained(tmp_path / "decoder")
+    bare_tokenizer.save_pretrained(tmp_path / "decoder")
+    trainer, callback = finetune.main(
+        [
+            f"--config={settings}",
+            f"--model.name={tmp_path}/decoder",
+            '--model.lora={"r": 4, "target_modules": "all-linear"}',
+            "--sepstop.embedder=last",
+            "--training.max_steps=20",
+        ]
+    )
+    assert callback.history
+    assert (Path(trainer.args.output_dir) / "checkpoint-5" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.text_column=text", "no column 'text' in .*; it has body, topic"),
+        ("--data.labeled_rows=140", "leaves no pool"),
+        ("--data.train=none.csv", "no data file at none.csv"),
+    ],
+)
+def test_bad_settings_are_a_sentence(settings, option, message):
+    with pytest.raises(SystemExit, match=message):
+        finetune.main([f"--config={settings}", option])
+
+
+def test_unknown_settings_are_refused(settings, capsys):
+    with pytest.raises(SystemExit):
+        finetune.main([f"--config={settings}", "--training.learnin_rate=1"])
+    assert "learnin_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_configurations_are_valid(path):
+    parser = finetune.build_parser()
+    config = parser.instantiate(parser.parse_args([f"--config={path}"]))
+    assert config.training.max_steps > 0
+    assert config.sepstop["load_best_at_end"] is True
