@@ -155,7 +155,7 @@ class Monitor:
         return Record(
             step=step,
             epoch=epoch,
-            score=math.fsum(scores) / len(scores),
+            score=sum(scores) / len(scores),
             low=low,
             high=high,
             seconds=time.perf_counter() - start,
@@ -181,6 +181,12 @@ class Monitor:
             raise ValueError(
                 f"expected the criterion {self.criterion.name!r} to return "
                 f"({len(self.resamples)},) scores, got {tuple(scores.shape)}"
+            )
+        if not torch.isfinite(scores).all():
+            warnings.warn(
+                f"sepstop: {self.criterion.name} at step {step} is not a finite number",
+                RuntimeWarning,
+                stacklevel=3,
             )
         return scores.double().tolist()
 

@@ -457,6 +457,22 @@ def test_a_missing_tokenizer_is_said_before_the_first_step(make_trainer, pool):
     assert trainer.state.global_step == 0
 
 
+def test_a_model_without_hidden_states_is_said_before_the_first_step(make_trainer, pool):
+    class Bag(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.EmbeddingBag(30, 2)
+
+        def forward(self, input_ids, labels=None, **_):
+            logits = self.words(input_ids)
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    trainer = make_trainer(SepStopCallback(pool), Bag())
+    with pytest.raises(ValueError, match="outputs of Bag have no hidden states"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_another_best_metric_is_pointed_out(make_trainer, pool):
     trainer = make_trainer(SepStopCallback(pool, policy=NEVER), load_best_model_at_end=True)
     with pytest.warns(UserWarning, match="metric_for_best_model is 'loss'"):

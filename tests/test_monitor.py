@@ -100,6 +100,11 @@ def test_a_criterion_of_ones_own(pool, tokenizer, encoder):
     assert record.criterion == "spread"
     assert record.is_finite
 
+    Spread.__call__ = lambda self, points: points.mean(dim=(1, 2)) / 0
+    with pytest.warns(RuntimeWarning, match="spread at step 1 is not a finite number"):
+        record = Monitor(pool, criterion=Spread(), tokenizer=tokenizer).measure(encoder, 1)
+    assert not record.is_finite
+
     Spread.__call__ = lambda self, points: points.mean()
     with pytest.raises(ValueError, match=r"'spread' to return \(20,\) scores, got \(\)"):
         Monitor(pool, criterion=Spread(), tokenizer=tokenizer).measure(encoder, 1)
