@@ -40,7 +40,7 @@ from sepstop.report import draw_curve, score_text
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "runs/demo/data"
 RUN = ROOT / "runs/demo/run"
-TEST_TEXTS = 600
+TEST_TEXTS = 500
 
 
 def main(options: list[str]) -> None:
