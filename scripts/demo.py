@@ -139,6 +139,9 @@ def select_offline(out: Console) -> dict[str, Any]:
         [sys.executable, "-m", "sepstop", *command], check=True, stdout=subprocess.PIPE
     )
     answer: dict[str, Any] = json.loads(result.stdout)
+    out.print(
+        f"picks {answer['best_checkpoint']}: {answer['reason']}", markup=False, soft_wrap=True
+    )
     return answer
 
 

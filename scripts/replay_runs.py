@@ -58,7 +58,7 @@ def records(steps: list[int], embeddings: torch.Tensor) -> list[Record]:
     for step, points in zip(steps, embeddings, strict=True):
         scores = h0_separability(points.float()[chosen]).tolist()
         low, high = interval(scores, size, pool_size)
-        history.append(Record(step, float(np.mean(scores)), low=low, high=high))
+        history.append(Record(step, None, float(np.mean(scores)), low=low, high=high))
     return history
 
 

@@ -238,7 +238,7 @@ class SepStopCallback(TrainerCallback):
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return Record(state.global_step, math.nan, state.epoch, criterion=self._name)
+            return Record(state.global_step, state.epoch, math.nan, criterion=self._name)
 
     def _decide(self) -> Decision:
         decision = self.policy(self.history[self._decided_from :])

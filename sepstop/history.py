@@ -39,6 +39,7 @@ def from_dict(values: Mapping[str, Any]) -> Record:
     """
     try:
         known = {key: value for key, value in values.items() if key in _FIELDS}
+        known.setdefault("epoch", None)
         known["score"] = _nan_if_none(known["score"])
         for key in ("low", "high"):
             known[key] = _nan_if_none(known.get(key))

@@ -38,9 +38,9 @@ class Monitor:
         criterion: "separability" or a function ``(B, n, D) -> (B,)`` with the attributes
             ``name`` and ``higher_is_better``.
         resamples: number B of subsets of the pool that are scored.
+        seed: of the sample of the pool and of the resamples.
         resample_size: points n in each; by default half the pool, at most 1000. Scores
             depend on it: compare only runs with the same.
-        seed: of the sample of the pool and of the resamples.
         tokenizer: by default the one of the Trainer, or the one saved with the model.
         text_column: the pool's column with the texts.
         pool_size: a larger pool is sampled down to this many texts; None takes all.
@@ -58,9 +58,9 @@ class Monitor:
         embedder: Any = "mean",
         criterion: Any = "separability",
         resamples: int = 20,
-        resample_size: int | None = None,
         seed: int = 0,
         *,
+        resample_size: int | None = None,
         tokenizer: Any = None,
         text_column: str = "text",
         pool_size: int | None = 2000,

@@ -65,7 +65,7 @@ class Patience:
 
     patience: int | None = 5
     min_delta: float = 0.0
-    warmup: int = 3
+    warmup: int = 0
     cooldown: int = 0
     mode: Mode = "max"
     baseline: float | None = None

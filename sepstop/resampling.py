@@ -40,6 +40,8 @@ def standard_error(values: Sequence[float], resample_size: int, pool_size: int) 
 
 def interval(values: Sequence[float], resample_size: int, pool_size: int) -> tuple[float, float]:
     """95 % Student-t interval of the mean of ``values``; NaN where there is no standard error."""
+    if not np.isfinite(values).all():
+        return math.nan, math.nan
     centre = float(np.mean(values))
     half = stdtrit(len(values) - 1, 0.975) * standard_error(values, resample_size, pool_size)
     return float(centre - half), float(centre + half)

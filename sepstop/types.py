@@ -29,8 +29,8 @@ class Record:
     """
 
     step: int
+    epoch: float | None
     score: float
-    epoch: float | None = None
     low: float = math.nan
     high: float = math.nan
     seconds: float = 0.0

@@ -30,9 +30,9 @@ FULL = Record(
 )
 RECORDS = [
     FULL,
-    Record(10, 0.1 + 0.2),
-    Record(20, math.nan, resamples=(math.nan, 0.5)),
-    Record(0, 1.0, epoch=0.0),
+    Record(10, None, 0.1 + 0.2),
+    Record(20, None, math.nan, resamples=(math.nan, 0.5)),
+    Record(0, 0.0, 1.0),
 ]
 
 
@@ -55,7 +55,7 @@ def test_round_trip_through_json(record):
 
 
 def test_infinity_comes_back_as_nan():
-    record = from_dict(to_dict(Record(1, math.inf, low=-math.inf, resamples=(math.inf,))))
+    record = from_dict(to_dict(Record(1, None, math.inf, low=-math.inf, resamples=(math.inf,))))
     assert all(math.isnan(value) for value in (record.score, record.low, *record.resamples))
 
 
@@ -87,7 +87,7 @@ def test_records_in_a_log_history_that_went_through_json():
 
 
 def test_the_newest_row_of_a_step_counts():
-    rows = rows_of(Record(10, 0.1), Record(20, 0.2), Record(10, 0.3))
+    rows = rows_of(Record(10, None, 0.1), Record(20, None, 0.2), Record(10, None, 0.3))
     assert [(record.step, record.score) for record in records_in(rows)] == [(10, 0.3), (20, 0.2)]
 
 
@@ -139,7 +139,7 @@ def test_empty_history(tmp_path):
 
 def test_write_that_fails_leaves_the_old_file(tmp_path):
     def interrupted():
-        yield Record(10, 0.1)
+        yield Record(10, None, 0.1)
         raise KeyboardInterrupt
 
     path = tmp_path / "history.jsonl"

@@ -12,7 +12,9 @@ NAN, INF = math.nan, math.inf
 
 def history_of(*scores):
     """Records at steps 10, 20, ..."""
-    return [Record(step, score) for step, score in zip(range(10, 10**6, 10), scores, strict=False)]
+    return [
+        Record(step, None, score) for step, score in zip(range(10, 10**6, 10), scores, strict=False)
+    ]
 
 
 def resampled(*rows, resample_size=20, pool_size=40):
@@ -20,6 +22,7 @@ def resampled(*rows, resample_size=20, pool_size=40):
     return [
         Record(
             10 * number,
+            None,
             sum(row) / len(row),
             resamples=tuple(row),
             resample_size=resample_size,
@@ -79,8 +82,8 @@ def test_patience(scores, settings, stop_step, best_step):
     assert stop_and_best(policy, history_of(*scores)) == (stop_step, best_step)
 
 
-def test_patience_warms_up_for_three_evaluations_by_default():
-    assert stop_and_best(Patience(patience=1), history_of(5, 4, 3, 2, 1)) == (40, 10)
+def test_patience_counts_from_the_start_by_default():
+    assert stop_and_best(Patience(patience=1), history_of(5, 4, 3, 2, 1)) == (20, 10)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +221,8 @@ def test_empty_history(policy):
         (history_of(3, 1, 1), "min", 20),
         (history_of(NAN, 1, NAN), "max", 20),
         (history_of(INF, 1, -INF), "max", 20),
-        ([Record(0, 9.0), *history_of(1, 2)], "max", 20),  # no checkpoint of step 0
-        ([Record(0, 9.0)], "max", None),
+        ([Record(0, None, 9.0), *history_of(1, 2)], "max", 20),  # no checkpoint of step 0
+        ([Record(0, None, 9.0)], "max", None),
         (history_of(NAN), "min", None),
         ([], "max", None),
     ],
@@ -234,7 +237,7 @@ def test_best_record(history, mode, best_step):
     [(Patience(patience=1, warmup=2), 30), (Plateau(window=1, warmup=3), 30)],
 )
 def test_step_0_is_no_evaluation(policy, stop_step):
-    history = [Record(0, 9.0), *history_of(3, 3, 3)]
+    history = [Record(0, None, 9.0), *history_of(3, 3, 3)]
     assert stop_and_best(policy, history) == (stop_step, 10)
 
 
@@ -246,7 +249,7 @@ REASONS = [
     (Patience(warmup=0, divergence=0.5), [1, 0.25], "y 0.2500 at step 20 is worse than", (1, 10)),
     (Patience(warmup=0, target=0.9), [0.95], "y 0.9500 at step 10 reached the target", (0.95, 10)),
     (Patience(warmup=0, nonfinite="stop"), [1, NAN], "y at step 20 is not a finite n", (1, 10)),
-    (Patience(), [1, 2], "warm-up, evaluation 2 of 3", (2, 20)),
+    (Patience(warmup=3), [1, 2], "warm-up, evaluation 2 of 3", (2, 20)),
     (Patience(warmup=0), [2, 1], "1 of 5 evaluations without improvement", (2, 10)),
     (Plateau(2, 0.1, 3), [0, 5, 9.5, 10, 10], "last 2 .* brought 5.0% of the whole gain", (10, 40)),
     (Plateau(), [1, 2], "warm-up, evaluation 2 of 5", (2, 20)),

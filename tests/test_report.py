@@ -6,9 +6,9 @@ from sepstop import Record
 from sepstop.report import draw_curve, score_text
 
 HISTORY = [
-    Record(10, 0.3, low=0.2, high=0.4),
-    Record(20, math.nan),
-    Record(30, 0.6, low=0.5, high=0.7),
+    Record(10, None, 0.3, low=0.2, high=0.4),
+    Record(20, None, math.nan),
+    Record(30, None, 0.6, low=0.5, high=0.7),
 ]
 
 
@@ -28,7 +28,7 @@ def test_a_curve_is_drawn(tmp_path, name):
 
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no record of the history has a score"):
-        draw_curve([Record(1, math.nan)], tmp_path / "x.png")
+        draw_curve([Record(1, None, math.nan)], tmp_path / "x.png")
 
 
 def test_scores_as_text():
