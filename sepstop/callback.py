@@ -12,7 +12,6 @@ import logging
 import math
 import traceback
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from sepstop import history as rows
 from sepstop.criteria import CRITERIA
 from sepstop.monitor import Monitor
 from sepstop.names import build
-from sepstop.policies import POLICIES, Plateau, best_record
+from sepstop.policies import POLICIES, Mode, Plateau, decide
 from sepstop.types import Decision, Policy, Record
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class SepStopCallback(TrainerCallback):
             ``eval_strategy="no"``; with evaluations, Trainer's ``load_best_model_at_end``
             does that.
         continue_after_stop: a run that was stopped goes on when it is resumed, its policy
-            starting afresh; by default it stays stopped.
+            starting afresh there; by default it stays stopped.
         on_error: "skip" a measurement that fails, with a warning, or "raise".
         verbose: print a line for each score.
         **monitor_options: further arguments of `Monitor`: ``resamples``, ``max_length``,
@@ -94,7 +93,7 @@ class SepStopCallback(TrainerCallback):
             self.monitor = pool
         else:
             self.monitor = Monitor(pool, embedder, criterion, **monitor_options)
-        mode: Literal["max", "min"] = "max" if self._higher_is_better else "min"
+        mode: Mode = "max" if self._higher_is_better else "min"
         self.policy: Policy = (
             Plateau(mode=mode) if policy is None else build("policy", policy, POLICIES)
         )
@@ -115,7 +114,6 @@ class SepStopCallback(TrainerCallback):
         self._trainer: Any = None
         self._training = False
         self._stopped_before = False  # resumed after a stop: the weights stay as they are
-        self._decided_from = 0  # records before this one no longer concern the policy
         self._asked_to_load: bool | None = None  # args.load_best_model_at_end as the user set it
 
     def attach(self, trainer: Any) -> SepStopCallback:
@@ -150,7 +148,8 @@ class SepStopCallback(TrainerCallback):
         self._training = True
         self._restore(state, control)
         if self.load_best_at_end:
-            self._asked_to_load = args.load_best_model_at_end
+            if self._asked_to_load is None:  # else the training before ended in an error
+                self._asked_to_load = args.load_best_model_at_end
             args.load_best_model_at_end = True  # Trainer loads state.best_model_checkpoint
 
     def on_pre_optimizer_step(
@@ -216,7 +215,7 @@ class SepStopCallback(TrainerCallback):
             return  # a second evaluation set, or an evaluation right after resuming
         record = _same_on_all_ranks(self._record(state, model))
         self.history.append(record)
-        self.decision = self._decide()
+        self.decision = decide(self.policy, self.history, self._mode)
         if self.decision.best_step == record.step:
             self._keep(args, state, control, record)
         if self.decision.stop:
@@ -239,13 +238,6 @@ class SepStopCallback(TrainerCallback):
                 stacklevel=2,
             )
             return Record(state.global_step, state.epoch, math.nan, criterion=self._name)
-
-    def _decide(self) -> Decision:
-        decision = self.policy(self.history[self._decided_from :])
-        best = best_record(self.history, self._mode)
-        if self._decided_from and best is not None:
-            decision = replace(decision, best_step=best.step)
-        return decision
 
     def _keep(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, record: Record
@@ -294,7 +286,6 @@ class SepStopCallback(TrainerCallback):
         self.history = [r for r in rows.records_in(state.log_history) if r.criterion == self._name]
         self.decision = None
         self._stopped_before = False
-        self._decided_from = 0
         if not self.history:
             return
         measured_with = rows.settings_in(state.log_history)
@@ -309,10 +300,8 @@ class SepStopCallback(TrainerCallback):
                 f"with new ones: {'; '.join(changed)}",
                 stacklevel=2,
             )
-        self.decision = self._decide()
-        if self.decision.stop and self.continue_after_stop:
-            self._decided_from = len(self.history)
-        elif self.decision.stop:
+        self.decision = decide(self.policy, self.history, self._mode)
+        if self.decision.stop and not self.continue_after_stop:
             self._stopped_before = True
             control.should_training_stop = True
             self._say(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from sepstop import history as rows
 from sepstop.monitor import Monitor
 from sepstop.names import build
-from sepstop.policies import POLICIES, best_record, replay
+from sepstop.policies import POLICIES, Mode, best_record, replay
 from sepstop.pool import read_pool
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Record
@@ -118,7 +118,7 @@ def select_checkpoint(
             options["resample_size"] = None
     options.setdefault("tokenizer", _saved_tokenizer(checkpoints, trust_remote_code))
     monitor = Monitor(texts, **options)
-    mode: Literal["max", "min"] = "max" if monitor.criterion.higher_is_better else "min"
+    mode: Mode = "max" if monitor.criterion.higher_is_better else "min"
     policy = None if policy is None else build("policy", policy, POLICIES)
     if getattr(policy, "mode", mode) != mode:
         raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
@@ -239,7 +239,7 @@ def _saved_tokenizer(checkpoints: dict[int, Path], trust_remote_code: bool) -> A
     return None
 
 
-def _pick(history: list[Record], mode: Literal["max", "min"]) -> Decision:
+def _pick(history: list[Record], mode: Mode) -> Decision:
     best = best_record(history, mode)
     if best is None:
         return Decision(False, None, "nothing could be scored")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sepstop.resampling import improvement_p_value
@@ -36,6 +36,23 @@ def replay(policy: Policy, history: Sequence[Record]) -> Decision:
         decision = policy(history[:end])
         if decision.stop:
             break
+    return decision
+
+
+def decide(policy: Policy, history: Sequence[Record], mode: Mode = "max") -> Decision:
+    """The decision on the newest record of a run that may have gone on after a stop.
+
+    Records after a stop mean that somebody told the run to go on: the policy starts afresh
+    on them, while the best step is that of the whole run.
+    """
+    decision, start = policy(history), 0
+    while decision.stop and decision.step is not None and decision.step < history[-1].step:
+        stopped = decision.step
+        start = next(i for i, record in enumerate(history) if record.step > stopped)
+        decision = policy(history[start:])
+    best = best_record(history, mode)
+    if start and best is not None:
+        decision = replace(decision, best_step=best.step)
     return decision
 
 

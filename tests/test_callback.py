@@ -356,6 +356,13 @@ def test_a_stopped_run_goes_on_if_told_so(make_trainer, pool):
     assert callback.decision.stop  # the policy started afresh at 0.3
     assert callback.decision.best_step == 2  # the best of the whole run
 
+    # Interrupted and resumed once more, with or without the word, it decides the same.
+    again = SepStopCallback(pool, Scripted([]), policy)
+    resumed = make_trainer(again, max_steps=24)
+    resumed.train(resume_from_checkpoint=True)
+    assert again.decision == callback.decision
+    assert resumed.state.global_step <= trainer.state.global_step + 1
+
 
 def test_resuming_with_another_pool_warns(make_trainer, pool):
     make_trainer(SepStopCallback(pool, policy=StopAt(4))).train()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sepstop import Decision, Patience, Plateau, Record, replay
-from sepstop.policies import best_record
+from sepstop.policies import best_record, decide
 
 NAN, INF = math.nan, math.inf
 
@@ -291,3 +291,19 @@ OUT_OF_RANGE = [
 def test_settings_out_of_range(policy, settings, message):
     with pytest.raises(ValueError, match=message):
         policy(**settings)
+
+
+@pytest.mark.parametrize(
+    ("scores", "step", "stop", "best_step"),
+    [
+        ([5, 4], 20, True, 10),  # the stop itself
+        ([5, 4, 3], 30, False, 10),  # somebody went on: afresh from 3
+        ([5, 4, 3, 4], 40, False, 10),
+        ([5, 4, 3, 2], 40, True, 10),
+        ([5, 4, 3, 2, 6], 50, False, 50),  # gone on twice
+        ([1, 2, 3], 30, False, 30),
+    ],
+)
+def test_a_run_that_went_on_after_a_stop_is_decided_afresh(scores, step, stop, best_step):
+    decision = decide(Patience(patience=1), history_of(*scores))
+    assert (decision.step, decision.stop, decision.best_step) == (step, stop, best_step)
