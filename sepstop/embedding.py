@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -146,16 +148,20 @@ def _backbone(model: nn.Module) -> nn.Module:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; modes and random states come back as they were.
 
-    Not ``inference_mode``: a module that caches a tensor inside it (rotary embeddings do)
-    could not be trained on afterwards.
+    The states of torch (on the CPU and on the model's GPU), NumPy and Python. Not
+    ``inference_mode``: a module that caches a tensor inside it (rotary embeddings do) could not
+    be trained on afterwards.
     """
     modes = [(module, module.training) for module in model.modules()]
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         model.eval()
         try:
             yield
         finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
             for module, training in modes:
                 module.training = training
 

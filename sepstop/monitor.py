@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sepstop.criteria import CRITERIA
-from sepstop.embedding import EMBEDDERS, embed
+from sepstop.embedding import EMBEDDERS, embed, untouched
 from sepstop.names import build, describe
 from sepstop.pool import read_pool
 from sepstop.resampling import draw_resamples, interval
@@ -113,7 +114,7 @@ class Monitor:
         }
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
-        """Tokenise the pool, if that is not done yet, and try the model on two texts.
+        """Tokenise the pool and try the model on its two longest texts.
 
         `measure` does the first by itself; call this to see errors before training begins.
 
@@ -124,8 +125,9 @@ class Monitor:
         Raises:
             ValueError: no tokenizer to be found, or a model that gives no embeddings.
         """
-        tokens = self._tokenized(model, tokenizer)
-        points = embed(model, tokens[:2], self.embedder, 2, self._pad_token_id)
+        self._tokens = None
+        longest = sorted(self._tokenized(model, tokenizer), key=len)[-2:]
+        points = embed(model, longest, self.embedder, 2, self._pad_token_id)
         if not points.is_floating_point():
             raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
 
@@ -142,15 +144,16 @@ class Monitor:
         """
         start = time.perf_counter()
         tokens = self._tokenized(model)
-        points = embed(
-            model,
-            tokens,
-            self.embedder,
-            self.batch_size,
-            self._pad_token_id,
-            self.progress and len(tokens) >= _LONG_POOL,
-        )
-        scores = self._score(points, step)
+        with untouched(model):
+            points = embed(
+                model,
+                tokens,
+                self.embedder,
+                self.batch_size,
+                self._pad_token_id,
+                self.progress and len(tokens) >= _LONG_POOL,
+            )
+            scores = self._score(points, step)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -204,14 +207,24 @@ class Monitor:
                     truncation=True,
                     max_length=min(self.max_length, limit),
                 )["input_ids"]
+            _check_tokens(self.pool.rows, ids, self.max_length)
             # Any valid id does where a tokenizer has no padding token, as padding is masked.
             self._pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
             self._tokens = [torch.tensor(row, dtype=torch.long) for row in ids]
-            empty = sum(len(row) == 0 for row in self._tokens)
-            if empty:
-                self._tokens = None
-                raise ValueError(f"{empty} texts of the pool have no tokens at all; drop them")
         return self._tokens
+
+
+def _check_tokens(rows: Sequence[Any], ids: Sequence[Sequence[int]], max_length: int) -> None:
+    """A tokenizer without a vocabulary gives every text the same few tokens."""
+    empty = sum(len(row) == 0 for row in ids)
+    if empty:
+        raise ValueError(f"{empty} texts of the pool have no tokens at all; drop them")
+    different, left = len(set(rows)), len({tuple(row) for row in ids})
+    if left < different / 2:
+        raise ValueError(
+            f"the {different} different texts of the pool become only {left} different token "
+            f"sequences: is this the model's tokenizer, and is max_length={max_length} enough?"
+        )
 
 
 def _saved_tokenizer(model: nn.Module) -> Any:
@@ -220,12 +233,14 @@ def _saved_tokenizer(model: nn.Module) -> Any:
 
     origin = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
-        if origin:
-            return AutoTokenizer.from_pretrained(origin)
-        why = "the model does not tell where it was loaded from"
-    except (OSError, ValueError) as error:
-        why = f"none loads from {origin!r}: {str(error).splitlines()[0]}"
+        tokenizer = AutoTokenizer.from_pretrained(origin) if origin else None
+        why = f"{origin!r} holds none" if origin else "the model does not tell where it came from"
+    except Exception as error:  # tokenizers raise all kinds
+        tokenizer, why = None, f"none loads from {origin!r}: {str(error).splitlines()[0]}"
+    # Where a folder has no tokenizer, transformers makes one of the special tokens alone.
+    if tokenizer is not None and len(tokenizer) > len(tokenizer.all_special_ids):
+        return tokenizer
     raise ValueError(
-        f"no tokenizer for the pool: {why}; pass processing_class= to the Trainer "
-        "or tokenizer= to sepstop, or a pool that is already tokenised"
+        f"no tokenizer for the pool: {why}; pass processing_class= to the Trainer, tokenizer= "
+        "(--tokenizer) to sepstop, or a pool that is already tokenised"
     )

@@ -50,12 +50,22 @@ def build(kind: str, spec: Any, known: Mapping[str, type]) -> Any:
 
 
 def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
-    """Settings that `build` turns back into ``thing``; of a foreign object, its name alone."""
-    for name, cls in known.items():
-        if type(thing) is cls and dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-            return {"name": name, **dataclasses.asdict(thing)}
-    owner = thing if hasattr(thing, "__qualname__") else type(thing)
-    return {"name": f"{owner.__module__}:{owner.__qualname__}"}
+    """Settings that `build` turns back into ``thing``, ready for JSON.
+
+    What can't be made again from its settings (a lambda, an object that is no dataclass, something
+    of the script itself) is described under "custom" and has no "name".
+    """
+    names = {cls: name for name, cls in known.items()}
+    is_function = hasattr(thing, "__qualname__")
+    owner = thing if is_function else type(thing)
+    path = f"{owner.__module__}:{owner.__qualname__}"
+    name = names.get(owner, path)
+    importable = "<" not in path and not path.startswith("__main__:")
+    if is_function and importable:
+        return {"name": name}
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type) and importable:
+        return {"name": name, **dataclasses.asdict(thing)}
+    return {"custom": path}
 
 
 def _imported(kind: str, spec: str) -> Any:

@@ -29,30 +29,31 @@ def best_record(history: Sequence[Record], mode: Mode = "max") -> Record | None:
     return max(candidates, key=lambda record: (sign * record.score, -record.step))
 
 
-def replay(policy: Policy, history: Sequence[Record]) -> Decision:
-    """The decision at which a run would have ended: the first that stops, or else the last."""
-    decision = policy([])
-    for end in range(1, len(history) + 1):
-        decision = policy(history[:end])
-        if decision.stop:
-            break
-    return decision
-
-
-def decide(policy: Policy, history: Sequence[Record], mode: Mode = "max") -> Decision:
+def decide(policy: Policy, history: Sequence[Record], mode: Mode | None = None) -> Decision:
     """The decision on the newest record of a run that may have gone on after a stop.
 
     Records after a stop mean that somebody told the run to go on: the policy starts afresh
-    on them, while the best step is that of the whole run.
+    on them. The best step is always that of the whole run.
     """
     decision, start = policy(history), 0
     while decision.stop and decision.step is not None and decision.step < history[-1].step:
         stopped = decision.step
-        start = next(i for i, record in enumerate(history) if record.step > stopped)
-        decision = policy(history[start:])
-    best = best_record(history, mode)
-    if start and best is not None:
-        decision = replace(decision, best_step=best.step)
+        afresh = next(i for i, record in enumerate(history) if record.step > stopped)
+        if afresh <= start:
+            break  # a policy that names the same step for ever
+        start, decision = afresh, policy(history[afresh:])
+    direction: Mode = getattr(policy, "mode", "max") if mode is None else mode
+    best = best_record(history, direction)
+    return replace(decision, best_step=None if best is None else best.step)
+
+
+def replay(policy: Policy, history: Sequence[Record]) -> Decision:
+    """The decision at which a run would have ended: the first that stops, or else the last."""
+    decision = decide(policy, [])
+    for end in range(1, len(history) + 1):
+        decision = decide(policy, history[:end])
+        if decision.stop:
+            break
     return decision
 
 

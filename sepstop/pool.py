@@ -61,8 +61,8 @@ def read_pool(
 
     if isinstance(pool, Pool):
         return pool
-    if limit is not None and limit < 1:
-        raise ValueError(f"expected at least 1 as the pool's size, got {limit}")
+    if limit is not None and limit < 4:
+        raise ValueError(f"expected at least 4 as the pool's size, got {limit}")
     if isinstance(pool, (str, Path)):
         rows = _file_rows(Path(pool), text_column)
     elif isinstance(pool, (dict, datasets.IterableDatasetDict)):  # a DatasetDict is a dict
@@ -85,7 +85,7 @@ def read_pool(
             "expected a list of strings, a datasets.Dataset or a path as the pool, "
             f"got {type(pool).__name__}"
         )
-    return Pool(_checked(_sample(rows, limit, seed)))
+    return Pool(tuple(_sample(_checked(rows), limit, seed)))
 
 
 def _columns(names: Sequence[str], text_column: str) -> list[str]:
@@ -210,7 +210,7 @@ def _checked(rows: list[Any]) -> tuple[Any, ...]:
     if len({type(row) for row in kept}) > 1:
         raise ValueError("the pool mixes strings and token ids; pass one kind")
     if len(kept) < len(rows):
-        warnings.warn(f"{len(rows) - len(kept)} empty rows left out of the pool", stacklevel=4)
+        warnings.warn(f"{len(rows) - len(kept)} empty rows left out of the pool", stacklevel=3)
     if len(kept) < 4:
         raise ValueError(f"expected at least 4 texts in the pool, got {len(kept)}")
     if len(set(kept)) == 1:

@@ -1,8 +1,10 @@
 import math
+import random
 import subprocess
 import sys
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import make_decoder, make_encoder
@@ -61,6 +63,32 @@ def test_the_tokenizer_saved_with_the_model_is_found(pool, tokenizer, encoder, t
 def test_no_tokenizer_anywhere_is_an_error(pool, encoder):
     with pytest.raises(ValueError, match=r"no tokenizer for the pool.*processing_class"):
         Monitor(pool).prepare(encoder)
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_none(pool, encoder, tmp_path):
+    encoder.save_pretrained(tmp_path)  # transformers makes one up for a folder without
+    loaded = type(encoder).from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no tokenizer for the pool: .* holds none; pass"):
+        Monitor(pool).prepare(loaded)
+
+
+def test_a_tokenizer_that_does_not_tell_the_texts_apart_is_refused(encoder, tokenizer):
+    foreign = [f"{word} zebra" for word in ("un", "deux", "trois", "quatre", "cinq")]
+    with pytest.raises(ValueError, match="the 5 different texts of the pool become only 1 diff"):
+        Monitor(foreign, tokenizer=tokenizer).prepare(encoder)
+
+
+def test_preparing_again_takes_the_tokenizer_of_now(pool, encoder, tokenizer):
+    monitor = Monitor(pool)
+    monitor.prepare(encoder, tokenizer)
+    expected = Monitor(pool, tokenizer=tokenizer).measure(encoder, 1).resamples
+    assert monitor.measure(encoder, 1).resamples == expected
+
+    def reversed_tokenizer(texts, **options):
+        return {"input_ids": [ids[::-1] for ids in tokenizer(texts, **options)["input_ids"]]}
+
+    monitor.prepare(encoder, reversed_tokenizer)
+    assert monitor.measure(encoder, 1).resamples != expected
 
 
 def test_long_texts_are_cut(encoder, tokenizer):
@@ -157,6 +185,24 @@ def test_in_a_plain_loop_it_follows_the_training(pool, tokenizer, train_rows):
     for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a, b)
     assert len({record.score for record in history}) == 8
+
+
+def test_random_states_are_left_alone(monitor, encoder):
+    """Also where an embedder or a criterion draws: data loaders and collators draw from them."""
+
+    def restless(points):
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+        return points.mean(dim=(1, 2))
+
+    restless.name, restless.higher_is_better = "restless", True
+    monitor.criterion = restless
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # noqa: NPY002
+        seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # noqa: NPY002
+        seed(1)
+    monitor.measure(encoder, 1)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
 
 
 def test_importing_sepstop_loads_no_torch():

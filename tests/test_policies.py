@@ -307,3 +307,16 @@ def test_settings_out_of_range(policy, settings, message):
 def test_a_run_that_went_on_after_a_stop_is_decided_afresh(scores, step, stop, best_step):
     decision = decide(Patience(patience=1), history_of(*scores))
     assert (decision.step, decision.stop, decision.best_step) == (step, stop, best_step)
+
+
+def test_the_criterion_picks_whatever_the_policy_says():
+    history = history_of(0.1, 0.9, 0.3)
+
+    def stubborn(records):  # names the same step for ever, and the newest as the best
+        return Decision(len(records) > 1, records and records[-1].step, "so", 20)
+
+    assert replay(stubborn, history).best_step == 20
+    decision = decide(stubborn, history)
+    assert decision.stop
+    assert decision.best_step == 20
+    assert decide(stubborn, history, "min").best_step == 10

@@ -117,6 +117,18 @@ def test_path_is_taken_literally(tmp_path):
     assert read_pool(path).rows == tuple(TEXTS)
 
 
+def test_empty_rows_take_no_place_in_the_sample():
+    texts = [text for number in range(50) for text in (f"text {number}", "")]
+    with pytest.warns(UserWarning, match="50 empty rows"):
+        assert len(read_pool(texts, limit=20)) == 20
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 3])
+def test_a_limit_too_small(limit):
+    with pytest.raises(ValueError, match=f"expected at least 4 as the pool's size, got {limit}"):
+        read_pool(TEXTS, limit=limit)
+
+
 def test_limit_is_a_reproducible_sample_in_order():
     texts = [f"text {number:03}" for number in range(100)]
     sample = read_pool(texts, limit=20, seed=1).rows
