@@ -196,10 +196,10 @@ def test_random_states_are_left_alone(monitor, encoder):
 
     restless.name, restless.higher_is_better = "restless", True
     monitor.criterion = restless
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # noqa: NPY002
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # noqa: NPY002
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(1)
     monitor.measure(encoder, 1)
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002

@@ -312,11 +312,15 @@ def test_a_run_that_went_on_after_a_stop_is_decided_afresh(scores, step, stop, b
 def test_the_criterion_picks_whatever_the_policy_says():
     history = history_of(0.1, 0.9, 0.3)
 
-    def stubborn(records):  # names the same step for ever, and the newest as the best
-        return Decision(len(records) > 1, records and records[-1].step, "so", 20)
+    def newest(records):
+        return Decision(False, records[-1].step if records else None, "newest", None)
 
-    assert replay(stubborn, history).best_step == 20
-    decision = decide(stubborn, history)
-    assert decision.stop
-    assert decision.best_step == 20
-    assert decide(stubborn, history, "min").best_step == 10
+    assert replay(newest, history).best_step == decide(newest, history).best_step == 20
+    assert decide(newest, history, "min").best_step == 10
+
+
+def test_a_policy_that_names_the_same_step_for_ever_ends():
+    def stubborn(records):
+        return Decision(bool(records), None, "so", 10)
+
+    assert decide(stubborn, history_of(0.1, 0.9, 0.3)).stop
