@@ -33,7 +33,6 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from sepstop.history import FILE_NAME
 from sepstop.offline import find_checkpoints
 from sepstop.report import draw_curve, score_text
 
@@ -58,9 +57,6 @@ def main(options: list[str]) -> None:
         ]
     )
     decision = callback.decision
-    online_history = RUN / FILE_NAME
-    online_history.rename(RUN / f"online_{FILE_NAME}")
-
     offline = select_offline(out)
     accuracy = test_accuracy(trainer.args.device, callback.monitor.max_length)
     best_step = max(accuracy, key=lambda step: (accuracy[step], -step))

@@ -28,9 +28,9 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from sepstop import SepStopCallback
-from sepstop.history import FILE_NAME, write_history
 
 POOL_FILE = "pool.jsonl"
+NO_LABEL = -1
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -60,8 +60,8 @@ class DataSettings:
         validation: labelled file, or split of the hub data set, for Trainer's own evaluations;
             sepstop needs none.
         text_column: the texts.
-        label_column: the labels, strings or integers.
-        labeled_rows: train on this many random rows; all by default, which needs a `pool`.
+        label_column: the labels, strings or integers; a row may have none.
+        labeled_rows: train on this many random rows; all that have a label by default.
         pool: file of unlabeled texts; by default the rest of the training split, labels dropped.
         max_length: texts are cut at this many tokens, in training and in the pool.
         seed: of the choice of the labelled rows.
@@ -81,7 +81,7 @@ class DataSettings:
 
 @dataclass
 class LabelledData:
-    """What the run is made of: rows of ``text_column`` and an integer ``label``."""
+    """What the run is made of: rows of ``text`` and an integer ``label``, and a pool."""
 
     train: datasets.Dataset
     validation: datasets.Dataset | None
@@ -105,18 +105,20 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
     model = load_model(config.model, data.names, tokenizer)
     callback = SepStopCallback(
         data.pool,
-        text_column=config.data.text_column,
-        max_length=config.data.max_length,
-        **config.sepstop,
+        **{
+            "text_column": config.data.text_column if config.data.pool else "text",
+            "max_length": config.data.max_length,
+            **config.sepstop,
+        },
     )
 
     def tokenize(split: datasets.Dataset | None) -> datasets.Dataset | None:
         return split and split.map(
             lambda rows: tokenizer(
-                rows[config.data.text_column], truncation=True, max_length=config.data.max_length
+                rows["text"], truncation=True, max_length=config.data.max_length
             ),
             batched=True,
-            remove_columns=[config.data.text_column],
+            remove_columns=["text"],
         )
 
     trainer = Trainer(
@@ -139,7 +141,6 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
 
     if trainer.is_world_process_zero():
         trainer.save_model(str(output / "model"))
-        write_history(output / FILE_NAME, callback.history)
         if callback.decision is not None:
             print(f"best step {callback.decision.best_step}: {callback.decision.reason}")
     return trainer, callback
@@ -162,31 +163,34 @@ def build_parser() -> ArgumentParser:
 
 def load_data(settings: DataSettings) -> LabelledData:
     """Labelled rows and pool, disjoint; the classes are those of the whole training split."""
+    if settings.labeled_rows is not None and settings.labeled_rows < 1:
+        raise SystemExit(f"expected data.labeled_rows >= 1, got {settings.labeled_rows}")
     rows = read_rows(settings, settings.train, settings.split)
-    label = rows.features["label"]
-    rows = rows.shuffle(seed=settings.seed)
-    labelled = settings.labeled_rows or len(rows)
-    if labelled >= len(rows) and settings.pool is None:
+    names = class_names(rows, settings.train)
+    rows = number_labels(rows, names, settings.train).shuffle(seed=settings.seed)
+    labelled = np.flatnonzero(np.array(rows["label"]) != NO_LABEL)[: settings.labeled_rows]
+    rest = np.setdiff1d(np.arange(len(rows)), labelled)
+    if not len(rest) and settings.pool is None:
         raise SystemExit(
             f"all {len(rows)} rows are labelled ones, which leaves no pool: "
             "give data.labeled_rows or data.pool"
         )
     validation = None
     if settings.validation:
-        numbers = {name: number for number, name in enumerate(label.names)}
         validation = read_rows(settings, settings.validation, settings.validation)
-        validation = validation.align_labels_with_mapping(numbers, "label")
-    rest = range(min(labelled, len(rows)), len(rows))
+        validation = number_labels(validation, names, settings.validation)
+        if NO_LABEL in validation["label"]:
+            raise SystemExit(f"{settings.validation} has rows without a label")
     return LabelledData(
-        train=rows.select(range(min(labelled, len(rows)))),
+        train=rows.select(labelled),
         validation=validation,
-        pool=settings.pool or rows.select(rest).select_columns([settings.text_column]),
-        names=label.names,
+        pool=settings.pool or rows.select(rest).select_columns(["text"]),
+        names=names,
     )
 
 
 def read_rows(settings: DataSettings, file: str, split: str) -> datasets.Dataset:
-    """Text column and class ``label`` of a file, or else of a split of the hub data set."""
+    """``text`` and ``label`` of a file, or else of a split of the hub data set."""
     path = Path(file)
     if path.suffix in _BUILDERS:
         if not path.is_file():
@@ -194,17 +198,45 @@ def read_rows(settings: DataSettings, file: str, split: str) -> datasets.Dataset
         rows = datasets.load_dataset(_BUILDERS[path.suffix], data_files=file, split="train")
     else:
         rows = datasets.load_dataset(settings.train, settings.subset, split=split)
-    for column in (settings.text_column, settings.label_column):
+    columns = {settings.text_column: "text", settings.label_column: "label"}
+    for column in columns:
         if column not in rows.column_names:
             raise SystemExit(
                 f"no column {column!r} in {file}; it has {', '.join(rows.column_names)}"
             )
-    rows = rows.select_columns([settings.text_column, settings.label_column])
-    if settings.label_column != "label":
-        rows = rows.rename_column(settings.label_column, "label")
-    if not isinstance(rows.features["label"], datasets.ClassLabel):
-        rows = rows.class_encode_column("label")
-    return rows
+    if len(columns) < 2:
+        raise SystemExit(f"{settings.text_column!r} can't be both texts and labels")
+    return rows.select_columns(list(columns)).rename_columns(columns)
+
+
+def class_names(rows: datasets.Dataset, file: str) -> list[str]:
+    """Classes in the data set's own order; else integers by size and strings by the alphabet."""
+    label = rows.features["label"]
+    if isinstance(label, datasets.ClassLabel):
+        return list(label.names)
+    values = [value for value in rows.unique("label") if value is not None]
+    if not all(isinstance(value, (str, int)) for value in values):
+        raise SystemExit(f"expected strings or integers as labels in {file}, got {values[0]!r}")
+    if len(values) < 2:
+        raise SystemExit(f"expected at least 2 classes in {file}, got {values}")
+    return [str(value) for value in sorted(values)]
+
+
+def number_labels(rows: datasets.Dataset, names: list[str], file: str) -> datasets.Dataset:
+    """Labels as places in ``names``; NO_LABEL where a row has none."""
+    label = rows.features["label"]
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def number(value: Any) -> int:
+        if value is None or (isinstance(label, datasets.ClassLabel) and value == NO_LABEL):
+            return NO_LABEL
+        name = label.int2str(value) if isinstance(label, datasets.ClassLabel) else str(value)
+        if name not in numbers:
+            raise SystemExit(f"{file} has a label {name!r} that the training split has not")
+        return numbers[name]
+
+    labels = [number(value) for value in rows["label"]]
+    return rows.remove_columns("label").add_column("label", labels)
 
 
 def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any:

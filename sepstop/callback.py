@@ -18,15 +18,21 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from sepstop import history as rows
-from sepstop.criteria import CRITERIA
+from sepstop.arguments import check_arguments, check_policy, own_schedule, warn_of_arguments
 from sepstop.monitor import Monitor
 from sepstop.names import build
-from sepstop.policies import POLICIES, Mode, Plateau, decide
-from sepstop.types import Decision, Policy, Record
+from sepstop.policies import POLICIES, Mode, Plateau, best_record, decide
+from sepstop.types import Criterion, Decision, Policy, Record
 
 logger = logging.getLogger(__name__)
+
+_TWO = (
+    "two SepStopCallbacks in one Trainer: expected one; remove the other with "
+    "trainer.remove_callback"
+)
 
 
 class SepStopCallback(TrainerCallback):
@@ -46,7 +52,7 @@ class SepStopCallback(TrainerCallback):
     Args:
         pool: unlabeled texts, see `sepstop.pool.read_pool`; or a `Monitor`, which then
             brings its criterion and embedder along.
-        criterion, embedder: see `Monitor`.
+        criterion, embedder: see `Monitor`, which has the defaults.
         policy: when to stop: "patience", "plateau", a mapping with the settings too, or a
             function ``history -> Decision``. `Plateau` by default.
         every_n_steps: own schedule, for ``eval_strategy="no"`` only; each epoch by default.
@@ -72,9 +78,9 @@ class SepStopCallback(TrainerCallback):
     def __init__(
         self,
         pool: Any,
-        criterion: Any = "separability",
+        criterion: Any = None,
         policy: Any = None,
-        embedder: Any = "mean",
+        embedder: Any = None,
         *,
         every_n_steps: int | None = None,
         load_best_at_end: bool = False,
@@ -87,23 +93,17 @@ class SepStopCallback(TrainerCallback):
             raise ValueError(f"expected `every_n_steps` >= 1, got {every_n_steps}")
         if on_error not in ("skip", "raise"):
             raise ValueError(f"expected `on_error` 'skip' or 'raise', got {on_error!r}")
-        if isinstance(pool, Monitor):
-            if monitor_options:
-                raise ValueError(f"give {sorted(monitor_options)} to the Monitor instead")
-            self.monitor = pool
-        else:
-            self.monitor = Monitor(pool, embedder, criterion, **monitor_options)
-        mode: Mode = "max" if self._higher_is_better else "min"
+        given = {"criterion": criterion, "embedder": embedder}
+        monitor_options |= {key: value for key, value in given.items() if value is not None}
+        if isinstance(pool, Monitor) and monitor_options:
+            raise ValueError(f"give {sorted(monitor_options)} to the Monitor instead")
+        self.monitor = pool if isinstance(pool, Monitor) else Monitor(pool, **monitor_options)
+        mode: Mode = "max" if self._criterion.higher_is_better else "min"
         self.policy: Policy = (
             Plateau(mode=mode) if policy is None else build("policy", policy, POLICIES)
         )
-        if getattr(self.policy, "mode", mode) != mode:
-            raise ValueError(
-                f"the criterion {self._name!r} is better when {'high' if mode == 'max' else 'low'}"
-                f"er: expected a policy with mode={mode!r}, got {self.policy}"
-            )
+        check_policy(self.policy, self.monitor)
         self._mode = mode
-        self._check_significance()
         self.every_n_steps = every_n_steps
         self.load_best_at_end = load_best_at_end
         self.continue_after_stop = continue_after_stop
@@ -113,14 +113,23 @@ class SepStopCallback(TrainerCallback):
         self.decision: Decision | None = None
         self._trainer: Any = None
         self._training = False
+        self._saved_step = -1
+        self._afresh_after = -1  # told to go on after a stop that the checkpoint does not know
         self._stopped_before = False  # resumed after a stop: the weights stay as they are
         self._asked_to_load: bool | None = None  # args.load_best_model_at_end as the user set it
 
     def attach(self, trainer: Any) -> SepStopCallback:
-        """Let the scores reach the trackers in ``report_to``; adds the callback if need be."""
-        if self not in trainer.callback_handler.callbacks:
-            trainer.add_callback(self)
+        """Let the scores reach the trackers in ``report_to``; adds the callback if need be.
+
+        Raises:
+            ValueError: as when the Trainer is made; the callback is not added then.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self not in callbacks:
+            if any(isinstance(other, SepStopCallback) for other in callbacks):
+                raise ValueError(_TWO)
             self._check(trainer.args)
+            trainer.add_callback(self)
         self._trainer = trainer
         return self
 
@@ -144,13 +153,10 @@ class SepStopCallback(TrainerCallback):
         self._claim(state)
         self._check(args)
         self.monitor.prepare(model, processing_class)
-        self._warn(args)
+        warn_of_arguments(args, self._criterion, attached=self._attached_to(state) is not None)
+        self._restore(args, state, control)
+        self._saved_step = -1
         self._training = True
-        self._restore(state, control)
-        if self.load_best_at_end:
-            if self._asked_to_load is None:  # else the training before ended in an error
-                self._asked_to_load = args.load_best_model_at_end
-            args.load_best_model_at_end = True  # Trainer loads state.best_model_checkpoint
 
     def on_pre_optimizer_step(
         self,
@@ -171,7 +177,7 @@ class SepStopCallback(TrainerCallback):
         every = self.every_n_steps
         if self._stopped_before:
             _leave_no_trace(control)
-        elif _own_schedule(args) and every and (state.global_step % every == 0 or last):
+        elif own_schedule(args) and every and (state.global_step % every == 0 or last):
             self._measure(args, state, control, kwargs["model"])
 
     def on_epoch_end(
@@ -179,7 +185,7 @@ class SepStopCallback(TrainerCallback):
     ) -> None:
         if self._stopped_before:
             _leave_no_trace(control)
-        elif _own_schedule(args) and not self.every_n_steps:
+        elif own_schedule(args) and not self.every_n_steps:
             self._measure(args, state, control, kwargs["model"])
 
     def on_evaluate(
@@ -192,10 +198,29 @@ class SepStopCallback(TrainerCallback):
     ) -> None:
         if not self._training or metrics is None:
             return
-        if not _own_schedule(args):
+        if not own_schedule(args):
             self._measure(args, state, control, kwargs["model"])
         if self.history and self.history[-1].step == state.global_step:
             metrics.update(rows.scalars(self.history[-1]))
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._saved_step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        # The totals of the run are logged right before Trainer loads state.best_model_checkpoint;
+        # asking for that no sooner leaves the arguments as they were if the run is broken off.
+        if self._training and self.load_best_at_end and "train_runtime" in (logs or {}):
+            self._asked_to_load = args.load_best_model_at_end
+            args.load_best_model_at_end = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -215,52 +240,70 @@ class SepStopCallback(TrainerCallback):
             return  # a second evaluation set, or an evaluation right after resuming
         record = _same_on_all_ranks(self._record(state, model))
         self.history.append(record)
-        self.decision = decide(self.policy, self.history, self._mode)
+        self.decision = self._decide(self.history)
         if self.decision.best_step == record.step:
-            self._keep(args, state, control, record)
+            self._keep(args, state, control)
         if self.decision.stop:
             control.should_training_stop = True
-            if args.save_strategy != "no":
-                control.should_save = True  # with the decision in it, so that it stays stopped
+        if args.save_strategy != "no" and (
+            self.decision.stop or self._saved_step == record.step  # saved without this record
+        ):
+            control.should_save = True
         self._publish(state, control, record, self.decision)
+        if state.is_world_process_zero:
+            rows.try_to_write(Path(args.output_dir) / rows.HISTORY_FILE, self.history)
+
+    def _decide(self, history: list[Record]) -> Decision:
+        try:
+            return decide(self.policy, history, self._mode, self._afresh_after)
+        except Exception as error:
+            step = history[-1].step
+            self._fail(f"sepstop could not decide at step {step}", error)
+            best = best_record(history, self._mode)
+            why = f"the policy failed: {type(error).__name__}: {error}"
+            return Decision(False, None if best is None else best.step, why, step)
 
     def _record(self, state: TrainerState, model: Any) -> Record:
         try:
             return self.monitor.measure(model, state.global_step, state.epoch)
         except Exception as error:
-            if self.on_error == "raise":
-                raise
-            logger.debug("measurement failed", exc_info=True)
-            warnings.warn(
-                f"sepstop could not measure step {state.global_step}; training goes on without "
-                f"this score: {type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return Record(state.global_step, state.epoch, math.nan, criterion=self._name)
+            self._fail(f"sepstop could not measure step {state.global_step}", error)
+            return Record(state.global_step, state.epoch, math.nan, criterion=self._criterion.name)
 
-    def _keep(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, record: Record
-    ) -> None:
+    def _fail(self, what: str, error: Exception) -> None:
+        if self.on_error == "raise":
+            raise error
+        logger.debug(what, exc_info=True)
+        warnings.warn(
+            f"{what}; training goes on without it: {type(error).__name__}: {error}\n"
+            f"{traceback.format_exc(limit=-3)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    def _keep(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Save a new best now, so that score and weights on disk belong together."""
-        if _own_schedule(args) or args.metric_for_best_model is None:
+        if own_schedule(args) or args.metric_for_best_model is None:
             # Nobody else tells Trainer which checkpoint is best, to be protected and loaded.
-            state.best_metric = record.score
-            state.best_global_step = record.step
+            self._point_to_best(state)
             if self._loads_best(args) and args.save_strategy == "no":
-                state.best_model_checkpoint = str(
-                    Path(args.output_dir) / f"checkpoint-{record.step}"
-                )
+                state.best_model_checkpoint = str(_checkpoint(args, state.global_step))
         if args.save_strategy != "no" or self._loads_best(args):
             control.should_save = True
+
+    def _point_to_best(self, state: TrainerState) -> None:
+        best = best_record(self.history, self._mode)
+        if best is not None:
+            state.best_metric, state.best_global_step = best.score, best.step
 
     def _publish(
         self, state: TrainerState, control: TrainerControl, record: Record, decision: Decision
     ) -> None:
         """To the log history, to the trackers if attached, and to the terminal."""
-        if self._trainer is not None:
+        trainer = self._attached_to(state)
+        if trainer is not None:
             wanted = control.should_log
-            self._trainer.log(rows.scalars(record))
+            trainer.log(rows.scalars(record))
             control.should_log = wanted  # logging cleared it, but the loss may still be due
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
@@ -281,26 +324,26 @@ class SepStopCallback(TrainerCallback):
             f"{'STOP' if decision.stop else 'go on'}: {decision.reason}",
         )
 
-    def _restore(self, state: TrainerState, control: TrainerControl) -> None:
+    def _restore(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
         """History and decision of a resumed run, from the rows that came with its checkpoint."""
-        self.history = [r for r in rows.records_in(state.log_history) if r.criterion == self._name]
+        name = self._criterion.name
+        self.history = [r for r in rows.records_in(state.log_history) if r.criterion == name]
         self.decision = None
         self._stopped_before = False
+        self._afresh_after = -1
         if not self.history:
             return
-        measured_with = rows.settings_in(state.log_history)
-        changed = [
-            f"{key} was {value!r} and is {self.monitor.settings[key]!r}"
-            for key, value in (measured_with or {}).items()
-            if self.monitor.settings.get(key, value) != value
-        ]
-        if changed:
-            warnings.warn(
-                "sepstop: the resumed run was measured otherwise, so its scores may not compare "
-                f"with new ones: {'; '.join(changed)}",
-                stacklevel=2,
-            )
-        self.decision = decide(self.policy, self.history, self._mode)
+        self._compare_settings(rows.settings_in(state.log_history) or {})
+        self.decision = self._decide(self.history)
+        if not self.decision.stop:
+            self._look_beyond(args, state)
+        if own_schedule(args):
+            self._point_to_best(state)
+            best = _checkpoint(args, state.best_global_step)
+            if best.is_dir():  # the folder may have been moved, or the best be a later one
+                state.best_model_checkpoint = str(best)
         if self.decision.stop and not self.continue_after_stop:
             self._stopped_before = True
             control.should_training_stop = True
@@ -310,90 +353,69 @@ class SepStopCallback(TrainerCallback):
                 "continue_after_stop=True goes on",
             )
 
+    def _look_beyond(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Whether the run was stopped after its newest checkpoint on disk.
+
+        It may have been: the checkpoint of the stop is deleted with ``save_total_limit=1`` where
+        the best is another. Resuming from an older checkpoint than the newest is going back.
+        """
+        newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if newest is None or Path(newest).name != f"checkpoint-{state.global_step}":
+            return
+        whole = rows.continuation(Path(args.output_dir) / rows.HISTORY_FILE, self.history)
+        decision = self._decide(whole)
+        if not decision.stop or not _checkpoint(args, decision.best_step).is_dir():
+            return
+        if self.continue_after_stop:
+            self._afresh_after = state.global_step
+        else:
+            self.history, self.decision = whole, decision
+
+    def _compare_settings(self, recorded: dict[str, Any]) -> None:
+        changed = {
+            key: f"{key} was {value!r} and is {self.monitor.settings[key]!r}"
+            for key, value in recorded.items()
+            if self.monitor.settings.get(key, value) != value
+        }
+        if not changed:
+            return
+        what = f"the resumed run was measured otherwise: {'; '.join(changed.values())}"
+        unpaired = changed.keys() & {"resamples", "resample_size", "seed", "pool_size", "pool"}
+        if unpaired and getattr(self.policy, "significance", None):
+            raise ValueError(
+                f"{what}. A policy with `significance` compares the same resamples: expected the "
+                "settings of before"
+            )
+        warnings.warn(f"sepstop: {what}; its scores may not compare with new ones", stacklevel=2)
+
     def _say(self, state: TrainerState, line: str) -> None:
         logger.info(line)
         if self.verbose and state.is_world_process_zero:
             tqdm.write(line)
 
-    # Checks before training
-
     @property
-    def _name(self) -> str:
-        return self.monitor.criterion.name
+    def _criterion(self) -> Criterion:
+        return self.monitor.criterion
 
-    @property
-    def _higher_is_better(self) -> bool:
-        return self.monitor.criterion.higher_is_better
+    def _attached_to(self, state: TrainerState) -> Any:
+        """The Trainer of this run, if attached; an earlier one's trackers are not this run's."""
+        return self._trainer if getattr(self._trainer, "state", None) is state else None
 
     def _loads_best(self, args: TrainingArguments) -> bool:
-        return self.load_best_at_end or args.load_best_model_at_end
+        return bool(self.load_best_at_end or args.load_best_model_at_end)
+
+    def _check(self, args: TrainingArguments) -> None:
+        check_arguments(args, self._criterion, self.every_n_steps, self.load_best_at_end)
 
     def _claim(self, state: TrainerState) -> None:
         """One instance a Trainer; the state is the only thing that two instances share."""
-        owner = getattr(state, "_sepstop_callback", self)
-        if owner is not self:
-            raise ValueError(
-                "two SepStopCallbacks in one Trainer: expected one; remove the other with "
-                "trainer.remove_callback"
-            )
+        if getattr(state, "_sepstop_callback", self) is not self:
+            raise ValueError(_TWO)
         state._sepstop_callback = self
 
-    def _check_significance(self) -> None:
-        monitor = self.monitor
-        if getattr(self.policy, "significance", None) and (
-            len(monitor.resamples) < 2 or monitor.resample_size >= len(monitor.pool)
-        ):
-            raise ValueError(
-                "a policy with `significance` needs at least 2 resamples smaller than the pool, "
-                f"got {len(monitor.resamples)} of {monitor.resample_size} "
-                f"of {len(monitor.pool)} texts"
-            )
 
-    def _check(self, args: TrainingArguments) -> None:
-        metric = (args.metric_for_best_model or "").removeprefix("eval_")
-        if metric == self._name and args.greater_is_better is not self._higher_is_better:
-            raise ValueError(
-                f"metric_for_best_model={metric!r} needs greater_is_better="
-                f"{self._higher_is_better}, got {args.greater_is_better}"
-            )
-        if metric in CRITERIA and metric != self._name:
-            raise ValueError(
-                f"metric_for_best_model={metric!r}, but the criterion is {self._name!r}"
-            )
-        if _own_schedule(args):
-            return
-        if self.every_n_steps is not None:
-            raise ValueError(
-                f"every_n_steps={self.every_n_steps} is for runs with eval_strategy='no'; this "
-                f"one scores at each evaluation (eval_strategy={args.eval_strategy.value!r})"
-            )
-        if self.load_best_at_end:
-            raise ValueError(
-                "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "
-                "TrainingArguments(load_best_model_at_end=True, "
-                f"metric_for_best_model={self._name!r}, greater_is_better="
-                f"{self._higher_is_better})"
-            )
-
-    def _warn(self, args: TrainingArguments) -> None:
-        if self._trainer is None and args.report_to:
-            warnings.warn(
-                f"sepstop: the scores go to trainer_state.json but not to "
-                f"{', '.join(args.report_to)}; call callback.attach(trainer) before training",
-                stacklevel=2,
-            )
-        metric = (args.metric_for_best_model or self._name).removeprefix("eval_")
-        if not _own_schedule(args) and metric != self._name:
-            kept = "keeps" if args.save_total_limit is None else "keeps and deletes"
-            warnings.warn(
-                f"sepstop: metric_for_best_model is {metric!r}, so Trainer {kept} checkpoints "
-                f"by that; set it to {self._name!r} to keep the label-free pick",
-                stacklevel=2,
-            )
-
-
-def _own_schedule(args: TrainingArguments) -> bool:
-    return bool(args.eval_strategy == "no")
+def _checkpoint(args: TrainingArguments, step: int | None) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"
 
 
 def _leave_no_trace(control: TrainerControl) -> None:

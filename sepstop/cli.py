@@ -86,16 +86,13 @@ def select(
         "resample_size": resample_size,
         "seed": seed,
         "max_length": max_length,
+        "tokenizer": tokenizer,
     }
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if layer is not None:
-        options["embedder"] = {"name": embedder or "mean", "layer": layer}
+        options["embedder"] = {"layer": layer} | ({"name": embedder} if embedder else {})
     messages = Console(stderr=True)
     try:
-        if tokenizer is not None:
-            from transformers import AutoTokenizer
-
-            options["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             selection = select_checkpoint(

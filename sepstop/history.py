@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from sepstop.types import Record
 
 KEY = "sepstop"
-FILE_NAME = "sepstop_history.jsonl"
+HISTORY_FILE = "sepstop_history.jsonl"  # of a run, in its output folder
+SELECTION_FILE = "sepstop_selection.jsonl"  # of its checkpoints, scored afterwards
 _FIELDS = {field.name for field in dataclasses.fields(Record)}
 
 
@@ -102,10 +104,19 @@ def read_log_history(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]
 def write_history(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """One JSON object a line; the file is replaced as a whole or not at all."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(to_dict(record), allow_nan=False) for record in records]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text("".join(line + "\n" for line in lines))
     os.replace(unfinished, path)
+
+
+def try_to_write(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """`write_history`, where a full or forbidden disk is a warning."""
+    try:
+        write_history(path, records)
+    except OSError as error:
+        warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=3)
 
 
 def read_history(path: str | os.PathLike[str]) -> list[Record]:
@@ -121,6 +132,17 @@ def read_history(path: str | os.PathLike[str]) -> list[Record]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return records
+
+
+def continuation(path: str | os.PathLike[str], history: list[Record]) -> list[Record]:
+    """The records of a file that goes on from ``history``; or ``history`` if it doesn't."""
+    try:
+        stored = read_history(path)
+    except (OSError, ValueError):
+        return history
+    prefix = stored[: len(history)]
+    # NaN is not equal to itself, but None is.
+    return stored if list(map(to_dict, prefix)) == list(map(to_dict, history)) else history
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class Monitor:
         seed: of the sample of the pool and of the resamples.
         resample_size: points n in each; by default half the pool, at most 1000. Scores
             depend on it: compare only runs with the same.
-        tokenizer: by default the one of the Trainer, or the one saved with the model.
+        tokenizer: one, or its folder or hub name; by default that of the Trainer, or else the one
+            saved with the model.
         text_column: the pool's column with the texts.
         pool_size: a larger pool is sampled down to this many texts; None takes all.
         max_length: texts are cut at this many tokens (or at the tokenizer's own limit).
@@ -95,7 +97,8 @@ class Monitor:
         self.max_length = max_length
         self.batch_size = batch_size
         self.progress = progress
-        self._tokenizer = tokenizer
+        named = isinstance(tokenizer, (str, Path))
+        self._tokenizer = load_tokenizer(tokenizer) if named else tokenizer
         self._tokens: list[Tensor] | None = None
         self._pad_token_id = 0
 
@@ -199,7 +202,7 @@ class Monitor:
             if self.pool.is_tokenized:
                 ids: Any = [row[: self.max_length] for row in self.pool.rows]
             else:
-                tokenizer = tokenizer or _saved_tokenizer(model)
+                tokenizer = tokenizer or _tokenizer_of(model)
                 tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
                 limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
                 ids = tokenizer(
@@ -227,19 +230,34 @@ def _check_tokens(rows: Sequence[Any], ids: Sequence[Sequence[int]], max_length:
         )
 
 
-def _saved_tokenizer(model: nn.Module) -> Any:
-    """The tokenizer in the folder or repository that the model was loaded from."""
+def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a folder or hub repository.
+
+    Raises:
+        ValueError: there is none, or one of special tokens alone, which transformers makes up
+            for a folder without.
+    """
     from transformers import AutoTokenizer
 
-    origin = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(origin) if origin else None
-        why = f"{origin!r} holds none" if origin else "the model does not tell where it came from"
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raise all kinds
-        tokenizer, why = None, f"none loads from {origin!r}: {str(error).splitlines()[0]}"
-    # Where a folder has no tokenizer, transformers makes one of the special tokens alone.
-    if tokenizer is not None and len(tokenizer) > len(tokenizer.all_special_ids):
-        return tokenizer
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"no tokenizer loads from {str(source)!r}: {why}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"no tokenizer loads from {str(source)!r}: it has special tokens only")
+    return tokenizer
+
+
+def _tokenizer_of(model: nn.Module) -> Any:
+    """The tokenizer in the folder or repository that the model was loaded from."""
+    source = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        if source:
+            return load_tokenizer(source)
+        why = "the model does not tell where it came from"
+    except ValueError as error:
+        why = str(error)
     raise ValueError(
         f"no tokenizer for the pool: {why}; pass processing_class= to the Trainer, tokenizer= "
         "(--tokenizer) to sepstop, or a pool that is already tokenised"

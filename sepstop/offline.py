@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sepstop import history as rows
-from sepstop.monitor import Monitor
+from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
 from sepstop.policies import POLICIES, Mode, best_record, replay
 from sepstop.pool import read_pool
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Record
 
+_DEFAULTS = {"criterion": "separability", "embedder": "mean"}
 _SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
 
 
@@ -94,7 +95,7 @@ def select_checkpoint(
         trust_remote_code: allow a model to bring code of its own.
         text_column, pool_size, **monitor_options: see `Monitor`.
         progress: show a bar.
-        write_history: leave the records in ``run_dir/sepstop_history.jsonl``.
+        write_history: leave the records in ``run_dir/sepstop_selection.jsonl``.
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
@@ -103,7 +104,7 @@ def select_checkpoint(
     checkpoints = find_checkpoints(run_dir)
     log_history = _newest_log_history(checkpoints)
     recorded = rows.settings_in(log_history) or {}
-    options = {key: recorded[key] for key in _SETTINGS if key in recorded} | monitor_options
+    options = _with_recorded(monitor_options, recorded)
     texts = read_pool(
         pool, text_column, pool_size or recorded.get("pool_size", 2000), options.get("seed", 0)
     )
@@ -116,13 +117,17 @@ def select_checkpoint(
         )
         if "resample_size" not in monitor_options:
             options["resample_size"] = None
-    options.setdefault("tokenizer", _saved_tokenizer(checkpoints, trust_remote_code))
+    tokenizer = options.get("tokenizer")
+    if tokenizer is None:
+        options["tokenizer"] = _saved_tokenizer(checkpoints, trust_remote_code)
+    elif isinstance(tokenizer, (str, Path)):
+        options["tokenizer"] = load_tokenizer(tokenizer, trust_remote_code)
     monitor = Monitor(texts, **options)
     mode: Mode = "max" if monitor.criterion.higher_is_better else "min"
     policy = None if policy is None else build("policy", policy, POLICIES)
     if getattr(policy, "mode", mode) != mode:
         raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
 
     records: dict[int, Record] = {}
     skipped: dict[Path, str] = {}
@@ -141,7 +146,7 @@ def select_checkpoint(
             + ("; ".join(causes[:3]) or "every score is NaN")
         )
     if write_history:
-        _try_to_write(Path(run_dir) / rows.FILE_NAME, history)
+        rows.try_to_write(Path(run_dir) / rows.SELECTION_FILE, history)
     return Selection(
         decision=decision,
         records=tuple(history),
@@ -150,6 +155,25 @@ def select_checkpoint(
         higher_is_better=mode == "max",
         online_best_step=_online_best_step(log_history),
     )
+
+
+def _with_recorded(options: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """``options`` for the Monitor, what they leave open taken from the run's own settings.
+
+    A mapping without a "name" changes parameters of the recorded criterion or embedder.
+    """
+    options = {key: recorded[key] for key in _SETTINGS if key in recorded} | options
+    for kind in ("criterion", "embedder"):
+        settings, of_run = options.get(kind), recorded.get(kind, {})
+        if not isinstance(settings, Mapping) or "name" in settings:
+            continue
+        if "custom" in of_run:
+            raise ValueError(
+                f"the run used a {kind} of its own, {of_run['custom']}, which its settings can't "
+                f"make again; pass {kind}=, for instance as 'module:attribute'"
+            )
+        options[kind] = {"name": _DEFAULTS[kind]} | of_run | dict(settings)
+    return options
 
 
 def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:
@@ -173,6 +197,15 @@ def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:
             f"expected folders named checkpoint-<step> in {run_dir}, found {names}{hint}"
         )
     return found
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"no device {device}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def load_model(checkpoint: str | Path, trust_remote_code: bool = False) -> nn.Module:
@@ -230,12 +263,10 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
 
 def _saved_tokenizer(checkpoints: dict[int, Path], trust_remote_code: bool) -> Any:
     """The tokenizer that Trainer left with a checkpoint; None lets the Monitor ask the model."""
-    from transformers import AutoTokenizer
-
     for path in checkpoints.values():
         if (path / "tokenizer_config.json").is_file():
-            with suppress(OSError, ValueError):  # a broken folder; the next may do
-                return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            with suppress(ValueError):  # a broken folder; the next may do
+                return load_tokenizer(path, trust_remote_code)
     return None
 
 
@@ -285,13 +316,6 @@ def _epoch(checkpoint: Path) -> float | None:
             if "epoch" in row:
                 return float(row["epoch"])
     return None
-
-
-def _try_to_write(path: Path, history: list[Record]) -> None:
-    try:
-        rows.write_history(path, history)
-    except OSError as error:
-        warnings.warn(f"could not write {path}: {error}", stacklevel=3)
 
 
 @contextmanager

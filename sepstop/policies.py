@@ -29,13 +29,17 @@ def best_record(history: Sequence[Record], mode: Mode = "max") -> Record | None:
     return max(candidates, key=lambda record: (sign * record.score, -record.step))
 
 
-def decide(policy: Policy, history: Sequence[Record], mode: Mode | None = None) -> Decision:
+def decide(
+    policy: Policy, history: Sequence[Record], mode: Mode | None = None, after: int = -1
+) -> Decision:
     """The decision on the newest record of a run that may have gone on after a stop.
 
     Records after a stop mean that somebody told the run to go on: the policy starts afresh
-    on them. The best step is always that of the whole run.
+    on them. Likewise it looks only at records after step ``after``. The best step is always that
+    of the whole run.
     """
-    decision, start = policy(history), 0
+    start = sum(record.step <= after for record in history)
+    decision = policy(history[start:])
     while decision.stop and decision.step is not None and decision.step < history[-1].step:
         stopped = decision.step
         afresh = next(i for i, record in enumerate(history) if record.step > stopped)

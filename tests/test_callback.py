@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_encoder
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sepstop import Decision, Monitor, Patience, Plateau, SepStopCallback, replay
-from sepstop.history import read_log_history, records_in
+from sepstop.history import HISTORY_FILE, read_history, read_log_history, records_in
 
 NEVER = Patience(patience=None)
 
@@ -157,6 +157,28 @@ def test_attach_adds_a_callback_that_is_not_there_yet(make_trainer, pool):
     callback = SepStopCallback(pool, policy=NEVER).attach(trainer)
     trainer.train()
     assert len(callback.history) == 6
+
+
+def test_a_failed_attach_leaves_the_trainer_as_it_was(make_trainer, pool):
+    trainer = make_trainer(None)
+    with pytest.raises(ValueError, match="every_n_steps=5 is for runs with"):
+        SepStopCallback(pool, every_n_steps=5).attach(trainer)
+    SepStopCallback(pool).attach(trainer)
+    with pytest.raises(ValueError, match="two SepStopCallbacks"):
+        SepStopCallback(pool).attach(trainer)
+    trainer.train()
+
+
+def test_a_callback_used_again_logs_to_the_trainer_of_now(make_trainer, pool):
+    callback = SepStopCallback(pool, policy=NEVER)
+    first = make_trainer(callback, max_steps=2)
+    callback.attach(first)
+    first.train()
+    before = list(first.state.log_history)
+    second = make_trainer(callback, max_steps=2)
+    second.train()
+    assert first.state.log_history == before
+    assert any("eval_separability" in row for row in second.state.log_history)
 
 
 def test_each_score_is_a_line_on_the_terminal(make_trainer, pool, capsys):
@@ -326,6 +348,129 @@ def test_a_resumed_run_decides_like_an_uninterrupted_one(make_trainer, pool, sch
     assert again.state.global_step == trainer.state.global_step
 
 
+def test_a_checkpoint_saved_before_its_score_is_saved_again(make_trainer, pool):
+    """An epoch ends after its last step's save, so that save would lack the epoch's score."""
+    options = {"eval_strategy": "no", "save_steps": 8, "max_steps": 24}  # 8 steps an epoch
+    callback = SepStopCallback(pool, policy=NEVER)
+    trainer = make_trainer(callback, **options)
+    trainer.train()
+    assert steps(callback) == checkpoints(trainer) == [8, 16, 24]
+    for step in (8, 16, 24):
+        saved = read_log_history(Path(trainer.args.output_dir) / f"checkpoint-{step}")
+        assert [record.step for record in records_in(saved)] == list(range(8, step + 1, 8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BEST | {"save_total_limit": 1},
+        BEST | {"save_strategy": "best", "save_total_limit": 1},
+        {"eval_strategy": "no", "save_total_limit": 1},
+        {"eval_strategy": "no", "save_strategy": "no"},
+    ],
+    ids=str,
+)
+def test_a_run_stopped_after_its_last_checkpoint_stays_stopped(make_trainer, pool, options):
+    """The checkpoint of the stop is deleted, or was never written; the best one is left."""
+    own = options.get("eval_strategy") == "no"
+
+    def run(scores, **kwargs):
+        callback = SepStopCallback(
+            pool,
+            Scripted(scores),
+            Patience(patience=2),
+            every_n_steps=2 if own else None,
+            load_best_at_end=own,
+            **kwargs,
+        )
+        return callback, make_trainer(callback, max_steps=24, **options)
+
+    first, trainer = run([0.1, 0.9, 0.3, 0.2])
+    trainer.train()
+    assert first.decision.stop
+    assert 8 not in checkpoints(trainer)
+
+    again, resumed = run([])
+    resumed.train(resume_from_checkpoint=True)
+    assert again.decision == first.decision
+    assert resumed.state.global_step <= 5
+    for a, b in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    on, resumed = run([0.4, 0.3, 0.2], continue_after_stop=True)
+    resumed.train(resume_from_checkpoint=True)
+    assert [record.score for record in on.history] == pytest.approx([0.1, 0.9, 0.4, 0.3, 0.2])
+    assert on.decision.best_step == 4
+
+
+def test_going_back_to_an_older_checkpoint_replays_from_there(make_trainer, pool):
+    def run(scores):
+        callback = SepStopCallback(pool, Scripted(scores), Patience(patience=2))
+        return callback, make_trainer(callback, max_steps=24)
+
+    _, trainer = run([0.1, 0.9, 0.3, 0.2])
+    trainer.train()
+    callback, resumed = run([0.8, 0.85, 0.7, 0.6])
+    resumed.train(resume_from_checkpoint=str(Path(trainer.args.output_dir) / "checkpoint-2"))
+    assert [record.score for record in callback.history] == pytest.approx(
+        [0.1, 0.8, 0.85, 0.7, 0.6]
+    )
+
+
+def test_the_history_is_on_disk_after_each_score(make_trainer, pool):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            file = Path(args.output_dir) / HISTORY_FILE
+            seen.append(len(read_history(file)) if file.is_file() else 0)
+
+    callback = SepStopCallback(pool, policy=NEVER, every_n_steps=2)
+    trainer = make_trainer(callback, eval_strategy="no", save_strategy="no", max_steps=4)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert seen == [0, 1, 1, 2]
+    assert read_history(Path(trainer.args.output_dir) / HISTORY_FILE) == callback.history
+
+
+def test_a_history_that_can_not_be_written_is_a_warning(make_trainer, pool):
+    trainer = make_trainer(SepStopCallback(pool, policy=NEVER), max_steps=2)
+    (Path(trainer.args.output_dir) / HISTORY_FILE).mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="could not write .*sepstop_history"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_moved_run_loads_its_best_on_resuming(make_trainer, pool, tmp_path):
+    def run(**options):
+        callback = SepStopCallback(
+            pool, Scripted([0.1, 0.9, 0.3]), NEVER, every_n_steps=2, load_best_at_end=True
+        )
+        return make_trainer(callback, eval_strategy="no", **options)
+
+    trainer = run(max_steps=4)
+    trainer.train()
+    Path(trainer.args.output_dir).rename(tmp_path / "moved")
+    moved = run(max_steps=6, output_dir=str(tmp_path / "moved"))
+    moved.train(resume_from_checkpoint=True)
+    assert moved.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-4")
+    for a, b in zip(weights_of(moved, 4).parameters(), moved.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_that_is_broken_off_leaves_the_arguments_as_they_were(make_trainer, pool):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            raise KeyboardInterrupt
+
+    callback = SepStopCallback(pool, load_best_at_end=True)
+    trainer = make_trainer(callback, eval_strategy="no")
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.args.load_best_model_at_end is False
+
+
 def test_a_stopped_run_stays_stopped(make_trainer, pool):
     def run(**kwargs):
         callback = SepStopCallback(pool, policy=StopAt(6), **kwargs)
@@ -371,7 +516,36 @@ def test_resuming_with_another_pool_warns(make_trainer, pool):
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_significance_needs_the_same_resamples_on_resuming(make_trainer, pool):
+    policy = Patience(patience=9, significance=0.05)
+    make_trainer(SepStopCallback(pool, policy=policy), max_steps=4).train()
+    trainer = make_trainer(SepStopCallback(pool, policy=policy, resamples=7))
+    with pytest.raises(ValueError, match=r"resamples was 20 and is 7.*`significance`"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+
+
 # Failures
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_failing_policy_is_a_warning_and_training_goes_on(make_trainer, pool, resume):
+    def policy(history):
+        if len(history) == 2:
+            raise ZeroDivisionError("nothing to divide by")
+        return Decision(False, None, "fine")
+
+    if resume:
+        make_trainer(SepStopCallback(pool, policy=NEVER), max_steps=4).train()
+    callback = SepStopCallback(pool, policy=policy)
+    trainer = make_trainer(callback, max_steps=6, **BEST)
+    with pytest.warns(RuntimeWarning, match="could not decide at step 4.*nothing to divide by"):
+        trainer.train(resume_from_checkpoint=resume)
+    assert trainer.state.global_step == 6
+    assert callback.decision.reason == "fine"
+    callback = SepStopCallback(pool, policy=policy, on_error="raise")
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(callback, max_steps=6, **BEST).train()
 
 
 def test_a_failing_measurement_is_a_warning_and_training_goes_on(make_trainer, pool):
@@ -452,8 +626,8 @@ def test_settings_that_can_not_be(pool, options, message):
 def test_options_of_a_ready_monitor_belong_to_it(pool):
     monitor = Monitor(pool)
     assert SepStopCallback(monitor).monitor is monitor
-    with pytest.raises(ValueError, match=r"give \['resamples'\] to the Monitor"):
-        SepStopCallback(monitor, resamples=3)
+    with pytest.raises(ValueError, match=r"give \['embedder', 'resamples'\] to the Monitor"):
+        SepStopCallback(monitor, resamples=3, embedder="cls")
 
 
 def test_a_missing_tokenizer_is_said_before_the_first_step(make_trainer, pool):

@@ -66,12 +66,69 @@ def test_a_run_stops_and_leaves_what_the_offline_pick_needs(settings, tmp_path, 
     assert selection.best_step == callback.decision.best_step
 
 
+def load(settings, *options):
+    parser = finetune.build_parser()
+    config = parser.parse_args([f"--config={settings}", *options])
+    return finetune.load_data(parser.instantiate(config).data)
+
+
 def test_labelled_rows_and_pool_are_disjoint(settings):
-    config = finetune.build_parser().parse_args([f"--config={settings}"])
-    data = finetune.load_data(finetune.build_parser().instantiate(config).data)
-    assert not set(data.train["body"]) & set(data.pool["body"])
-    assert data.pool.column_names == ["body"]
+    data = load(settings)
+    assert not set(data.train["text"]) & set(data.pool["text"])
+    assert data.pool.column_names == ["text"]
     assert data.names == ["bad", "good"]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([2, 10, 1, 10], ["1", "2", "10"]),
+        (["b", "a", "c", "a"], ["a", "b", "c"]),
+        ([True, False, True, True], ["False", "True"]),
+    ],
+)
+def test_classes_are_in_order_and_validation_is_numbered_by_them(settings, tmp_path, labels, names):
+    """Also where the columns are named the other way round, and validation lacks a class."""
+    rows = [{"label": f"text {i}", "text": labels[i % 4]} for i in range(40)]
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    validation = write_rows(tmp_path / "validation.jsonl", rows[1::2])
+    data = load(
+        settings,
+        f"--data.train={train}",
+        f"--data.validation={validation}",
+        "--data.text_column=label",
+        "--data.label_column=text",
+        "--data.labeled_rows=20",
+    )
+    assert data.names == names
+    numbers = {row["label"]: names.index(str(row["text"])) for row in rows}
+    for split in (data.train, data.validation):
+        assert [numbers[text] for text in split["text"]] == list(split["label"])
+    assert len(data.validation) == 20
+
+
+def test_rows_without_a_label_are_pool(settings, tmp_path):
+    rows = [{"body": f"text {i}", "topic": ["a", "b", None][i % 3]} for i in range(60)]
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    data = load(settings, f"--data.train={train}", "--data.labeled_rows=null")
+    assert len(data.train) == 40
+    assert sorted(data.pool["text"]) == sorted(r["body"] for r in rows if r["topic"] is None)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("c", "has a label 'c' that the training split has not"), (None, "rows without a label")],
+)
+def test_validation_labels_must_be_known(settings, tmp_path, label, message):
+    rows = [{"body": f"text {i}", "topic": "bad"} for i in range(5)]
+    file = write_rows(tmp_path / "odd.jsonl", [*rows, {"body": "text", "topic": label}])
+    with pytest.raises(SystemExit, match=message):
+        load(settings, f"--data.validation={file}")
 
 
 def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
@@ -121,6 +178,8 @@ def test_lora_on_a_decoder_without_padding_token(settings, tmp_path, bare_tokeni
     [
         ("--data.text_column=text", "no column 'text' in .*; it has body, topic"),
         ("--data.labeled_rows=140", "leaves no pool"),
+        ("--data.labeled_rows=0", "expected data.labeled_rows >= 1, got 0"),
+        ("--data.label_column=body", "'body' can't be both texts and labels"),
         ("--data.train=none.csv", "no data file at none.csv"),
     ],
 )

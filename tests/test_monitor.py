@@ -56,8 +56,9 @@ def test_the_tokenizer_saved_with_the_model_is_found(pool, tokenizer, encoder, t
     encoder.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = type(encoder).from_pretrained(tmp_path)
-    found = Monitor(pool, resamples=6, resample_size=30).measure(loaded, 1)
-    assert found.resamples == monitor.measure(encoder, 1).resamples
+    for given in (None, tmp_path, str(tmp_path)):
+        found = Monitor(pool, resamples=6, resample_size=30, tokenizer=given).measure(loaded, 1)
+        assert found.resamples == monitor.measure(encoder, 1).resamples
 
 
 def test_no_tokenizer_anywhere_is_an_error(pool, encoder):
@@ -68,7 +69,7 @@ def test_no_tokenizer_anywhere_is_an_error(pool, encoder):
 def test_a_tokenizer_of_special_tokens_alone_is_none(pool, encoder, tmp_path):
     encoder.save_pretrained(tmp_path)  # transformers makes one up for a folder without
     loaded = type(encoder).from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no tokenizer for the pool: .* holds none; pass"):
+    with pytest.raises(ValueError, match=r"no tokenizer for the pool: .* special tokens only"):
         Monitor(pool).prepare(loaded)
 
 

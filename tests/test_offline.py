@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sepstop import Patience, Plateau, SepStopCallback, select_checkpoint
 from sepstop.cli import app
-from sepstop.history import FILE_NAME, read_history
+from sepstop.history import HISTORY_FILE, SELECTION_FILE, read_history
 from sepstop.offline import find_checkpoints, load_model
 
 
@@ -81,7 +81,7 @@ def test_the_offline_pick_and_scores_are_the_online_ones(run, finished, pool_fil
     for offline, online in zip(selection.records, callback.history, strict=True):
         assert offline.resamples == pytest.approx(online.resamples, abs=1e-6)
         assert offline.epoch == pytest.approx(online.epoch)
-    assert read_history(run / FILE_NAME) == list(selection.records)
+    assert read_history(run / SELECTION_FILE) == list(selection.records)
 
 
 def test_a_policy_is_replayed(run, pool_file, finished):
@@ -104,6 +104,35 @@ def test_ranking_is_from_best_to_worst(run, pool_file):
 def test_settings_given_win_over_the_recorded_ones(run, pool_file):
     selection = select_checkpoint(run, pool_file, resamples=3, embedder="mean", progress=False)
     assert {len(record.resamples) for record in selection.records} == {3}
+
+
+def test_a_part_of_the_embedder_s_settings_changes_the_recorded_one(run, pool_file, finished):
+    given = {"embedder": {"name": "cls", "layer": 2}}
+    expected = select_checkpoint(run, pool_file, progress=False, **given)
+    part = select_checkpoint(run, pool_file, embedder={"layer": 2}, progress=False)
+    assert part.records[0].resamples == expected.records[0].resamples
+    assert part.records[0].resamples != finished[1].history[0].resamples
+
+
+def test_an_embedder_that_settings_can_not_make_again_is_asked_for(
+    tmp_path, tokenizer, train_rows, pool_file
+):
+    def embedder(model, input_ids, attention_mask):
+        backbone = getattr(model, "bert", model)
+        return backbone(input_ids, attention_mask).last_hidden_state[:, 0]
+
+    callback = SepStopCallback(pool_file, embedder=embedder, every_n_steps=4)
+    folder = tmp_path / "run"
+    train(folder, tokenizer, train_rows, callback, make_encoder(), max_steps=8)
+    with pytest.raises(ValueError, match=r"embedder of its own, .*locals>.embedder, .*pass emb"):
+        select_checkpoint(folder, pool_file, progress=False)
+    selection = select_checkpoint(folder, pool_file, embedder=embedder, progress=False)
+    assert selection.best_step == callback.decision.best_step
+
+
+def test_the_run_s_own_history_is_left_as_it_is(run, pool_file, finished):
+    select_checkpoint(run, pool_file, resamples=3, progress=False)
+    assert read_history(run / HISTORY_FILE) == finished[1].history
 
 
 def test_another_pool_is_pointed_out_and_still_ranks(run, pool):
@@ -243,6 +272,14 @@ def test_errors_are_a_sentence_and_status_two(run, pool_file):
     assert "Traceback" not in result.output
     assert sepstop(run.parent, "--pool", pool_file).exit_code == 2
     assert sepstop(run, "--pool", run / "none.txt").exit_code == 2
+    result = sepstop(run, "--pool", pool_file, "--device", "gpu")
+    assert result.exit_code == 2
+    assert "no device gpu" in result.stderr
+    (run / "tokenizer.json").write_text("{")
+    (run / "tokenizer_config.json").write_text("{}")
+    result = sepstop(run, "--pool", pool_file, "--tokenizer", run)
+    assert result.exit_code == 2
+    assert "no tokenizer loads from" in " ".join(result.stderr.split())
 
 
 def test_version():

@@ -1,0 +1,89 @@
+"""What contradicts itself in a run's arguments, said before training."""
+
+from __future__ import annotations
+
+import warnings
+
+from transformers import TrainingArguments
+
+from sepstop.criteria import CRITERIA
+from sepstop.monitor import Monitor
+from sepstop.types import Criterion, Policy
+
+
+def own_schedule(args: TrainingArguments) -> bool:
+    """Whether the pool is scored without evaluations of the Trainer."""
+    return bool(args.eval_strategy == "no")
+
+
+def check_policy(policy: Policy, monitor: Monitor) -> None:
+    """
+    Raises:
+        ValueError: ``policy`` can't decide on the records of ``monitor``.
+    """
+    mode = "max" if monitor.criterion.higher_is_better else "min"
+    if getattr(policy, "mode", mode) != mode:
+        raise ValueError(
+            f"the criterion {monitor.criterion.name!r} is better when "
+            f"{'high' if mode == 'max' else 'low'}er: expected a policy with mode={mode!r}, "
+            f"got {policy}"
+        )
+    if getattr(policy, "significance", None) and (
+        len(monitor.resamples) < 2 or monitor.resample_size >= len(monitor.pool)
+    ):
+        raise ValueError(
+            "a policy with `significance` needs at least 2 resamples smaller than the pool, "
+            f"got {len(monitor.resamples)} of {monitor.resample_size} of {len(monitor.pool)} texts"
+        )
+
+
+def check_arguments(
+    args: TrainingArguments,
+    criterion: Criterion,
+    every_n_steps: int | None,
+    load_best_at_end: bool,
+) -> None:
+    """
+    Raises:
+        ValueError: the Trainer's arguments contradict the callback's.
+    """
+    name, higher = criterion.name, bool(criterion.higher_is_better)
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if metric == name and bool(args.greater_is_better) is not higher:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} needs greater_is_better={higher}, "
+            f"got {args.greater_is_better}"
+        )
+    if metric in CRITERIA and metric != name:
+        raise ValueError(f"metric_for_best_model={metric!r}, but the criterion is {name!r}")
+    if own_schedule(args):
+        return
+    if every_n_steps is not None:
+        raise ValueError(
+            f"every_n_steps={every_n_steps} is for runs with eval_strategy='no'; this "
+            f"one scores at each evaluation (eval_strategy={args.eval_strategy.value!r})"
+        )
+    if load_best_at_end:
+        raise ValueError(
+            "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "
+            "TrainingArguments(load_best_model_at_end=True, "
+            f"metric_for_best_model={name!r}, greater_is_better={higher})"
+        )
+
+
+def warn_of_arguments(args: TrainingArguments, criterion: Criterion, attached: bool) -> None:
+    """Warn of arguments that are allowed but may not be meant."""
+    if args.report_to and not attached:
+        warnings.warn(
+            f"sepstop: the scores go to trainer_state.json but not to "
+            f"{', '.join(args.report_to)}; call callback.attach(trainer) before training",
+            stacklevel=3,
+        )
+    metric = (args.metric_for_best_model or criterion.name).removeprefix("eval_")
+    if not own_schedule(args) and metric != criterion.name:
+        kept = "keeps" if args.save_total_limit is None else "keeps and deletes"
+        warnings.warn(
+            f"sepstop: metric_for_best_model is {metric!r}, so Trainer {kept} checkpoints "
+            f"by that; set it to {criterion.name!r} to keep the label-free pick",
+            stacklevel=3,
+        )
