@@ -6,7 +6,7 @@ import warnings
 
 from transformers import TrainingArguments
 
-from sepstop.criteria import CRITERIA
+from sepstop.criteria import Separability
 from sepstop.monitor import Monitor
 from sepstop.types import Criterion, Policy
 
@@ -54,7 +54,7 @@ def check_arguments(
             f"metric_for_best_model={metric!r} needs greater_is_better={higher}, "
             f"got {args.greater_is_better}"
         )
-    if metric in CRITERIA and metric != name:
+    if metric == Separability.name != name:
         raise ValueError(f"metric_for_best_model={metric!r}, but the criterion is {name!r}")
     if own_schedule(args):
         return

@@ -51,7 +51,9 @@ def select(
     layer: Annotated[
         int | None, typer.Option(help="Hidden layer of the embedder; -1 is the last.")
     ] = None,
-    criterion: Annotated[str | None, typer.Option(help="separability or module:attribute.")] = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="separability, infomax, ... or module:attribute.")
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(help="Replay patience, plateau or module:attribute; by default no stop."),

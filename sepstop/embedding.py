@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -166,6 +167,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+class Observation(NamedTuple):
+    """What one pass over the texts gives, in their order, on the model's device.
+
+    Attributes:
+        points: ``(N, D)`` embeddings, float.
+        logits: ``(N, k)`` of the model's classifier, float32, if they were asked for.
+    """
+
+    points: Tensor
+    logits: Tensor | None
+
+
 def embed(
     model: nn.Module,
     tokens: Sequence[Tensor],
@@ -174,7 +187,20 @@ def embed(
     pad_token_id: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Points of the tokenised texts, in their order: -> ``(N, D)`` float on the model's device.
+    """`observe` without logits: -> ``(N, D)`` float on the model's device."""
+    return observe(model, tokens, embedder, batch_size, pad_token_id, progress).points
+
+
+def observe(
+    model: nn.Module,
+    tokens: Sequence[Tensor],
+    embedder: Embedder,
+    batch_size: int = 64,
+    pad_token_id: int = 0,
+    progress: bool = False,
+    with_logits: bool = False,
+) -> Observation:
+    """Points of the tokenised texts, and their logits from the same forward pass.
 
     Texts of like length share a batch, right-padded. When the device runs out of memory the
     batch is halved and tried again.
@@ -183,11 +209,12 @@ def embed(
         tokens: one ``(length,)`` int64 tensor a text.
 
     Raises:
-        ValueError: the embedder returned something else than ``(b, D)`` floats.
+        ValueError: the embedder returned something else than ``(b, D)`` floats, or the model
+            something else than ``(b, k)`` logits.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-    points: list[Tensor] = []
+    seen: list[Observation] = []
     done = 0
     with (
         untouched(model),
@@ -196,7 +223,7 @@ def embed(
         while done < len(order):
             batch = [tokens[i] for i in order[done : done + batch_size]]
             try:
-                points.append(_embed_batch(model, batch, embedder, pad_token_id, device))
+                seen.append(_observe_batch(model, batch, embedder, pad_token_id, with_logits))
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
@@ -207,20 +234,73 @@ def embed(
             bar.update(len(batch))
     inverse = torch.empty(len(order), dtype=torch.long)
     inverse[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(points)[inverse.to(device)]
+    inverse = inverse.to(device)
+    points = torch.cat([part.points for part in seen])[inverse]
+    logits = [part.logits for part in seen if part.logits is not None]
+    return Observation(points, torch.cat(logits)[inverse] if logits else None)
 
 
-def _embed_batch(
-    model: nn.Module, batch: list[Tensor], embedder: Embedder, pad: int, device: torch.device
-) -> Tensor:
-    input_ids = pad_sequence(batch, batch_first=True, padding_value=pad)  # (b, L)
-    lengths = torch.tensor([len(ids) for ids in batch])
-    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()  # (b, L)
-    points = embedder(model, input_ids.to(device), mask.to(device))
+def _observe_batch(
+    model: nn.Module, batch: list[Tensor], embedder: Embedder, pad: int, with_logits: bool
+) -> Observation:
+    device = next(model.parameters()).device
+    input_ids = pad_sequence(batch, batch_first=True, padding_value=pad).to(device)  # (b, L)
+    lengths = torch.tensor([len(ids) for ids in batch], device=device)
+    positions = torch.arange(input_ids.shape[1], device=device)
+    mask = (positions < lengths[:, None]).long()  # (b, L)
+    if with_logits:
+        with _one_pass(model):
+            points = embedder(model, input_ids, mask)
+            logits = classify(model, input_ids, mask)
+    else:
+        points, logits = embedder(model, input_ids, mask), None
     shape = getattr(points, "shape", None)
     if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(batch):
         raise ValueError(
             f"expected the embedder to return points of shape ({len(batch)}, D), "
             f"got {tuple(shape) if shape is not None else type(points).__name__}"
         )
-    return points.detach()
+    return Observation(points.detach(), logits)
+
+
+def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """``(b, k)`` float32 logits of a classifier.
+
+    Raises:
+        ValueError: the model gives no logits, or not one row of two or more a text.
+    """
+    output = model(input_ids=input_ids, attention_mask=attention_mask)
+    logits = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", output)
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or shape[0] != len(input_ids) or shape[1] < 2:
+        raise ValueError(
+            f"expected a classifier with logits of shape ({len(input_ids)}, k) for k >= 2 classes, "
+            f"got {shape or 'none'} from {type(model).__name__}; a criterion on predictions needs "
+            "them, one on embeddings, as 'separability', does not"
+        )
+    return logits.detach().float()
+
+
+@contextmanager
+def _one_pass(model: nn.Module) -> Iterator[None]:
+    """Within, the backbone runs once: a second call gets the output of the first."""
+    body: Any = _backbone(model)
+    if body is model:  # no head to be reached without it: it runs twice
+        yield
+        return
+    forward, own = body.forward, vars(body).get("forward")
+    outputs: list[Any] = []
+
+    @functools.wraps(forward)  # its signature is looked at
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not outputs:
+            outputs.append(forward(*args, **kwargs))
+        return outputs[0]
+
+    body.forward = once
+    try:
+        yield
+    finally:
+        del body.forward
+        if own is not None:
+            body.forward = own

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepstop.criteria import CRITERIA
-from sepstop.embedding import EMBEDDERS, embed, untouched
+from sepstop.criteria import CRITERIA, INPUTS
+from sepstop.embedding import EMBEDDERS, Observation, observe, untouched
 from sepstop.names import build, describe
 from sepstop.pool import read_pool
 from sepstop.resampling import draw_resamples, interval
@@ -37,8 +37,9 @@ class Monitor:
         pool: see `sepstop.pool.read_pool`.
         embedder: "mean", "cls", "last", a mapping as ``{"name": "mean", "layer": 6}``,
             or a function ``(model, input_ids, attention_mask) -> (b, D)``.
-        criterion: "separability" or a function ``(B, n, D) -> (B,)`` with the attributes
-            ``name`` and ``higher_is_better``.
+        criterion: a name in `sepstop.criteria.CRITERIA` or a function with the attributes
+            ``name`` and ``higher_is_better``; it gets embeddings ``(B, n, D)``, or what it names in
+            ``needs`` (see `sepstop.criteria.INPUTS`), and returns ``(B,)`` scores.
         resamples: number B of subsets of the pool that are scored.
         seed: of the sample of the pool and of the resamples.
         resample_size: points n in each; by default half the pool, at most 1000. Scores
@@ -83,6 +84,13 @@ class Monitor:
         for attribute in ("name", "higher_is_better"):
             if not hasattr(self.criterion, attribute):
                 raise ValueError(f"the criterion {criterion!r} has no attribute `{attribute}`")
+        self._needs: tuple[str, ...] = getattr(self.criterion, "needs", ("points",))
+        unknown = [need for need in self._needs if need not in INPUTS]
+        if unknown:
+            raise ValueError(
+                f"the criterion {self.criterion.name!r} needs {', '.join(unknown)}; "
+                f"known: {', '.join(INPUTS)}"
+            )
         self.pool = read_pool(pool, text_column, limit=pool_size, seed=seed)
         if resample_size is None:
             resample_size = min(len(self.pool) // 2, 1000)
@@ -100,6 +108,7 @@ class Monitor:
         named = isinstance(tokenizer, (str, Path))
         self._tokenizer = load_tokenizer(tokenizer) if named else tokenizer
         self._tokens: list[Tensor] | None = None
+        self._previous_logits: Tensor | None = None
         self._pad_token_id = 0
 
     @property
@@ -126,11 +135,12 @@ class Monitor:
             tokenizer: used if none was given to the Monitor.
 
         Raises:
-            ValueError: no tokenizer to be found, or a model that gives no embeddings.
+            ValueError: no tokenizer to be found, or a model that gives no embeddings, or no
+                logits where the criterion needs them.
         """
-        self._tokens = None
+        self._tokens = self._previous_logits = None
         longest = sorted(self._tokenized(model, tokenizer), key=len)[-2:]
-        points = embed(model, longest, self.embedder, 2, self._pad_token_id)
+        points = self._observe(model, longest).points
         if not points.is_floating_point():
             raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
 
@@ -148,15 +158,7 @@ class Monitor:
         start = time.perf_counter()
         tokens = self._tokenized(model)
         with untouched(model):
-            points = embed(
-                model,
-                tokens,
-                self.embedder,
-                self.batch_size,
-                self._pad_token_id,
-                self.progress and len(tokens) >= _LONG_POOL,
-            )
-            scores = self._score(points, step)
+            scores = self._score(self._observe(model, tokens, progress=self.progress), step)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -171,18 +173,46 @@ class Monitor:
             pool_size=len(tokens),
         )
 
-    def _score(self, points: Tensor, step: int) -> list[float]:
-        """``(N, D)`` -> the score of each resample, all of them NaN if any point is not finite."""
-        bad = int((~torch.isfinite(points).all(dim=-1)).sum())
-        if bad:
-            warnings.warn(
-                f"sepstop: {bad} of {len(points)} embeddings at step {step} are NaN or "
-                "infinite; this evaluation has no score",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return [math.nan] * len(self.resamples)
-        scores = self.criterion(points[self.resamples.to(points.device)])  # (B,)
+    def _observe(
+        self, model: nn.Module, tokens: Sequence[Tensor], progress: bool = False
+    ) -> Observation:
+        return observe(
+            model,
+            tokens,
+            self.embedder,
+            self.batch_size,
+            self._pad_token_id,
+            progress=progress and len(tokens) >= _LONG_POOL,
+            with_logits=bool({"logits", "previous_logits"} & set(self._needs)),
+        )
+
+    def _score(self, seen: Observation, step: int) -> list[float]:
+        """The score of each resample, all of them NaN if any point is not finite."""
+        inputs = {
+            "points": seen.points,
+            "logits": seen.logits,
+            "previous_logits": self._previous_logits,
+        }
+        self._previous_logits = seen.logits
+        nothing = [math.nan] * len(self.resamples)
+        chosen = self.resamples.to(seen.points.device)
+        resampled = []
+        for need in self._needs:
+            values = inputs[need]
+            if values is None:  # there is no evaluation before the first
+                return nothing
+            bad = int((~torch.isfinite(values).all(dim=-1)).sum())
+            if bad:
+                what = "embeddings" if need == "points" else need.replace("_", " ")
+                warnings.warn(
+                    f"sepstop: {bad} of {len(values)} {what} at step {step} are NaN or "
+                    "infinite; this evaluation has no score",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                return nothing
+            resampled.append(values[chosen])  # (B, n, ...)
+        scores = self.criterion(*resampled)  # (B,)
         if tuple(scores.shape) != (len(self.resamples),):
             raise ValueError(
                 f"expected the criterion {self.criterion.name!r} to return "

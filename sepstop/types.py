@@ -69,13 +69,17 @@ class Embedder(Protocol):
 
 
 class Criterion(Protocol):
-    """A label-free score of a cloud of points."""
+    """A label-free score of a model on B resamples of the pool.
+
+    It is called with what its attribute ``needs`` names, in that order; without the attribute
+    with the points, ``(B, n, D)`` float. See `sepstop.criteria.INPUTS`.
+    """
 
     name: str
     higher_is_better: bool
 
-    def __call__(self, points: Tensor) -> Tensor:
-        """``(B, n, D)`` float -> ``(B,)`` scores; NaN where a cloud has no score."""
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """-> ``(B,)`` scores; NaN where a resample has no score."""
 
 
 class Policy(Protocol):

@@ -7,9 +7,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_decoder, make_encoder
+from conftest import make_decoder, make_decoder_classifier, make_encoder
 
 from sepstop import Monitor, Plateau, h0_separability
+from sepstop.criteria import CRITERIA
 from sepstop.embedding import MeanPooling, embed
 
 
@@ -147,7 +148,10 @@ def test_a_criterion_of_ones_own(pool, tokenizer, encoder):
         ({"resample_size": 81}, "`resample_size` from 2 to the 80 texts of the pool, got 81"),
         ({"resample_size": 0}, "got 0"),
         ({"resamples": 0}, "expected `resamples` >= 1"),
-        ({"criterion": "silhouette"}, "unknown criterion 'silhouette'; known: separability"),
+        (
+            {"criterion": "depth"},
+            "unknown criterion 'depth'; known: alpha_req, bnm,",
+        ),
         ({"embedder": "max"}, "unknown embedder 'max'; known: cls, last, mean"),
         ({"embedder": {"name": "mean", "depth": 3}}, "does not take these settings"),
     ],
@@ -155,6 +159,75 @@ def test_a_criterion_of_ones_own(pool, tokenizer, encoder):
 def test_settings_that_can_not_be(pool, options, message):
     with pytest.raises(ValueError, match=message):
         Monitor(pool, **options)
+
+
+def count_passes(module):
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("make", [make_encoder, make_decoder_classifier])
+def test_logits_come_from_the_same_pass_as_the_points(pool, tokenizer, make, layer):
+    model = make()
+    monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer, embedder=MeanPooling(layer))
+    body = model.base_model
+    layers = count_passes(body.encoder.layer[0] if hasattr(body, "encoder") else body.layers[0])
+    record = monitor.measure(model, 1)
+    assert len(layers) == 2  # batches of 64 for 80 texts
+    assert "forward" not in vars(body)
+
+    model.eval()
+    ids = [torch.tensor(row) for row in tokenizer(pool)["input_ids"]]
+    with torch.no_grad():
+        logits = torch.cat([model(row[None]).logits for row in ids])
+    expected = CRITERIA["infomax"]()(logits[monitor.resamples])
+    assert record.resamples == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_every_criterion_scores_a_classifier(pool, tokenizer, encoder):
+    for name, criterion in CRITERIA.items():
+        monitor = Monitor(pool, criterion=name, tokenizer=tokenizer)
+        monitor.measure(encoder, 1)
+        record = monitor.measure(encoder, 2)
+        assert record.is_finite, name
+        assert record.criterion == criterion.name == name
+
+
+def test_churn_starts_with_the_second_evaluation(pool, tokenizer, encoder):
+    monitor = Monitor(pool, criterion="churn", tokenizer=tokenizer)
+    assert not monitor.measure(encoder, 1).is_finite
+    assert monitor.measure(encoder, 2).score == 0
+    encoder.classifier.weight.data.neg_()
+    encoder.classifier.bias.data.neg_()
+    assert monitor.measure(encoder, 3).score == 1
+    monitor.prepare(encoder)
+    assert not monitor.measure(encoder, 1).is_finite
+
+
+def test_predictions_need_a_classifier(pool, tokenizer):
+    monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"expected a classifier with logits of shape \(2, k\)"):
+        monitor.prepare(make_decoder())
+    with pytest.raises(ValueError, match=r"got none from BertModel"):
+        monitor.prepare(make_encoder().bert)
+
+
+def test_a_criterion_s_unknown_needs_are_named(pool):
+    def greedy(labels):
+        return labels
+
+    greedy.name, greedy.higher_is_better, greedy.needs = "greedy", True, ("labels",)
+    with pytest.raises(ValueError, match="'greedy' needs labels; known: points, logits"):
+        Monitor(pool, criterion=greedy)
+
+
+def test_logits_that_are_not_finite_give_no_score(pool, tokenizer, encoder):
+    encoder.classifier.bias.data[0] = math.nan
+    monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer)
+    with pytest.warns(RuntimeWarning, match="80 of 80 logits at step 3 are NaN"):
+        assert not monitor.measure(encoder, 3).is_finite
 
 
 def test_one_resample_has_no_interval(pool, tokenizer, encoder):

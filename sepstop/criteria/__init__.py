@@ -1,7 +1,43 @@
-"""Label-free scores of a cloud of embeddings: a pure function and a thin class each."""
+"""Label-free scores of a model: a pure function and a thin class each.
 
+A criterion is called with what it names in ``needs``, in that order; `INPUTS` lists what there is.
+"""
+
+from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
+from sepstop.criteria.persistence import TotalPersistence
+from sepstop.criteria.predictions import BNM, SND, Churn, InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability
+from sepstop.criteria.spectrum import (
+    AlphaReQ,
+    Coherence,
+    NESum,
+    RankMe,
+    SelfClustering,
+    StableRank,
+)
 
-CRITERIA: dict[str, type] = {"separability": Separability}
+INPUTS = {
+    "points": "embeddings of a resample, (B, n, D)",
+    "logits": "the classifier's logits on them, (B, n, k)",
+    "previous_logits": "the same at the evaluation before, (B, n, k)",
+}
 
-__all__ = ["CRITERIA", "Separability", "h0_separability"]
+CRITERIA: dict[str, type] = {
+    "separability": Separability,
+    "total_persistence": TotalPersistence,
+    "rankme": RankMe,
+    "alpha_req": AlphaReQ,
+    "nesum": NESum,
+    "stable_rank": StableRank,
+    "self_clustering": SelfClustering,
+    "coherence": Coherence,
+    "silhouette": Silhouette,
+    "calinski_harabasz": CalinskiHarabasz,
+    "entropy": NegativeEntropy,
+    "infomax": InfoMax,
+    "bnm": BNM,
+    "snd": SND,
+    "churn": Churn,
+}
+
+__all__ = ["CRITERIA", "INPUTS", "Separability", "h0_separability"]

@@ -1,0 +1,143 @@
+"""Scores of a classifier's predictions on the pool.
+
+P is the softmax of the logits, one row a text; H the entropy in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Over the last dimension."""
+    return torch.special.entr(probabilities).sum(dim=-1)
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """``-mean H(P_i)``, at most 0: ``(B, n, k)`` -> ``(B,)``.
+
+    References:
+        The entropy validator of arXiv:2208.07360 (pytorch-adapt).
+    """
+    return -_entropy(logits.double().softmax(dim=-1)).mean(dim=-1)
+
+
+def infomax(logits: Tensor) -> Tensor:
+    """``H(mean P) - mean H(P_i)``: sure of each text, and all classes in use.
+
+    The mutual information of text and predicted class, from 0 to log k:
+    ``(B, n, k)`` -> ``(B,)``.
+
+    References:
+        Krause, Perona & Gomes, Discriminative Clustering by Regularized Information
+        Maximization, NIPS 2010.
+    """
+    probabilities = logits.double().softmax(dim=-1)
+    return _entropy(probabilities.mean(dim=-2)) - _entropy(probabilities).mean(dim=-1)
+
+
+def bnm(logits: Tensor) -> Tensor:
+    """Nuclear norm of P: ``(B, n, k)`` -> ``(B,)``. It grows with the root of n.
+
+    References:
+        arXiv:2003.12237, Batch Nuclear-norm Maximization.
+    """
+    return torch.linalg.svdvals(logits.double().softmax(dim=-1)).sum(dim=-1)
+
+
+def snd(logits: Tensor, temperature: float = 0.05) -> Tensor:
+    """Soft neighborhood density: mean entropy of each text's similarities to the others.
+
+    Cosine similarities of the rows of P, each to the others only, softmax with the
+    temperature: ``(B, n, k)`` -> ``(B,)``.
+
+    References:
+        arXiv:2108.10860, Tune it the Right Way.
+    """
+    rows = normalize(logits.double().softmax(dim=-1), dim=-1)
+    similar = rows @ rows.mT / temperature  # (B, n, n)
+    similar.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+    return _entropy(similar.softmax(dim=-1)).mean(dim=-1)
+
+
+def churn(logits: Tensor, previous_logits: Tensor) -> Tensor:
+    """Share of texts whose predicted class is another than before: ``(B, n, k)`` twice -> ``(B,)``.
+
+    References:
+        arXiv:2502.07551, Label Wave.
+    """
+    return (logits.argmax(dim=-1) != previous_logits.argmax(dim=-1)).double().mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class NegativeEntropy:
+    """`negative_entropy` as a criterion."""
+
+    name: ClassVar[str] = "entropy"
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return negative_entropy(logits)
+
+
+@dataclass(frozen=True)
+class InfoMax:
+    """`infomax` as a criterion."""
+
+    name: ClassVar[str] = "infomax"
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return infomax(logits)
+
+
+@dataclass(frozen=True)
+class BNM:
+    """`bnm` as a criterion."""
+
+    name: ClassVar[str] = "bnm"
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return bnm(logits)
+
+
+@dataclass(frozen=True)
+class SND:
+    """`snd` as a criterion."""
+
+    temperature: float = 0.05
+    name: ClassVar[str] = "snd"
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"expected `temperature` > 0, got {self.temperature}")
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return snd(logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class Churn:
+    """`churn` since the evaluation before; the first evaluation has no score.
+
+    What was predicted before is not part of a record, so the first evaluation after a resume has
+    none either.
+    """
+
+    name: ClassVar[str] = "churn"
+    higher_is_better: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("logits", "previous_logits")
+
+    def __call__(self, logits: Tensor, previous_logits: Tensor) -> Tensor:
+        return churn(logits, previous_logits)

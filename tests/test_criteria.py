@@ -1,0 +1,210 @@
+"""Each criterion against a case done by hand and a naive version from its definition."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+from sklearn.metrics import silhouette_score
+
+from sepstop.criteria import CRITERIA, INPUTS
+from sepstop.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
+from sepstop.criteria.persistence import total_persistence
+from sepstop.criteria.predictions import bnm, churn, infomax, negative_entropy, snd
+from sepstop.criteria.spectrum import (
+    alpha_req,
+    coherence,
+    nesum,
+    rankme,
+    self_clustering,
+    stable_rank,
+)
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def diagonal(*values):
+    """Points whose singular values are these, of one cloud."""
+    return torch.diag(torch.tensor(values))[None]
+
+
+# By hand
+
+
+def test_rankme_of_equal_singular_values_is_their_number():
+    assert rankme(diagonal(2.0, 2.0, 2.0, 0.0)).item() == pytest.approx(3)
+    assert rankme(diagonal(1.0, 0.0)).item() == pytest.approx(1)
+    # p = 1/4, 3/4
+    expected = math.exp(entropy([0.25, 0.75]))
+    assert rankme(diagonal(1.0, 3.0)).item() == pytest.approx(expected)
+
+
+def test_alpha_req_of_a_power_law_is_its_exponent():
+    # Orthogonal columns of mean zero, so that the covariance is diagonal: variances i^-1.5.
+    signs = torch.tensor([[1.0, 1, 1], [-1, 1, -1], [1, -1, -1], [-1, -1, 1]])
+    points = signs * torch.arange(1, 4) ** -0.75
+    assert alpha_req(points[None]).item() == pytest.approx(1.5, abs=1e-6)
+    assert math.isnan(alpha_req(torch.tensor([[[0.0, 1], [0, 2], [0, 3]]])).item())
+
+
+def test_nesum_and_stable_rank():
+    signs = torch.tensor([[1.0, 1], [-1, 1], [1, -1], [-1, -1]])
+    points = (signs * torch.tensor([3.0, 1.0]))[None]  # variances 9 : 1
+    assert nesum(points).item() == pytest.approx(10 / 9)
+    assert nesum(points + 5).item() == pytest.approx(10 / 9)  # centred
+    assert stable_rank(points).item() == pytest.approx(10 / 9)
+    assert stable_rank(diagonal(2.0, 1.0, 1.0)).item() == pytest.approx(6 / 4)
+
+
+def test_self_clustering_is_one_for_one_direction():
+    assert self_clustering(torch.ones(1, 7, 3)).item() == pytest.approx(1)
+    # rows e1, e1, e2 in two dimensions: ||ZZ'||^2 = 5, E = 3 + 6/2 = 6, n^2 = 9
+    points = torch.tensor([[[1.0, 0], [4, 0], [0, 2]]])
+    assert self_clustering(points).item() == pytest.approx((5 - 6) / (9 - 6))
+
+
+def test_coherence_is_largest_for_a_point_alone_in_its_direction():
+    points = torch.tensor([[[1.0, 0], [1, 0], [1, 0], [0, 1]]])  # leverages 1/3, 1/3, 1/3, 1
+    assert coherence(points).item() == pytest.approx(4 / 2)
+    even = torch.tensor([[[1.0, 0], [0, 1], [1, 0], [0, 1]]])
+    assert coherence(even).item() == pytest.approx(1)
+
+
+def log(*rows):
+    return torch.tensor(rows).log()[None]
+
+
+def test_predictions_by_hand():
+    logits = log([1.0, 1e-30], [0.5, 0.5])
+    half = math.log(2)
+    assert negative_entropy(logits).item() == pytest.approx(-half / 2)
+    assert infomax(logits).item() == pytest.approx(entropy([0.75, 0.25]) - half / 2)
+    sure = log([1.0, 1e-30], [1e-30, 1.0])
+    assert infomax(sure).item() == pytest.approx(math.log(2))  # the most there is
+    assert bnm(sure).item() == pytest.approx(2)  # singular values 1 and 1
+    assert bnm(log([1.0, 1e-30], [1.0, 1e-30])).item() == pytest.approx(math.sqrt(2))
+    assert churn(sure, sure.flip(1)).item() == 1
+    assert churn(logits, sure).item() == pytest.approx(0.5)
+
+
+def test_snd_counts_neighbours():
+    # Two pairs of equal predictions: each text has one neighbour, entropy 0.
+    pairs = log([1.0, 1e-30], [1.0, 1e-30], [1e-30, 1.0], [1e-30, 1.0])
+    assert snd(pairs).item() == pytest.approx(0, abs=1e-6)
+    assert snd(torch.zeros(1, 5, 3)).item() == pytest.approx(math.log(4))  # all alike
+
+
+def test_total_persistence_by_hand():
+    points = torch.tensor([[[0.0], [1.0], [9.0], [10.0]]])  # deaths 1, 1, 8
+    assert total_persistence(points).item() == pytest.approx(10)
+    assert total_persistence(points, power=2).item() == pytest.approx(66)
+    assert total_persistence(points.abs() + 1, normalize=True).item() == 0
+
+
+def test_k_means_finds_clusters_that_are_far_apart():
+    points = torch.cat([normal(20, 3), normal(20, 3, seed=1) + 50])[None]
+    labels = [0] * 20 + [1] * 20
+    expected = silhouette_score(points[0].numpy(), labels)
+    assert kmeans_silhouette(points, 2).item() == pytest.approx(expected)
+    assert kmeans_calinski_harabasz(points, 2) > 1000
+    assert math.isnan(kmeans_silhouette(torch.ones(1, 9, 2), 2).item())  # one cluster only
+
+
+# Naive versions
+
+
+def naive_spectrum(cloud):
+    cloud = cloud.numpy().astype(float)
+    n, d = cloud.shape
+    u, sigma, _ = np.linalg.svd(cloud, full_matrices=False)
+    eigenvalues = np.linalg.eigvalsh(np.cov(cloud.T))[::-1][: min(n - 1, d)]
+    unit = cloud / np.linalg.norm(cloud, axis=1, keepdims=True)
+    expected = n + n * (n - 1) / d
+    slope = np.polyfit(np.log(np.arange(1, len(eigenvalues) + 1)), np.log(eigenvalues), 1)[0]
+    return {
+        rankme: math.exp(entropy(sigma / sigma.sum())),
+        alpha_req: -slope,
+        nesum: eigenvalues.sum() / eigenvalues[0],
+        stable_rank: (cloud**2).sum() / sigma[0] ** 2,
+        self_clustering: (((unit @ unit.T) ** 2).sum() - expected) / (n**2 - expected),
+        coherence: n / d * (u**2).sum(axis=1).max(),
+    }
+
+
+@pytest.mark.parametrize("shape", [(3, 30, 5), (2, 8, 20), (2, 12, 12)])
+def test_spectra_are_those_of_a_singular_value_decomposition(shape):
+    points = normal(*shape) * torch.linspace(0.5, 2, shape[-1]) + 0.3
+    expected = [naive_spectrum(cloud) for cloud in points]
+    for criterion in expected[0]:
+        values = [scores[criterion] for scores in expected]
+        torch.testing.assert_close(
+            criterion(points), torch.tensor(values, dtype=torch.float64), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_predictions_are_those_of_a_loop():
+    logits = normal(3, 11, 4) * 3
+    for b, cloud in enumerate(logits.double().softmax(-1).numpy()):
+        entropies = np.array([entropy(row) for row in cloud])
+        assert negative_entropy(logits)[b].item() == pytest.approx(-entropies.mean())
+        expected = entropy(cloud.mean(0)) - entropies.mean()
+        assert infomax(logits)[b].item() == pytest.approx(expected)
+        assert bnm(logits)[b].item() == pytest.approx(np.linalg.norm(cloud, "nuc"))
+        densities = []
+        for i, row in enumerate(cloud):
+            others = np.delete(cloud, i, axis=0)
+            cosines = others @ row / np.linalg.norm(others, axis=1) / np.linalg.norm(row)
+            weights = np.exp(cosines / 0.05)
+            densities.append(entropy(weights / weights.sum()))
+        assert snd(logits)[b].item() == pytest.approx(np.mean(densities))
+
+
+# What all of them keep
+
+
+def inputs_of(criterion, **given):
+    needs = getattr(criterion, "needs", ("points",))
+    return [given[need] for need in needs]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_batch_is_its_clouds_and_the_order_of_the_texts_does_not_matter(name):
+    criterion = CRITERIA[name]()
+    assert set(getattr(criterion, "needs", ("points",))) <= set(INPUTS)
+    assert criterion.name == name
+    given = {
+        "points": normal(3, 24, 6),
+        "logits": normal(3, 24, 3, seed=1),
+        "previous_logits": normal(3, 24, 3, seed=2),
+    }
+    scores = criterion(*inputs_of(criterion, **given))
+    assert scores.shape == (3,)
+    alone = {key: value[1:2] for key, value in given.items()}
+    assert criterion(*inputs_of(criterion, **alone)).item() == pytest.approx(scores[1].item())
+    if name not in ("silhouette", "calinski_harabasz"):  # k-means starts at some of the points
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
+        moved = {key: value[:, order] for key, value in given.items()}
+        torch.testing.assert_close(criterion(*inputs_of(criterion, **moved)), scores)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_collapsed_model_gives_a_number_or_nan_and_no_crash(name):
+    criterion = CRITERIA[name]()
+    for value in (0.0, 1.0):
+        given = {key: torch.full((2, 10, 3), value) for key in INPUTS}
+        assert criterion(*inputs_of(criterion, **given)).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("snd", {"temperature": 0}, "expected `temperature` > 0, got 0"),
+        ("silhouette", {"clusters": 1}, "expected `clusters` >= 2, got 1"),
+    ],
+)
+def test_settings_out_of_range(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        CRITERIA[name](**options)
