@@ -12,12 +12,16 @@ import typer
 from rich.console import Console
 
 from sepstop import __version__
+from sepstop.bench.cli import app as bench
 
 app = typer.Typer(
     help="When to stop a fine-tuning run and which checkpoint to keep, without labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,7 +56,7 @@ def select(
         int | None, typer.Option(help="Hidden layer of the embedder; -1 is the last.")
     ] = None,
     criterion: Annotated[
-        str | None, typer.Option(help="separability, infomax, ... or module:attribute.")
+        str | None, typer.Option(help="separability, infomax, ..., module:attribute.")
     ] = None,
     policy: Annotated[
         str | None,

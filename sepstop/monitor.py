@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.embedding import EMBEDDERS, Observation, observe, untouched
 from sepstop.names import build, describe
 from sepstop.pool import read_pool
-from sepstop.resampling import draw_resamples, interval
+from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Embedder, Record
 
 _LONG_POOL = 2000  # texts from which on a progress bar is worth its line
@@ -194,37 +194,16 @@ class Monitor:
             "previous_logits": self._previous_logits,
         }
         self._previous_logits = seen.logits
-        nothing = [math.nan] * len(self.resamples)
-        chosen = self.resamples.to(seen.points.device)
-        resampled = []
-        for need in self._needs:
-            values = inputs[need]
-            if values is None:  # there is no evaluation before the first
-                return nothing
-            bad = int((~torch.isfinite(values).all(dim=-1)).sum())
-            if bad:
-                what = "embeddings" if need == "points" else need.replace("_", " ")
-                warnings.warn(
-                    f"sepstop: {bad} of {len(values)} {what} at step {step} are NaN or "
-                    "infinite; this evaluation has no score",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                return nothing
-            resampled.append(values[chosen])  # (B, n, ...)
-        scores = self.criterion(*resampled)  # (B,)
-        if tuple(scores.shape) != (len(self.resamples),):
-            raise ValueError(
-                f"expected the criterion {self.criterion.name!r} to return "
-                f"({len(self.resamples)},) scores, got {tuple(scores.shape)}"
-            )
-        if not torch.isfinite(scores).all():
+        given = {need: inputs[need] for need in self._needs}
+        scores = score_resamples(self.criterion, given, self.resamples)
+        if not np.isfinite(scores).all() and all(v is not None for v in given.values()):
             warnings.warn(
-                f"sepstop: {self.criterion.name} at step {step} is not a finite number",
+                f"sepstop: {_why_no_score(self.criterion.name, given)} at step {step}; this "
+                "evaluation has no score",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return scores.double().tolist()
+        return scores
 
     def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> list[Tensor]:
         if self._tokens is None:
@@ -245,6 +224,15 @@ class Monitor:
             self._pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
             self._tokens = [torch.tensor(row, dtype=torch.long) for row in ids]
         return self._tokens
+
+
+def _why_no_score(name: str, inputs: dict[str, Any]) -> str:
+    for need, values in inputs.items():
+        bad = int((~torch.isfinite(values).all(dim=-1)).sum())
+        if bad:
+            what = {"points": "embeddings"}.get(need, need.replace("_", " "))
+            return f"{bad} of {len(values)} {what} are NaN or infinite"
+    return f"{name} is not a finite number"
 
 
 def _check_tokens(rows: Sequence[Any], ids: Sequence[Sequence[int]], max_length: int) -> None:

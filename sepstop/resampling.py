@@ -11,12 +11,14 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from scipy.special import stdtr, stdtrit
 from torch import Tensor
+
+from sepstop.types import Criterion
 
 
 def draw_resamples(pool_size: int, resamples: int, resample_size: int, seed: int) -> Tensor:
@@ -25,6 +27,33 @@ def draw_resamples(pool_size: int, resamples: int, resample_size: int, seed: int
     return torch.stack(
         [torch.randperm(pool_size, generator=generator)[:resample_size] for _ in range(resamples)]
     )
+
+
+def score_resamples(
+    criterion: Criterion, inputs: Mapping[str, Tensor | None], resamples: Tensor
+) -> list[float]:
+    """The criterion on each resample; all NaN where an input is missing or not finite.
+
+    Args:
+        inputs: what the criterion may need, by name, of the whole pool: ``(N, ...)``.
+        resamples: ``(B, n)`` indices.
+
+    Raises:
+        ValueError: the criterion did not return ``(B,)`` scores.
+    """
+    resampled = []
+    for need in getattr(criterion, "needs", ("points",)):
+        values = inputs[need]
+        if values is None or not torch.isfinite(values).all():
+            return [math.nan] * len(resamples)
+        resampled.append(values[resamples.to(values.device)])  # (B, n, ...)
+    scores = criterion(*resampled)
+    if tuple(scores.shape) != (len(resamples),):
+        raise ValueError(
+            f"expected the criterion {criterion.name!r} to return ({len(resamples)},) scores, "
+            f"got {tuple(scores.shape)}"
+        )
+    return scores.double().tolist()
 
 
 def standard_error(values: Sequence[float], resample_size: int, pool_size: int) -> float:

@@ -105,7 +105,7 @@ def test_long_texts_are_cut(encoder, tokenizer):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_embeddings_that_are_not_finite_give_a_warning_and_no_score(monitor, encoder, value):
     encoder.bert.encoder.layer[1].output.dense.bias.data[0] = value
-    with pytest.warns(RuntimeWarning, match="80 of 80 embeddings at step 3 are NaN or infinite"):
+    with pytest.warns(RuntimeWarning, match="80 of 80 embeddings are NaN or infinite at step 3"):
         record = monitor.measure(encoder, 3)
     assert math.isnan(record.score)
     assert not Plateau()([record]).stop
@@ -131,7 +131,7 @@ def test_a_criterion_of_ones_own(pool, tokenizer, encoder):
     assert record.is_finite
 
     Spread.__call__ = lambda self, points: points.mean(dim=(1, 2)) / 0
-    with pytest.warns(RuntimeWarning, match="spread at step 1 is not a finite number"):
+    with pytest.warns(RuntimeWarning, match="spread is not a finite number at step 1"):
         record = Monitor(pool, criterion=Spread(), tokenizer=tokenizer).measure(encoder, 1)
     assert not record.is_finite
 
@@ -226,7 +226,7 @@ def test_a_criterion_s_unknown_needs_are_named(pool):
 def test_logits_that_are_not_finite_give_no_score(pool, tokenizer, encoder):
     encoder.classifier.bias.data[0] = math.nan
     monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer)
-    with pytest.warns(RuntimeWarning, match="80 of 80 logits at step 3 are NaN"):
+    with pytest.warns(RuntimeWarning, match="80 of 80 logits are NaN or infinite at step 3"):
         assert not monitor.measure(encoder, 3).is_finite
 
 

@@ -181,7 +181,7 @@ def test_checkpoints_of_nan_rank_last(run, pool_file):
     path = run / "checkpoint-4" / "model.safetensors"
     tensors = {key: torch.full_like(value, math.nan) for key, value in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.warns(RuntimeWarning, match="embeddings at step 4 are NaN"):
+    with pytest.warns(RuntimeWarning, match="embeddings are NaN or infinite at step 4"):
         selection = select_checkpoint(run, pool_file, progress=False)
     assert selection.ranking[-1].step == 4
 

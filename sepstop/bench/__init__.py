@@ -1,0 +1,1 @@
+"""Recorded fine-tuning runs, and what criteria and policies are worth on them."""

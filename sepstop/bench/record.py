@@ -1,0 +1,341 @@
+"""Fine-tune a classifier and record what a criterion could have seen at each evaluation.
+
+The classifier is a transformers backbone with a linear head on its pooled embedding, trained by
+AdamW with a constant learning rate after 20 steps of warm-up: few parts, so that a run is its
+settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from sepstop.bench.runs import Run
+from sepstop.embedding import EMBEDDERS, embed
+from sepstop.names import build
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_WARMUP = 20
+_RESET_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run of the benchmark.
+
+    Attributes:
+        data: what the texts are called; part of the run's name.
+        labeled_rows: rows to train on.
+        learning_rate: of AdamW, for all weights that are trained.
+        noise: share of the labelled rows whose label is another one.
+        noise_kind: "uniform": any other class; "class": always the next class.
+        imbalance: labelled rows of the most frequent class for one of the rarest, where the
+            data have that many; 1 leaves the classes as they come.
+        start: "base": pretrained; "reset": top two layers re-initialised; "head": backbone
+            frozen; "lora": adapters on all linear layers of the backbone.
+        seed: of the split, the noise, the initialisation and the batches.
+        model: folder or hub name.
+        embedder: "mean", "cls" or "last"; what the head sees.
+        steps, evaluate_every, batch_size: of the training.
+        max_length: tokens a text is cut at.
+        pool_rows, validation_rows, test_rows: at most; disjoint, drawn in this order after
+            the labelled ones.
+    """
+
+    data: str
+    labeled_rows: int
+    learning_rate: float = 1e-4
+    noise: float = 0.0
+    noise_kind: Literal["uniform", "class"] = "uniform"
+    imbalance: float = 1.0
+    start: Literal["base", "reset", "head", "lora"] = "base"
+    seed: int = 0
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    embedder: str = "mean"
+    steps: int = 300
+    evaluate_every: int = 20
+    batch_size: int = 16
+    max_length: int = 40
+    pool_rows: int = 1000
+    validation_rows: int = 400
+    test_rows: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.start not in ("base", "reset", "head", "lora"):
+            raise ValueError(f"expected `start` base, reset, head or lora, got {self.start!r}")
+        if self.noise_kind not in ("uniform", "class"):
+            raise ValueError(f"expected `noise_kind` uniform or class, got {self.noise_kind!r}")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"expected `noise` from 0 to below 1, got {self.noise}")
+        if self.imbalance < 1:
+            raise ValueError(f"expected `imbalance` >= 1, got {self.imbalance}")
+        for name in ("labeled_rows", "steps", "evaluate_every", "batch_size", "pool_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected `{name}` >= 1, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """What tells this run from others, readable; the last part is a hash of all settings."""
+        parts = [self.data, f"n{self.labeled_rows}", f"lr{self.learning_rate:g}"]
+        parts.append(f"noise{self.noise}" + ("class" if self.noise_kind == "class" else ""))
+        if self.imbalance > 1:
+            parts.append(f"imbalance{self.imbalance:g}")
+        settings = dataclasses.asdict(self) | {"model": Path(self.model).name}
+        digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:6]
+        return "-".join([*parts, self.start, self.embedder, f"seed{self.seed}", digest])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Token ids and labels of disjoint rows; the labelled ones' labels have the run's noise."""
+
+    tokens: dict[str, list[Tensor]]
+    labels: dict[str, NDArray[np.int64]]
+    classes: int
+
+
+class Classifier(nn.Module):
+    """A linear head on the pooled embedding of a backbone."""
+
+    def __init__(self, backbone: nn.Module, embedder: Any, classes: int) -> None:
+        super().__init__()
+        self.backbone, self.embedder = backbone, embedder
+        self.head = nn.Linear(int(backbone.config.hidden_size), classes)  # type: ignore
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.embedder(self.backbone, input_ids, attention_mask))
+
+
+def record_run(
+    texts: Sequence[str],
+    labels: Sequence[Any],
+    settings: RunSettings,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Run:
+    """Train as ``settings`` say and record each evaluation, the start included.
+
+    Args:
+        texts, labels: all rows there are; they are split by the seed.
+
+    Raises:
+        ValueError: too few rows or classes for the settings.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    rng = np.random.default_rng(settings.seed)
+    rows = split_rows(texts, labels, settings, rng)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    split = tokenize(rows, tokenizer, settings, rng)
+    torch.manual_seed(settings.seed)
+    backbone = AutoModel.from_pretrained(settings.model, dtype=torch.float32)
+    embedder = build("embedder", settings.embedder, EMBEDDERS)
+    model = Classifier(prepare(backbone, settings), embedder, split.classes).to(device)
+
+    recorded: dict[str, list[Any]] = {}
+    losses: list[float] = []
+    training = train(model, split, settings)
+    steps = tqdm(total=settings.steps, desc=settings.name, disable=not progress)
+    for step in range(settings.steps + 1):
+        if step % settings.evaluate_every == 0 or step == settings.steps:
+            values = evaluate(model, split) | {"steps": step}
+            values["tr_loss"] = np.mean(losses) if losses else math.nan
+            losses.clear()
+            for key, value in values.items():
+                recorded.setdefault(key, []).append(value)
+            steps.set_postfix(accuracy=f"{values['te_acc']:.3f}")
+        if step < settings.steps:
+            losses.append(next(training))
+            steps.update()
+    steps.close()
+    arrays = {key: np.stack(values) for key, values in recorded.items()}
+    arrays |= {"y": split.labels["pool"], "train_y": split.labels["train"]}
+    arrays["steps"] = arrays["steps"].astype(np.int64)
+    described = dataclasses.asdict(settings) | {"model": Path(settings.model).name}
+    return Run(settings.name, arrays, described)
+
+
+def read_rows(
+    files: Sequence[str | Path], text_column: str = "text", label_column: str = "label"
+) -> tuple[list[str], list[Any]]:
+    """Texts and labels of .jsonl, .json, .csv or .parquet files; rows without either left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or no such column.
+    """
+    import datasets
+
+    texts: list[str] = []
+    labels: list[Any] = []
+    for file in map(Path, files):
+        if not file.is_file():
+            raise FileNotFoundError(f"no data file at {file}")
+        if file.suffix not in _BUILDERS:
+            raise ValueError(f"expected one of {', '.join(_BUILDERS)}, got {file.name}")
+        rows = datasets.load_dataset(_BUILDERS[file.suffix], data_files=str(file), split="train")
+        for column in (text_column, label_column):
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"no column {column!r} in {file}; it has {', '.join(rows.column_names)}"
+                )
+        for text, label in zip(rows[text_column], rows[label_column], strict=True):
+            if text and label is not None:
+                texts.append(text)
+                labels.append(label)
+    return texts, labels
+
+
+def split_rows(
+    texts: Sequence[str], labels: Sequence[Any], settings: RunSettings, rng: np.random.Generator
+) -> dict[str, tuple[list[str], NDArray[np.int64]]]:
+    """Disjoint rows for "train", "pool", "validation" and "test", a text once."""
+    first = dict(zip(reversed(texts), reversed(labels), strict=True))
+    names = sorted(set(first.values()), key=lambda name: (isinstance(name, str), name))
+    if len(names) < 2:
+        raise ValueError(f"expected at least 2 classes, got {names}")
+    unique = list(first)
+    y = np.array([names.index(first[text]) for text in unique])
+    order = rng.permutation(len(unique))
+    labelled = _labelled(y[order], settings, rng)
+    rest = np.setdiff1d(np.arange(len(order)), labelled)
+    found: dict[str, tuple[list[str], NDArray[np.int64]]] = {}
+    for part, rows in (
+        ("train", labelled),
+        ("pool", rest[: settings.pool_rows]),
+        ("validation", rest[settings.pool_rows :][: settings.validation_rows]),
+        ("test", rest[settings.pool_rows + settings.validation_rows :][: settings.test_rows]),
+    ):
+        if len(rows) < 4:
+            raise ValueError(
+                f"{len(unique)} different texts leave {len(rows)} rows for {part}: lower "
+                "labeled_rows, pool_rows or validation_rows"
+            )
+        found[part] = [unique[i] for i in order[rows]], y[order[rows]]
+    return found
+
+
+def _labelled(
+    y: NDArray[np.int64], settings: RunSettings, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Places of the rows to train on; class sizes fall geometrically if they are to differ."""
+    if settings.imbalance == 1:
+        return np.arange(min(settings.labeled_rows, len(y)))
+    classes = rng.permutation(int(y.max()) + 1)
+    sizes = settings.imbalance ** -np.linspace(0, 1, len(classes))
+    sizes = np.maximum(1, np.round(settings.labeled_rows * sizes / sizes.sum())).astype(int)
+    rows = [np.flatnonzero(y == c)[:size] for c, size in zip(classes, sizes, strict=True)]
+    return np.sort(np.concatenate(rows))
+
+
+def tokenize(
+    rows: dict[str, tuple[list[str], NDArray[np.int64]]],
+    tokenizer: Any,
+    settings: RunSettings,
+    rng: np.random.Generator,
+) -> Split:
+    tokens, labels = {}, {}
+    classes = 1 + max(int(y.max()) for _, y in rows.values())
+    for part, (texts, y) in rows.items():
+        ids = tokenizer(texts, truncation=True, max_length=settings.max_length)["input_ids"]
+        tokens[part] = [torch.tensor(row) for row in ids]
+        labels[part] = y
+    labels["train"] = with_noise(labels["train"], classes, settings, rng)
+    return Split(tokens, labels, classes)
+
+
+def with_noise(
+    y: NDArray[np.int64], classes: int, settings: RunSettings, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """``y`` with the share ``settings.noise`` of its labels changed to another class."""
+    wrong = rng.permutation(len(y))[: round(settings.noise * len(y))]
+    shift = 1 if settings.noise_kind == "class" else rng.integers(1, classes, len(wrong))
+    y = y.copy()
+    y[wrong] = (y[wrong] + shift) % classes
+    return y
+
+
+def prepare(backbone: Any, settings: RunSettings) -> nn.Module:
+    """The backbone at the start of the run."""
+    if settings.start == "head":
+        backbone.requires_grad_(False)
+    if settings.start == "reset":
+        lists = [list(m) for m in backbone.modules() if isinstance(m, nn.ModuleList)]
+        for layer in max(lists, key=len)[-_RESET_LAYERS:]:
+            layer.apply(_reset)
+    if settings.start == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
+        return get_peft_model(backbone, lora)
+    return backbone
+
+
+def _reset(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+
+
+def train(model: Classifier, split: Split, settings: RunSettings) -> Iterator[float]:
+    """Optimizer steps without end; yields the loss of each."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / _WARMUP))
+    device = model.head.weight.device
+    y = torch.from_numpy(split.labels["train"])
+    generator = torch.Generator().manual_seed(settings.seed)
+    while True:
+        for rows in torch.randperm(len(y), generator=generator).split(settings.batch_size):
+            batch = [split.tokens["train"][int(row)] for row in rows]
+            input_ids = pad_sequence(batch, batch_first=True)
+            lengths = torch.tensor([len(ids) for ids in batch])
+            mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+            model.train()
+            logits = model(input_ids.to(device), mask.to(device))
+            loss = nn.functional.cross_entropy(logits, y[rows].to(device))
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            warmup.step()
+            yield float(loss.detach())
+
+
+def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
+    """Embeddings and logits of the pool and of the labelled rows; accuracies."""
+    points = {
+        part: embed(model.backbone, tokens, model.embedder) for part, tokens in split.tokens.items()
+    }
+    with torch.no_grad():
+        logits = {part: model.head(cloud.float()).cpu() for part, cloud in points.items()}
+
+    def accuracy(part: str) -> float:
+        return float((logits[part].argmax(-1).numpy() == split.labels[part]).mean())
+
+    y = torch.from_numpy(split.labels["validation"])
+    return {
+        "pool_e": points["pool"].half().cpu().numpy(),
+        "pool_l": logits["pool"].numpy().astype(np.float32),
+        "train_e": points["train"].half().cpu().numpy(),
+        "train_l": logits["train"].numpy().astype(np.float32),
+        "te_acc": accuracy("test"),
+        "pool_acc": accuracy("pool"),
+        "va_acc": accuracy("validation"),
+        "va_loss": float(nn.functional.cross_entropy(logits["validation"], y)),
+    }
