@@ -106,7 +106,7 @@ class Monitor:
         self.batch_size = batch_size
         self.progress = progress
         named = isinstance(tokenizer, (str, Path))
-        self._tokenizer = load_tokenizer(tokenizer) if named else tokenizer
+        self.tokenizer = load_tokenizer(tokenizer) if named else tokenizer
         self._tokens: list[Tensor] | None = None
         self._previous_logits: Tensor | None = None
         self._pad_token_id = 0
@@ -124,6 +124,11 @@ class Monitor:
             "pool_size": len(self.pool),
             "pool": self.pool.fingerprint,
         }
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the criterion looks at a classifier's predictions."""
+        return bool({"logits", "previous_logits"} & set(self._needs))
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Tokenise the pool and try the model on its two longest texts.
@@ -176,14 +181,16 @@ class Monitor:
     def _observe(
         self, model: nn.Module, tokens: Sequence[Tensor], progress: bool = False
     ) -> Observation:
+        # A decoder's head finds the last token by the model's own padding token.
+        own = getattr(getattr(model, "config", None), "pad_token_id", None)
         return observe(
             model,
             tokens,
             self.embedder,
             self.batch_size,
-            self._pad_token_id,
+            self._pad_token_id if own is None else own,
             progress=progress and len(tokens) >= _LONG_POOL,
-            with_logits=bool({"logits", "previous_logits"} & set(self._needs)),
+            with_logits=self.needs_logits,
         )
 
     def _score(self, seen: Observation, step: int) -> list[float]:
@@ -207,7 +214,7 @@ class Monitor:
 
     def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> list[Tensor]:
         if self._tokens is None:
-            tokenizer = self._tokenizer or tokenizer
+            tokenizer = self.tokenizer or tokenizer
             if self.pool.is_tokenized:
                 ids: Any = [row[: self.max_length] for row in self.pool.rows]
             else:

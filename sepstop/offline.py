@@ -133,7 +133,8 @@ def select_checkpoint(
     skipped: dict[Path, str] = {}
     for step, path in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
         try:
-            model = load_model(path, trust_remote_code).to(device)
+            model = load_model(path, trust_remote_code, monitor.needs_logits).to(device)
+            _set_padding(model, monitor.tokenizer)
             records[step] = monitor.measure(model, step, _epoch(path))
         except Exception as error:  # whatever a broken folder holds: the others still rank
             skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -208,8 +209,13 @@ def _device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def load_model(checkpoint: str | Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model in a checkpoint folder, without its task head where there is one.
+def load_model(
+    checkpoint: str | Path, trust_remote_code: bool = False, with_head: bool = False
+) -> nn.Module:
+    """The model in a checkpoint folder.
+
+    Args:
+        with_head: with its classification head, where it has one.
 
     Raises:
         ValueError: weights are missing from the folder.
@@ -218,13 +224,17 @@ def load_model(checkpoint: str | Path, trust_remote_code: bool = False) -> nn.Mo
     with _quiet_transformers():
         if (path / "adapter_config.json").is_file():
             return _load_adapter(path, trust_remote_code)
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-        model, info = AutoModel.from_pretrained(
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        trained = " ".join(config.architectures or ())
+        classifies = with_head and "ForSequenceClassification" in trained
+        auto_class = AutoModelForSequenceClassification if classifies else AutoModel
+        model, info = auto_class.from_pretrained(
             path, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     # A pooler on top of the hidden states takes no part in the embedding.
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    missing = sorted(key for key in info["missing_keys"] if classifies or "pooler" not in key)
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
     return model
@@ -243,11 +253,15 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
         "CAUSAL_LM": AutoModelForCausalLM,
         "SEQ_CLS": AutoModelForSequenceClassification,
     }.get(str(getattr(config.task_type, "value", config.task_type)), AutoModel)
+    classes = {}
+    if base_class is AutoModelForSequenceClassification:
+        # The head that was trained may have more labels than the base's.
+        labels = _labels_of_head(peft.load_peft_weights(str(path), device="cpu"))
+        classes = {"ignore_mismatched_sizes": True} | ({"num_labels": labels} if labels else {})
     base = base_class.from_pretrained(
-        config.base_model_name_or_path, trust_remote_code=trust_remote_code
+        config.base_model_name_or_path, trust_remote_code=trust_remote_code, **classes
     )
-    # The head that was trained may have more labels than the base's; the embedding has no
-    # head. PEFT reports what did not fit in a warning, a key a line.
+    # PEFT reports what does not fit in a warning, a key a line.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = peft.PeftModel.from_pretrained(base, str(path), ignore_mismatched_sizes=True)
@@ -259,6 +273,23 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
             "another shape"
         )
     return model
+
+
+def _labels_of_head(weights: dict[str, torch.Tensor]) -> int | None:
+    """Rows of the last linear layer under one of the names that classification heads have."""
+    heads = [
+        weight.shape[0]
+        for key, weight in weights.items()
+        if re.search(r"\.(score|classifier|out_proj)\.weight$", key) and weight.ndim == 2
+    ]
+    return heads[-1] if heads else None
+
+
+def _set_padding(model: nn.Module, tokenizer: Any) -> None:
+    """A decoder's head looks for the last token that is no padding; adapters do not keep which."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "pad_token_id", None) is None and config is not None:
+        config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
 
 
 def _saved_tokenizer(checkpoints: dict[int, Path], trust_remote_code: bool) -> Any:

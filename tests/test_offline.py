@@ -209,6 +209,42 @@ def test_adapters_are_loaded_onto_their_base(tmp_path, tokenizer, train_rows, po
         load_model(selection.best)
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+def test_predictions_are_scored_as_during_the_run(
+    tmp_path, tokenizer, train_rows, pool_file, adapter
+):
+    """The head comes along, an adapter's too, which has five classes on a base of two."""
+    if adapter:
+        peft = pytest.importorskip("peft")
+        make_decoder().save_pretrained(tmp_path / "base")
+        model = LlamaForSequenceClassification.from_pretrained(
+            tmp_path / "base", num_labels=5, pad_token_id=0
+        )
+        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
+        model = peft.get_peft_model(model, config)
+    else:
+        model = make_encoder()
+    callback = SepStopCallback(
+        pool_file, "infomax", Patience(patience=None), "last", every_n_steps=4
+    )
+    options = {"max_steps": 12, "learning_rate": 3e-2 if adapter else 3e-3}
+    train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
+    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    assert selection.skipped == {}
+    assert selection.records[0].criterion == "infomax"
+    for offline, online in zip(selection.records, callback.history, strict=True):
+        assert offline.resamples == pytest.approx(online.resamples, abs=1e-5)
+
+
+def test_predictions_of_a_model_without_a_head_are_an_error(
+    tmp_path, encoder, pool_file, tokenizer
+):
+    encoder.bert.save_pretrained(tmp_path / "checkpoint-1")
+    tokenizer.save_pretrained(tmp_path / "checkpoint-1")
+    with pytest.raises(ValueError, match="expected a classifier with logits"):
+        select_checkpoint(tmp_path, pool_file, criterion="infomax", progress=False)
+
+
 def test_a_broken_log_is_passed_over(run, pool_file, finished):
     newest = run / f"checkpoint-{finished[1].history[-1].step}"
     (newest / "trainer_state.json").write_text('{"log_history": [')
