@@ -163,7 +163,8 @@ class Monitor:
         start = time.perf_counter()
         tokens = self._tokenized(model)
         with untouched(model):
-            scores = self._score(self._observe(model, tokens, progress=self.progress), step)
+            seen = self._observe(model, tokens, progress=self.progress)
+            scores = self._score(model, seen, step)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -193,9 +194,10 @@ class Monitor:
             with_logits=self.needs_logits,
         )
 
-    def _score(self, seen: Observation, step: int) -> list[float]:
+    def _score(self, model: nn.Module, seen: Observation, step: int) -> list[float]:
         """The score of each resample, all of them NaN if any point is not finite."""
-        inputs = {
+        inputs: dict[str, Any] = {
+            "model": model,
             "points": seen.points,
             "logits": seen.logits,
             "previous_logits": self._previous_logits,
@@ -235,6 +237,8 @@ class Monitor:
 
 def _why_no_score(name: str, inputs: dict[str, Any]) -> str:
     for need, values in inputs.items():
+        if isinstance(values, nn.Module):
+            continue
         bad = int((~torch.isfinite(values).all(dim=-1)).sum())
         if bad:
             what = {"points": "embeddings"}.get(need, need.replace("_", " "))

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import stdtr, stdtrit
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepstop.types import Criterion
 
@@ -30,24 +31,29 @@ def draw_resamples(pool_size: int, resamples: int, resample_size: int, seed: int
 
 
 def score_resamples(
-    criterion: Criterion, inputs: Mapping[str, Tensor | None], resamples: Tensor
+    criterion: Criterion, inputs: Mapping[str, Tensor | nn.Module | None], resamples: Tensor
 ) -> list[float]:
     """The criterion on each resample; all NaN where an input is missing or not finite.
 
     Args:
-        inputs: what the criterion may need, by name, of the whole pool: ``(N, ...)``.
+        inputs: what the criterion may need, by name: of the whole pool ``(N, ...)``, or the model.
         resamples: ``(B, n)`` indices.
 
     Raises:
-        ValueError: the criterion did not return ``(B,)`` scores.
+        ValueError: the criterion returned neither ``(B,)`` scores nor one for all, ``()``.
     """
-    resampled = []
+    resampled: list[Any] = []
     for need in getattr(criterion, "needs", ("points",)):
         values = inputs[need]
-        if values is None or not torch.isfinite(values).all():
+        if isinstance(values, nn.Module):
+            resampled.append(values)
+        elif values is None or not torch.isfinite(values).all():
             return [math.nan] * len(resamples)
-        resampled.append(values[resamples.to(values.device)])  # (B, n, ...)
+        else:
+            resampled.append(values[resamples.to(values.device)])  # (B, n, ...)
     scores = criterion(*resampled)
+    if scores.ndim == 0 and any(isinstance(values, nn.Module) for values in resampled):
+        scores = scores.expand(len(resamples))
     if tuple(scores.shape) != (len(resamples),):
         raise ValueError(
             f"expected the criterion {criterion.name!r} to return ({len(resamples)},) scores, "

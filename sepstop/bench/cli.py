@@ -54,7 +54,8 @@ def judge(
 
     messages = Console(stderr=True)
     try:
-        names = dict.fromkeys([DEFAULT[0], *(criterion or CRITERIA)])
+        recorded = [name for name in CRITERIA if name != "weightwatcher"]  # runs have no weights
+        names = dict.fromkeys([DEFAULT[0], *(criterion or recorded)])
         criteria = {name: build("criterion", name, CRITERIA) for name in names}
         runs = [load_run(path) for path in find_runs(runs_dir)]
         score = ScoreCache(cache or runs_dir / "scores", resamples)

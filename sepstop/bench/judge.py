@@ -396,8 +396,9 @@ def _count(
 
 
 def _has(run: Run, criterion: Criterion) -> bool:
-    needs = getattr(criterion, "needs", ("points",))
-    return needs == ("points",) or "pool_l" in run.arrays
+    needs = set(getattr(criterion, "needs", ("points",)))
+    has = {"points"} | ({"logits", "previous_logits"} if "pool_l" in run.arrays else set())
+    return needs <= has
 
 
 def _tensor(run: Run, key: str, t: int) -> torch.Tensor | None:

@@ -15,11 +15,13 @@ from sepstop.criteria.spectrum import (
     SelfClustering,
     StableRank,
 )
+from sepstop.criteria.weights import WeightWatcher
 
 INPUTS = {
     "points": "embeddings of a resample, (B, n, D)",
     "logits": "the classifier's logits on them, (B, n, k)",
     "previous_logits": "the same at the evaluation before, (B, n, k)",
+    "model": "the model; a score of it alone is one number, ()",
 }
 
 CRITERIA: dict[str, type] = {
@@ -38,6 +40,7 @@ CRITERIA: dict[str, type] = {
     "bnm": BNM,
     "snd": SND,
     "churn": Churn,
+    "weightwatcher": WeightWatcher,
 }
 
 __all__ = ["CRITERIA", "INPUTS", "InfoMax", "Separability", "h0_separability"]
