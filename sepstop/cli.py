@@ -60,7 +60,9 @@ def select(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Replay patience, plateau or module:attribute; by default no stop."),
+        typer.Option(
+            help="Replay patience, plateau, first_optimum or module:attribute; no stop by default."
+        ),
     ] = None,
     resamples: Annotated[int | None, typer.Option(help="Number of resamples.")] = None,
     resample_size: Annotated[int | None, typer.Option(help="Texts in a resample.")] = None,

@@ -229,7 +229,60 @@ class Plateau:
         return _decide(False, history, self.mode, None, why)
 
 
-POLICIES: dict[str, type] = {"patience": Patience, "plateau": Plateau}
+@dataclass(frozen=True)
+class FirstOptimum:
+    """Stop at the first local optimum of the moving average of the score.
+
+    With the criterion "churn" this is Label Wave's rule, but for the step to keep, which is the
+    one with the best score up to there.
+
+    Attributes:
+        window: scores in the moving average.
+        mode: "max" if a higher score is better, "min" if a lower one is.
+        nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
+
+    Raises:
+        ValueError: a value out of range.
+
+    References:
+        arXiv:2502.07551, Label Wave.
+    """
+
+    window: int = 3
+    mode: Mode = "max"
+    nonfinite: NonFinite = "skip"
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"expected `window` >= 1, got {self.window}")
+        _check_choices(self.mode, self.nonfinite)
+
+    def __call__(self, history: Sequence[Record]) -> Decision:
+        sign = _sign(self.mode)
+        values: list[float] = []
+        why = "nothing measured yet"
+        for record in _trained(history):
+            if not record.is_finite:
+                if self.nonfinite == "stop":
+                    return _unscorable(history, record, self.mode)
+                continue
+            values.append(sign * record.score)
+            if len(values) <= self.window:
+                why = f"warm-up, evaluation {len(values)} of {self.window}"
+                continue
+            # The averages differ by the value that came and the one that left.
+            change = (values[-1] - values[-1 - self.window]) / self.window
+            why = f"the average of {self.window} evaluations changed by {sign * change:.3g}"
+            if change < 0:
+                return _decide(True, history, self.mode, record, f"{why}, its first turn")
+        return _decide(False, history, self.mode, None, why)
+
+
+POLICIES: dict[str, type] = {
+    "patience": Patience,
+    "plateau": Plateau,
+    "first_optimum": FirstOptimum,
+}
 
 
 def _trained(history: Sequence[Record]) -> list[Record]:

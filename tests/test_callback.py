@@ -611,7 +611,10 @@ def test_arguments_that_contradict_each_other(make_trainer, pool, callback, opti
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "patient"}, "unknown policy 'patient'; known: patience, plateau"),
+        (
+            {"policy": "patient"},
+            "unknown policy 'patient'; known: first_optimum, pat",
+        ),
         ({"policy": Plateau(mode="min")}, "expected a policy with mode='max'"),
         ({"policy": Patience(significance=0.05), "resamples": 1}, "needs at least 2 resamples"),
         ({"every_n_steps": 0}, "expected `every_n_steps` >= 1"),

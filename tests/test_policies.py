@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sepstop import Decision, Patience, Plateau, Record, replay
-from sepstop.policies import best_record, decide
+from sepstop.policies import FirstOptimum, best_record, decide
 
 NAN, INF = math.nan, math.inf
 
@@ -324,3 +324,28 @@ def test_a_policy_that_names_the_same_step_for_ever_ends():
         return Decision(bool(records), None, "so", 10)
 
     assert decide(stubborn, history_of(0.1, 0.9, 0.3)).stop
+
+
+@pytest.mark.parametrize(
+    ("policy", "scores", "stop", "best"),
+    [
+        # averages of 2: 2, 3, 2.5
+        (FirstOptimum(window=2), [1, 3, 3, 2], 40, 20),
+        (FirstOptimum(window=2, mode="min"), [3, 1, 1, 2], 40, 20),
+        (FirstOptimum(window=1), [1, 3, 2.9], 30, 20),
+        (FirstOptimum(window=1), [1, 2, 2, 3], None, 40),  # flat is no turn
+        (FirstOptimum(window=3), [3, 2, 1], None, 10),  # one average only
+        (FirstOptimum(window=2), [1, NAN, 3, 3, 2], 50, 30),
+        (FirstOptimum(window=2, nonfinite="stop"), [1, NAN, 3], 20, 10),
+        (FirstOptimum(), [], None, None),
+    ],
+)
+def test_first_optimum(policy, scores, stop, best):
+    assert stop_and_best(policy, history_of(*scores)) == (stop, best)
+
+
+def test_first_optimum_says_why_and_refuses_what_can_not_be():
+    decision = replay(FirstOptimum(window=1), history_of(0.5, 0.25))
+    assert "the average of 1 evaluations changed by -0.25, its first turn" in decision.reason
+    with pytest.raises(ValueError, match="expected `window` >= 1, got 0"):
+        FirstOptimum(window=0)

@@ -22,6 +22,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "patience 1": {"name": "patience", "patience": 1},
     "patience 3": {"name": "patience", "patience": 3},
     "patience 5": {"name": "patience", "patience": 5},
+    "first optimum": {"name": "first_optimum"},
 }
 
 

@@ -1,0 +1,215 @@
+"""Judge recorded runs and write docs/evidence.md with its pictures.
+
+    python scripts/write_evidence.py RUNS_DIR
+
+The text around the tables is in docs/evidence_text.md; the tables and pictures are the command's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from tqdm.auto import tqdm
+
+from sepstop.bench.cli import DEFAULT, POLICIES
+from sepstop.bench.judge import Judgement, ScoreCache, judge
+from sepstop.bench.runs import Run, find_runs, fingerprint, load_run
+from sepstop.criteria import CRITERIA
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+ROWS = 24
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h", "p", "8", "d")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs_dir", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence.md")
+    options = parser.parse_args()
+    runs = [load_run(path) for path in find_runs(options.runs_dir)]
+    criteria = {name: cls() for name, cls in CRITERIA.items() if name != "weightwatcher"}
+    cache = ScoreCache(options.runs_dir / "scores")
+    bar = tqdm(total=len(runs) * len(criteria), desc="scores")
+
+    def score(run: Run, criterion: Any) -> Any:
+        history = cache(run, criterion)
+        bar.update()
+        return history
+
+    judgement = judge(runs, criteria, POLICIES, DEFAULT, score)
+    bar.close()
+    images = options.out.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    frontier(judgement, images / "evidence-frontier.png")
+    curves(judgement, runs, cache, images / "evidence-curves.png")
+    text = (ROOT / "docs/evidence_text.md").read_text()
+    for mark, table in {
+        "<!-- headline -->": headline(judgement),
+        "<!-- criteria -->": criteria_table(judgement),
+        "<!-- runs -->": runs_table(judgement, runs),
+    }.items():
+        if mark not in text:
+            raise SystemExit(f"docs/evidence_text.md has no {mark}")
+        text = text.replace(mark, table)
+    options.out.write_text(text)
+    manifest = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
+    (options.out.parent / "evidence_runs.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+    print(f"{options.out}: {len(runs)} runs, manifest {digest}")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def points(row: dict[str, Any], name: str) -> str:
+    mean, low, high = (100 * row[f"{name}_{part}"] for part in ("mean", "low", "high"))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def headline(judgement: Judgement) -> str:
+    """The default beside the references and the best of each kind."""
+    rows = {(row["criterion"], row["policy"]): row for row in judgement.summaries()}
+    chosen = [(DEFAULT[0], "hindsight"), DEFAULT]
+    chosen += [(name, "hindsight") for name in ("last checkpoint", "training loss")]
+    free = [row for row in rows.values() if row["label_free"] and row["criterion"] in CRITERIA]
+    best = min((row for row in free if row["policy"] == "hindsight"), key=_regret)
+    stopped = [row for row in free if row["policy"] != "hindsight"]
+    saving = [row for row in stopped if row["steps_saved_mean"] >= 0.3]
+    for row in (best, min(stopped, key=_regret), min(saving, key=_regret, default=best)):
+        chosen.append((row["criterion"], row["policy"]))
+    return _table([rows[key] for key in dict.fromkeys(chosen)])
+
+
+def criteria_table(judgement: Judgement) -> str:
+    rows = sorted(judgement.summaries(), key=_regret)
+    hindsight = [row for row in rows if row["policy"] == "hindsight"]
+    stopping = [row for row in rows if row["policy"] != "hindsight"]
+    curve = ", ".join(f"{m}: {100 * regret:.1f}" for m, regret in judgement.label_regrets.items())
+    return f"""**The pick in hindsight**, all evaluations seen:
+
+{_table(hindsight)}
+
+**Stopping online**, the best {ROWS} of {len(stopping)} pairs of criterion and policy:
+
+{_table(stopping[:ROWS])}
+
+Mean regret of picking by validation accuracy on m labels: {curve}."""
+
+
+def _regret(row: dict[str, Any]) -> float:
+    return float(row["regret_mean"])
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    header = ["criterion", "policy", "regret", "p90", "max", "steps saved", "Spearman", "labels"]
+    return markdown(
+        [*header, "against the best peer"],
+        [
+            [
+                row["criterion"],
+                row["policy"],
+                points(row, "regret"),
+                f"{100 * row['regret_p90']:.1f}",
+                f"{100 * row['regret_max']:.1f}",
+                f"{row['steps_saved_mean']:.0%}",
+                f"{row['spearman_mean']:.2f}",
+                f"{row['label_equivalent']:.0f}" if row["label_free"] else "",
+                points(row, "difference") if "difference_mean" in row else "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def runs_table(judgement: Judgement, runs: list[Run]) -> str:
+    columns = [
+        ("last checkpoint", "hindsight"),
+        (DEFAULT[0], "hindsight"),
+        DEFAULT,
+        ("infomax", "hindsight"),
+        ("infomax", "plateau"),
+        ("churn", "hindsight"),
+    ]
+    rows = []
+    for i, run in enumerate(runs):
+        accuracy = run.test_accuracy
+        fall = accuracy.max() - accuracy[-3:].mean()
+        rows.append(
+            [
+                run.name.rsplit("-", 1)[0],
+                f"{accuracy.max():.3f} at {run.steps[int(accuracy.argmax())]}",
+                f"{100 * fall:.1f}",
+                *(f"{100 * judgement.find(*column).regrets[i]:.1f}" for column in columns),
+            ]
+        )
+    names = [f"{criterion}, {policy}".replace(", hindsight", "") for criterion, policy in columns]
+    return markdown(["run", "best accuracy", "fall after it", *names], rows)
+
+
+def frontier(judgement: Judgement, path: Path) -> None:
+    """Regret against steps saved, a colour a criterion."""
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    names = list(dict.fromkeys(v.criterion for v in judgement.verdicts if v.criterion in CRITERIA))
+    colors = plt.get_cmap("tab20")(np.linspace(0, 1, len(names)))
+    for number, name in enumerate(names):
+        verdicts = [v for v in judgement.verdicts if v.criterion == name]
+        axes.scatter(
+            [100 * v.saved.mean() for v in verdicts],
+            [100 * v.regrets.mean() for v in verdicts],
+            color=colors[number],
+            marker=MARKERS[number % len(MARKERS)],
+            label=name,
+            s=45,
+        )
+    last = 100 * judgement.find("last checkpoint").regrets.mean()
+    axes.axhline(last, color="grey", linestyle="--", label="last checkpoint")
+    default = judgement.find(*DEFAULT)
+    axes.annotate(
+        "default",
+        (100 * default.saved.mean(), 100 * default.regrets.mean()),
+        textcoords="offset points",
+        xytext=(8, 8),
+    )
+    axes.set_yscale("log")
+    axes.set(xlabel="steps saved, %", ylabel="mean regret, points of test accuracy")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def curves(judgement: Judgement, runs: list[Run], cache: ScoreCache, path: Path) -> None:
+    """The three runs on which the default's pick is best, and the three on which it is worst."""
+    order = np.argsort(judgement.find(DEFAULT[0]).regrets, kind="stable")
+    chosen = [*order[:3], *order[-3:]]
+    figure, grid = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    for axes, i in zip(grid.flat, chosen, strict=True):
+        run = runs[i]
+        axes.plot(run.steps, run.test_accuracy, "s--", color="black", label="test accuracy")
+        for name, style in ((DEFAULT[0], "o-"), ("infomax", "^-")):
+            history = cache(run, CRITERIA[name]())
+            values = np.array([record.score for record in history])
+            scale = np.log(run.arrays["pool_l"].shape[-1]) if name == "infomax" else 1.0
+            label = "infomax / log k" if name == "infomax" else name
+            axes.plot(run.steps, values / scale, style, label=label)
+        regret = 100 * judgement.find(DEFAULT[0]).regrets[i]
+        axes.set_title(f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {regret:.1f}", fontsize=9)
+        axes.set_xlabel("step")
+    grid[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
