@@ -167,6 +167,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+DROPPED = 0.3
+"""Share of a text's tokens that its corrupted copy lacks."""
+
+
+def drop_tokens(tokens: Sequence[Tensor], share: float, seed: int) -> list[Tensor]:
+    """Each text without a random ``share`` of its tokens; its first and last always stay.
+
+    Drawn from its own generator, so that the same texts lose the same tokens every time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for ids in tokens:
+        keep = torch.rand(len(ids), generator=generator) >= share
+        keep[[0, -1]] = True
+        kept.append(ids[keep])
+    return kept
+
+
 class Observation(NamedTuple):
     """What one pass over the texts gives, in their order, on the model's device.
 

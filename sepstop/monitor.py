@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sepstop.criteria import CRITERIA, INPUTS
-from sepstop.embedding import EMBEDDERS, Observation, observe, untouched
+from sepstop.embedding import DROPPED, EMBEDDERS, Observation, drop_tokens, observe, untouched
 from sepstop.names import build, describe
 from sepstop.pool import read_pool
 from sepstop.resampling import draw_resamples, interval, score_resamples
@@ -128,7 +128,7 @@ class Monitor:
     @property
     def needs_logits(self) -> bool:
         """Whether the criterion looks at a classifier's predictions."""
-        return bool({"logits", "previous_logits"} & set(self._needs))
+        return any(need.endswith("logits") for need in self._needs)
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Tokenise the pool and try the model on its two longest texts.
@@ -164,7 +164,11 @@ class Monitor:
         tokens = self._tokenized(model)
         with untouched(model):
             seen = self._observe(model, tokens, progress=self.progress)
-            scores = self._score(model, seen, step)
+            corrupted = None
+            if "corrupted_logits" in self._needs:
+                dropped = drop_tokens(tokens, DROPPED, self.seed)
+                corrupted = self._observe(model, dropped, progress=self.progress).logits
+            scores = self._score(model, seen, corrupted, step)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -194,13 +198,16 @@ class Monitor:
             with_logits=self.needs_logits,
         )
 
-    def _score(self, model: nn.Module, seen: Observation, step: int) -> list[float]:
+    def _score(
+        self, model: nn.Module, seen: Observation, corrupted: Tensor | None, step: int
+    ) -> list[float]:
         """The score of each resample, all of them NaN if any point is not finite."""
         inputs: dict[str, Any] = {
             "model": model,
             "points": seen.points,
             "logits": seen.logits,
             "previous_logits": self._previous_logits,
+            "corrupted_logits": corrupted,
         }
         self._previous_logits = seen.logits
         given = {need: inputs[need] for need in self._needs}

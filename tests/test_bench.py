@@ -80,6 +80,7 @@ def test_a_run_records_what_it_should(run):
         "steps": (4,),
         "pool_e": (4, 60, 16),
         "pool_l": (4, 60, 2),
+        "pool_d": (4, 60, 2),
         "train_e": (4, 32, 16),
         "train_l": (4, 32, 2),
         "train_y": (32,),

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import mutual_info_score, silhouette_score
 
 from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
 from sepstop.criteria.persistence import total_persistence
-from sepstop.criteria.predictions import bnm, churn, infomax, negative_entropy, snd
+from sepstop.criteria.predictions import (
+    bnm,
+    churn,
+    consistency,
+    infomax,
+    negative_entropy,
+    snd,
+)
 from sepstop.criteria.spectrum import (
     alpha_req,
     coherence,
@@ -88,6 +95,36 @@ def test_predictions_by_hand():
     assert bnm(log([1.0, 1e-30], [1.0, 1e-30])).item() == pytest.approx(math.sqrt(2))
     assert churn(sure, sure.flip(1)).item() == 1
     assert churn(logits, sure).item() == pytest.approx(0.5)
+
+
+def one_hot(*classes, count=2):
+    return torch.eye(count)[torch.tensor(classes)][None]
+
+
+def test_consistency_by_hand():
+    same = one_hot(0, 0, 1, 1)
+    # all four cells of margins 1/2: log 2 nats; 2 cells - 2 rows - 2 columns + 1 = -1
+    assert consistency(same, same).item() == pytest.approx(math.log(2) + 1 / 8)
+    # as good as independent: nothing, less (4 - 2 - 2 + 1) / 8
+    assert consistency(same, one_hot(0, 1, 0, 1)).item() == pytest.approx(-1 / 8)
+    # one class for everything tells nothing
+    assert consistency(one_hot(1, 1, 1, 1), same).item() == pytest.approx(0)
+    # how sure the model is does not matter
+    assert consistency(9 * same, same).item() == consistency(same, same).item()
+
+
+def test_consistency_of_chance_is_about_nothing_even_of_many_classes():
+    first, second = normal(20, 500, 12), normal(20, 500, 12, seed=1)
+    naive = [
+        mutual_info_score(a, b)
+        for a, b in zip(first.argmax(-1).numpy(), second.argmax(-1).numpy(), strict=True)
+    ]
+    assert np.mean(naive) > 0.1
+    assert consistency(first, second).mean().item() == pytest.approx(0, abs=0.01)
+    both = first[0].argmax(-1).numpy(), second[0].argmax(-1).numpy()
+    cells = len(set(zip(*both, strict=True))) - 12 - 12 + 1
+    expected = mutual_info_score(*both) - cells / 1000
+    assert consistency(first, second)[0].item() == pytest.approx(expected)
 
 
 def test_snd_counts_neighbours():
@@ -198,6 +235,7 @@ def test_a_batch_is_its_clouds_and_the_order_of_the_texts_does_not_matter(name):
         "points": normal(3, 24, 6),
         "logits": normal(3, 24, 3, seed=1),
         "previous_logits": normal(3, 24, 3, seed=2),
+        "corrupted_logits": normal(3, 24, 3, seed=4),
     }
     scores = criterion(*inputs_of(criterion, **given))
     assert scores.shape == (3,)

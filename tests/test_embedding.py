@@ -9,6 +9,7 @@ from sepstop.embedding import (
     LastToken,
     MeanPooling,
     cls_pooling,
+    drop_tokens,
     embed,
     hidden_states,
     last_token_pooling,
@@ -164,3 +165,16 @@ def test_a_layer_out_of_range_names_the_range():
 def test_an_embedder_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"return points of shape \(10, D\), got \(10, \d+\, 1\)"):
         embed(make_encoder(), some_tokens(), lambda m, ids, mask: mask[..., None])
+
+
+def test_dropped_tokens_are_the_same_every_time_and_never_the_ends():
+    tokens = [torch.arange(length) for length in (1, 2, 3, 400)]
+    dropped = drop_tokens(tokens, 0.3, seed=1)
+    for ids, kept in zip(tokens, dropped, strict=True):
+        assert kept[0] == ids[0]
+        assert kept[-1] == ids[-1]
+        assert torch.equal(kept, kept.sort().values)
+    assert len(dropped[3]) / 400 == pytest.approx(0.7, abs=0.07)
+    again = drop_tokens(tokens, 0.3, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(dropped, again, strict=True))
+    assert not torch.equal(dropped[3], drop_tokens(tokens, 0.3, seed=2)[3])

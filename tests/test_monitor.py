@@ -11,7 +11,7 @@ from conftest import make_decoder, make_decoder_classifier, make_encoder
 
 from sepstop import Monitor, Plateau, h0_separability
 from sepstop.criteria import CRITERIA
-from sepstop.embedding import MeanPooling, embed
+from sepstop.embedding import MeanPooling, drop_tokens, embed, observe
 
 
 @pytest.fixture
@@ -204,6 +204,19 @@ def test_churn_starts_with_the_second_evaluation(pool, tokenizer, encoder):
     assert monitor.measure(encoder, 3).score == 1
     monitor.prepare(encoder)
     assert not monitor.measure(encoder, 1).is_finite
+
+
+def test_consistency_looks_at_the_pool_without_some_of_its_tokens(pool, tokenizer, encoder):
+    monitor = Monitor(pool, criterion="consistency", tokenizer=tokenizer)
+    record = monitor.measure(encoder, 1)
+    tokens = [torch.tensor(row) for row in tokenizer(pool)["input_ids"]]
+    logits = [
+        observe(encoder, ids, MeanPooling(), with_logits=True).logits[monitor.resamples]
+        for ids in (tokens, drop_tokens(tokens, 0.3, monitor.seed))
+    ]
+    expected = CRITERIA["consistency"]()(*logits)
+    assert record.resamples == pytest.approx(expected.tolist())
+    assert monitor.measure(encoder, 2).resamples == record.resamples
 
 
 def test_predictions_need_a_classifier(pool, tokenizer):

@@ -250,8 +250,13 @@ def score_run(run: Run, criterion: Criterion, resamples: int = 20) -> list[Recor
     previous = None
     for t, step in enumerate(run.steps):
         logits = _tensor(run, "pool_l", t)
-        inputs = {"points": _tensor(run, "pool_e", t), "logits": logits}
-        scores = score_resamples(criterion, inputs | {"previous_logits": previous}, chosen)
+        inputs = {
+            "points": _tensor(run, "pool_e", t),
+            "logits": logits,
+            "previous_logits": previous,
+            "corrupted_logits": _tensor(run, "pool_d", t),
+        }
+        scores = score_resamples(criterion, inputs, chosen)
         low, high = interval(scores, size, pool_size)
         history.append(
             Record(
@@ -397,7 +402,11 @@ def _count(
 
 def _has(run: Run, criterion: Criterion) -> bool:
     needs = set(getattr(criterion, "needs", ("points",)))
-    has = {"points"} | ({"logits", "previous_logits"} if "pool_l" in run.arrays else set())
+    has = {"points"}
+    if "pool_l" in run.arrays:
+        has |= {"logits", "previous_logits"}
+    if "pool_d" in run.arrays:
+        has.add("corrupted_logits")
     return needs <= has
 
 

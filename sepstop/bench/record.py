@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from sepstop.bench.runs import Run
-from sepstop.embedding import EMBEDDERS, embed
+from sepstop.embedding import DROPPED, EMBEDDERS, drop_tokens, embed
 from sepstop.names import build
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -252,6 +252,7 @@ def tokenize(
         ids = tokenizer(texts, truncation=True, max_length=settings.max_length)["input_ids"]
         tokens[part] = [torch.tensor(row) for row in ids]
         labels[part] = y
+    tokens["corrupted"] = drop_tokens(tokens["pool"], DROPPED, settings.seed)
     labels["train"] = with_noise(labels["train"], classes, settings, rng)
     return Split(tokens, labels, classes)
 
@@ -332,6 +333,7 @@ def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
     return {
         "pool_e": points["pool"].half().cpu().numpy(),
         "pool_l": logits["pool"].numpy().astype(np.float32),
+        "pool_d": logits["corrupted"].numpy().astype(np.float32),
         "train_e": points["train"].half().cpu().numpy(),
         "train_l": logits["train"].numpy().astype(np.float32),
         "te_acc": accuracy("test"),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _REQUIRED = ("steps", "pool_e", "y", "te_acc")
-_POOL = ("pool_e", "pool_l", "pool_c")
+_POOL = ("pool_e", "pool_l", "pool_d", "pool_c")
 _SCALARS = ("te_acc", "pool_acc", "va_acc", "va_loss", "tr_loss")
 _PER_STEP = (*_POOL, *_SCALARS, "train_e", "train_l")
 
@@ -28,6 +28,7 @@ class Run:
         arrays: by name: ``steps (T,)``, ``pool_e (T, N, D)`` embeddings of the unlabeled pool,
             ``pool_l (T, N, k)`` logits, ``y (N,)`` the pool's labels, for judging alone,
             ``te_acc (T,)`` test accuracy; if recorded ``pool_c (T, N, D)`` CLS embeddings,
+            ``pool_d (T, N, k)`` logits of the pool's texts without 30 % of their tokens,
             ``pool_acc``, ``va_acc``, ``va_loss``, ``tr_loss`` ``(T,)``, and of the labelled
             rows, noise included, ``train_e (T, M, D)``, ``train_l (T, M, k)``, ``train_y (M,)``.
         settings: how it was recorded, if the file says.

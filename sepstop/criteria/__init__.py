@@ -5,7 +5,7 @@ A criterion is called with what it names in ``needs``, in that order; `INPUTS` l
 
 from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
 from sepstop.criteria.persistence import TotalPersistence
-from sepstop.criteria.predictions import BNM, SND, Churn, InfoMax, NegativeEntropy
+from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability
 from sepstop.criteria.spectrum import (
     AlphaReQ,
@@ -21,6 +21,7 @@ INPUTS = {
     "points": "embeddings of a resample, (B, n, D)",
     "logits": "the classifier's logits on them, (B, n, k)",
     "previous_logits": "the same at the evaluation before, (B, n, k)",
+    "corrupted_logits": "those of the same texts without 30 % of their tokens, (B, n, k)",
     "model": "the model; a score of it alone is one number, ()",
 }
 
@@ -40,6 +41,7 @@ CRITERIA: dict[str, type] = {
     "bnm": BNM,
     "snd": SND,
     "churn": Churn,
+    "consistency": Consistency,
     "weightwatcher": WeightWatcher,
 }
 

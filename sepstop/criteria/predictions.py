@@ -74,6 +74,31 @@ def churn(logits: Tensor, previous_logits: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) != previous_logits.argmax(dim=-1)).double().mean(dim=-1)
 
 
+def consistency(logits: Tensor, corrupted_logits: Tensor) -> Tensor:
+    """What the predicted class of a text tells about that of its corrupted copy, in nats.
+
+    The mutual information of the two classes over the texts: high where all classes are in use
+    and a prediction survives the loss of some words. Unlike `infomax` it is no matter of how sure
+    the model is, which memorising wrong labels raises as well. Counting few texts of many
+    classes finds information where there is none; the Miller-Madow term takes that off.
+
+    ``(B, n, k)`` twice -> ``(B,)``.
+
+    References:
+        The objective of arXiv:1807.06653 (Invariant Information Clustering), on hard classes;
+        Miller (1955), Note on the bias of information estimates.
+    """
+    n, classes = logits.shape[-2:]
+    one_hot = torch.nn.functional.one_hot
+    first = one_hot(logits.argmax(dim=-1), classes).double()  # (B, n, k)
+    second = one_hot(corrupted_logits.argmax(dim=-1), classes).double()
+    joint = first.mT @ second / n  # (B, k, k)
+    rows, columns = joint.sum(dim=-1), joint.sum(dim=-2)  # (B, k)
+    information = _entropy(rows) + _entropy(columns) - _entropy(joint.flatten(-2))
+    cells = (joint > 0).sum(dim=(-2, -1)) - (rows > 0).sum(dim=-1) - (columns > 0).sum(dim=-1) + 1
+    return information - cells / (2 * n)
+
+
 @dataclass(frozen=True)
 class NegativeEntropy:
     """`negative_entropy` as a criterion."""
@@ -141,3 +166,15 @@ class Churn:
 
     def __call__(self, logits: Tensor, previous_logits: Tensor) -> Tensor:
         return churn(logits, previous_logits)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """`consistency` as a criterion; it costs a second pass over the pool."""
+
+    name: ClassVar[str] = "consistency"
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("logits", "corrupted_logits")
+
+    def __call__(self, logits: Tensor, corrupted_logits: Tensor) -> Tensor:
+        return consistency(logits, corrupted_logits)
