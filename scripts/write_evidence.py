@@ -138,8 +138,8 @@ def runs_table(judgement: Judgement, runs: list[Run]) -> str:
         (DEFAULT[0], "hindsight"),
         DEFAULT,
         ("infomax", "hindsight"),
-        ("infomax", "plateau"),
-        ("churn", "hindsight"),
+        ("consistency", "hindsight"),
+        ("consistency", "plateau"),
     ]
     rows = []
     for i, run in enumerate(runs):
@@ -197,12 +197,16 @@ def curves(judgement: Judgement, runs: list[Run], cache: ScoreCache, path: Path)
     for axes, i in zip(grid.flat, chosen, strict=True):
         run = runs[i]
         axes.plot(run.steps, run.test_accuracy, "s--", color="black", label="test accuracy")
-        for name, style in ((DEFAULT[0], "o-"), ("infomax", "^-")):
-            history = cache(run, CRITERIA[name]())
-            values = np.array([record.score for record in history])
-            scale = np.log(run.arrays["pool_l"].shape[-1]) if name == "infomax" else 1.0
-            label = "infomax / log k" if name == "infomax" else name
-            axes.plot(run.steps, values / scale, style, label=label)
+        classes = np.log(run.arrays["pool_l"].shape[-1])
+        for name, style, scale in (
+            (DEFAULT[0], "o-", 1),
+            ("infomax", "^-", classes),
+            ("consistency", "v-", classes),
+        ):
+            values = np.array([record.score for record in cache(run, CRITERIA[name]())])
+            axes.plot(
+                run.steps, values / scale, style, label=name if scale == 1 else f"{name} / log k"
+            )
         regret = 100 * judgement.find(DEFAULT[0]).regrets[i]
         axes.set_title(f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {regret:.1f}", fontsize=9)
         axes.set_xlabel("step")
