@@ -182,6 +182,8 @@ def frontier(judgement: Judgement, path: Path) -> None:
         xytext=(8, 8),
     )
     axes.set_yscale("log")
+    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_formatter("{x:g}")
     axes.set(xlabel="steps saved, %", ylabel="mean regret, points of test accuracy")
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
