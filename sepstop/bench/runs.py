@@ -85,9 +85,7 @@ def save_run(folder: str | Path, run: Run) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("wb") as file:
-        np.savez_compressed(
-            file, allow_pickle=False, settings=json.dumps(run.settings), **run.arrays
-        )
+        np.savez_compressed(file, settings=json.dumps(run.settings), **run.arrays)
     unfinished.replace(path)
     return path
 
