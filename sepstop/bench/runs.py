@@ -84,8 +84,9 @@ def save_run(folder: str | Path, run: Run) -> Path:
     path = Path(folder) / f"{run.name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    contents: dict[str, Any] = {"settings": json.dumps(run.settings), **run.arrays}
     with unfinished.open("wb") as file:
-        np.savez_compressed(file, settings=json.dumps(run.settings), **run.arrays)
+        np.savez_compressed(file, **contents)
     unfinished.replace(path)
     return path
 
