@@ -50,6 +50,7 @@ class RunSettings:
         embedder: "mean", "cls" or "last"; what the head sees.
         steps, evaluate_every, batch_size: of the training.
         max_length: tokens a text is cut at.
+        bf16: forward passes in bfloat16 autocast, as with Trainer's argument of that name.
         pool_rows, validation_rows, test_rows: at most; disjoint, drawn in this order after
             the labelled ones.
     """
@@ -68,6 +69,7 @@ class RunSettings:
     evaluate_every: int = 20
     batch_size: int = 16
     max_length: int = 40
+    bf16: bool = False
     pool_rows: int = 1000
     validation_rows: int = 400
     test_rows: int = 2000
@@ -115,7 +117,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(int(backbone.config.hidden_size), classes)  # type: ignore
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.head(self.embedder(self.backbone, input_ids, attention_mask))
+        return self.head(self.embedder(self.backbone, input_ids, attention_mask)).float()
 
 
 def record_run(
@@ -148,9 +150,11 @@ def record_run(
     losses: list[float] = []
     training = train(model, split, settings)
     steps = tqdm(total=settings.steps, desc=settings.name, disable=not progress)
+    precision = torch.autocast(torch.device(device).type, torch.bfloat16, settings.bf16)
     for step in range(settings.steps + 1):
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            values = evaluate(model, split) | {"steps": step}
+            with precision:
+                values = evaluate(model, split) | {"steps": step}
             values["tr_loss"] = np.mean(losses) if losses else math.nan
             losses.clear()
             for key, value in values.items():
@@ -308,7 +312,8 @@ def train(model: Classifier, split: Split, settings: RunSettings) -> Iterator[fl
             lengths = torch.tensor([len(ids) for ids in batch])
             mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
             model.train()
-            logits = model(input_ids.to(device), mask.to(device))
+            with torch.autocast(device.type, torch.bfloat16, settings.bf16):
+                logits = model(input_ids.to(device), mask.to(device))
             loss = nn.functional.cross_entropy(logits, y[rows].to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
@@ -324,7 +329,7 @@ def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
         part: embed(model.backbone, tokens, model.embedder) for part, tokens in split.tokens.items()
     }
     with torch.no_grad():
-        logits = {part: model.head(cloud.float()).cpu() for part, cloud in points.items()}
+        logits = {part: model.head(cloud.float()).float().cpu() for part, cloud in points.items()}
 
     def accuracy(part: str) -> float:
         return float((logits[part].argmax(-1).numpy() == split.labels[part]).mean())
