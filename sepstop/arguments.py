@@ -6,6 +6,7 @@ import warnings
 
 from transformers import TrainingArguments
 
+from sepstop.consensus import CONSENSUS
 from sepstop.criteria import Separability
 from sepstop.monitor import Monitor
 from sepstop.types import Criterion, Policy
@@ -14,6 +15,15 @@ from sepstop.types import Criterion, Policy
 def own_schedule(args: TrainingArguments) -> bool:
     """Whether the pool is scored without evaluations of the Trainer."""
     return bool(args.eval_strategy == "no")
+
+
+def best_metric(args: TrainingArguments) -> str:
+    """What ``metric_for_best_model`` names, without "eval_"; empty for nothing."""
+    return (args.metric_for_best_model or "").removeprefix("eval_")
+
+
+def names_consensus(args: TrainingArguments) -> bool:
+    return not own_schedule(args) and best_metric(args) == CONSENSUS
 
 
 def check_policy(policy: Policy, monitor: Monitor) -> None:
@@ -48,7 +58,9 @@ def check_arguments(
         ValueError: the Trainer's arguments contradict the callback's.
     """
     name, higher = criterion.name, bool(criterion.higher_is_better)
-    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    metric = best_metric(args)
+    if metric == CONSENSUS and not args.greater_is_better:
+        raise ValueError(f"metric_for_best_model={metric!r} needs greater_is_better=True")
     if metric == name and bool(args.greater_is_better) is not higher:
         raise ValueError(
             f"metric_for_best_model={metric!r} needs greater_is_better={higher}, "
@@ -67,23 +79,29 @@ def check_arguments(
         raise ValueError(
             "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "
             "TrainingArguments(load_best_model_at_end=True, "
-            f"metric_for_best_model={name!r}, greater_is_better={higher})"
+            f"metric_for_best_model={name!r}, greater_is_better={higher}), or 'consensus' and True "
+            "for a classifier"
         )
 
 
-def warn_of_arguments(args: TrainingArguments, criterion: Criterion, attached: bool) -> None:
-    """Warn of arguments that are allowed but may not be meant."""
+def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) -> None:
+    """Warn of arguments that are allowed but may not be meant.
+
+    Args:
+        expected: the metric that keeps what the policy picks.
+        attached: whether the scores reach the trackers.
+    """
     if args.report_to and not attached:
         warnings.warn(
             f"sepstop: the scores go to trainer_state.json but not to "
             f"{', '.join(args.report_to)}; call callback.attach(trainer) before training",
             stacklevel=3,
         )
-    metric = (args.metric_for_best_model or criterion.name).removeprefix("eval_")
-    if not own_schedule(args) and metric != criterion.name:
+    metric = best_metric(args) or expected
+    if not own_schedule(args) and metric != expected:
         kept = "keeps" if args.save_total_limit is None else "keeps and deletes"
         warnings.warn(
             f"sepstop: metric_for_best_model is {metric!r}, so Trainer {kept} checkpoints "
-            f"by that; set it to {criterion.name!r} to keep the label-free pick",
+            f"by that; set it to {expected!r} to keep the label-free pick",
             stacklevel=3,
         )

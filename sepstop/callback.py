@@ -21,10 +21,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 from sepstop import history as rows
-from sepstop.arguments import check_arguments, check_policy, own_schedule, warn_of_arguments
+from sepstop.arguments import (
+    best_metric,
+    check_arguments,
+    check_policy,
+    names_consensus,
+    own_schedule,
+    warn_of_arguments,
+)
+from sepstop.consensus import CONSENSUS, consensus_scores
 from sepstop.monitor import Monitor
-from sepstop.names import build
-from sepstop.policies import POLICIES, Mode, Plateau, best_record, decide
+from sepstop.names import build, describe
+from sepstop.policies import (
+    POLICIES,
+    Auto,
+    Consensus,
+    Mode,
+    Plateau,
+    best_record,
+    decide,
+    has_votes,
+)
 from sepstop.types import Criterion, Decision, Policy, Record
 
 logger = logging.getLogger(__name__)
@@ -39,10 +56,10 @@ class SepStopCallback(TrainerCallback):
     """Scores the unlabeled pool during training, stops by a policy, keeps the best checkpoint.
 
     With evaluations (``eval_strategy`` other than "no") the pool is scored at each of them,
-    and ``eval_separability`` joins their metrics, so that ``metric_for_best_model=
-    "separability"`` and all that builds on it work. Without, it is scored on a schedule of
-    its own. Training itself is left untouched: a run that is not stopped ends with the
-    weights it would have had.
+    and ``eval_separability`` joins their metrics, and where the model is a classifier
+    ``eval_consensus``; name one in ``metric_for_best_model`` and all that builds on it works.
+    Without evaluations, the pool is scored on a schedule of its own. Training itself is left
+    untouched: a run that is not stopped ends with the weights it would have had.
 
     What can be known to be wrong is raised before training begins. What goes wrong in a
     measurement later is a warning and a score of NaN, and training goes on.
@@ -53,8 +70,10 @@ class SepStopCallback(TrainerCallback):
         pool: unlabeled texts, see `sepstop.pool.read_pool`; or a `Monitor`, which then
             brings its criterion and embedder along.
         criterion, embedder: see `Monitor`, which has the defaults.
-        policy: when to stop: "patience", "plateau", a mapping with the settings too, or a
-            function ``history -> Decision``. `Plateau` by default.
+        policy: when to stop: "consensus", "patience", "plateau", a mapping with the settings too,
+            or a function ``history -> Decision``. By default `Consensus` where the model is a
+            classifier and `Plateau` where not; and `Plateau` where ``metric_for_best_model`` is the
+            criterion, so that Trainer and policy keep the same checkpoint.
         every_n_steps: own schedule, for ``eval_strategy="no"`` only; each epoch by default.
         load_best_at_end: load the best checkpoint when training ends, for
             ``eval_strategy="no"``; with evaluations, Trainer's ``load_best_model_at_end``
@@ -99,8 +118,9 @@ class SepStopCallback(TrainerCallback):
             raise ValueError(f"give {sorted(monitor_options)} to the Monitor instead")
         self.monitor = pool if isinstance(pool, Monitor) else Monitor(pool, **monitor_options)
         mode: Mode = "max" if self._criterion.higher_is_better else "min"
+        self._has_own_policy = policy is not None
         self.policy: Policy = (
-            Plateau(mode=mode) if policy is None else build("policy", policy, POLICIES)
+            Auto(mode=mode) if policy is None else build("policy", policy, POLICIES)
         )
         check_policy(self.policy, self.monitor)
         self._mode = mode
@@ -153,7 +173,12 @@ class SepStopCallback(TrainerCallback):
         self._claim(state)
         self._check(args)
         self.monitor.prepare(model, processing_class)
-        warn_of_arguments(args, self._criterion, attached=self._attached_to(state) is not None)
+        if names_consensus(args) and not self.monitor.classifies:
+            raise ValueError(
+                "metric_for_best_model='consensus' needs a classifier, whose logits are (b, k); "
+                f"{type(model).__name__} gives none. Name {self._criterion.name!r} instead"
+            )
+        warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
         self._restore(args, state, control)
         self._saved_step = -1
         self._training = True
@@ -201,7 +226,11 @@ class SepStopCallback(TrainerCallback):
         if not own_schedule(args):
             self._measure(args, state, control, kwargs["model"])
         if self.history and self.history[-1].step == state.global_step:
-            metrics.update(rows.scalars(self.history[-1]))
+            metrics.update(self._scalars())
+            if names_consensus(args) and self.decision is not None:
+                # Trainer compares with the value of an earlier vote: tell it the outcome instead.
+                is_best = self.decision.best_step == state.global_step
+                state.best_metric = None if is_best else metrics[f"eval_{CONSENSUS}"]
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -292,9 +321,20 @@ class SepStopCallback(TrainerCallback):
             control.should_save = True
 
     def _point_to_best(self, state: TrainerState) -> None:
-        best = best_record(self.history, self._mode)
-        if best is not None:
-            state.best_metric, state.best_global_step = best.score, best.step
+        step = None if self.decision is None else self.decision.best_step
+        for record in self.history:
+            if record.step == step:
+                state.best_metric, state.best_global_step = record.score, record.step
+
+    def _scalars(self) -> dict[str, float]:
+        """Of the newest record, for metrics, log and trackers."""
+        values = rows.scalars(self.history[-1])
+        if self.history[-1].predictions:
+            votes = [record.predictions for record in self.history if record.predictions]
+            values[f"eval_{CONSENSUS}"] = consensus_scores(votes)[-1]
+        elif has_votes(self.history):
+            values[f"eval_{CONSENSUS}"] = math.nan  # this evaluation failed
+        return values
 
     def _publish(
         self, state: TrainerState, control: TrainerControl, record: Record, decision: Decision
@@ -303,14 +343,15 @@ class SepStopCallback(TrainerCallback):
         trainer = self._attached_to(state)
         if trainer is not None:
             wanted = control.should_log
-            trainer.log(rows.scalars(record))
+            trainer.log(self._scalars())
             control.should_log = wanted  # logging cleared it, but the loss may still be due
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
-            state.log_history.append({**rows.scalars(record), **epoch, "step": state.global_step})
+            state.log_history.append({**self._scalars(), **epoch, "step": state.global_step})
         state.log_history[-1][rows.KEY] = {
             "record": rows.to_dict(record),
             "settings": self.monitor.settings,
+            "policy": describe(self.policy, POLICIES),
             "decision": {
                 "stop": decision.stop,
                 "best_step": decision.best_step,
@@ -406,6 +447,21 @@ class SepStopCallback(TrainerCallback):
 
     def _check(self, args: TrainingArguments) -> None:
         check_arguments(args, self._criterion, self.every_n_steps, self.load_best_at_end)
+        if not self._has_own_policy:
+            by_score = best_metric(args) == self._criterion.name and not own_schedule(args)
+            self.policy = (Plateau if by_score else Auto)(mode=self._mode)
+        elif names_consensus(args) and not hasattr(self.policy, "pick"):
+            raise ValueError(
+                "metric_for_best_model='consensus' needs policy='consensus', which keeps by it, "
+                f"got {self.policy}"
+            )
+
+    @property
+    def _best_metric(self) -> str:
+        """What ``metric_for_best_model`` is called that keeps what the policy picks."""
+        if isinstance(self.policy, Auto | Consensus) and self.monitor.classifies:
+            return CONSENSUS
+        return self._criterion.name
 
     def _claim(self, state: TrainerState) -> None:
         """One instance a Trainer; the state is the only thing that two instances share."""

@@ -26,6 +26,7 @@ _FIELDS = {field.name for field in dataclasses.fields(Record)}
 def to_dict(record: Record) -> dict[str, Any]:
     """``record`` as JSON-ready values, NaN and infinity as None."""
     values = dataclasses.asdict(record)
+    values["predictions"] = " ".join(map(str, record.predictions))  # a line, not one a text
     values["resamples"] = [_finite_or_none(value) for value in record.resamples]
     return {
         key: _finite_or_none(value) if isinstance(value, float) else value
@@ -46,6 +47,7 @@ def from_dict(values: Mapping[str, Any]) -> Record:
         for key in ("low", "high"):
             known[key] = _nan_if_none(known.get(key))
         known["step"] = int(known["step"])
+        known["predictions"] = tuple(map(int, known.get("predictions", "").split()))
         known["resamples"] = tuple(_nan_if_none(value) for value in known.get("resamples", ()))
         return Record(**known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -47,21 +47,41 @@ def h0_deaths(points: Tensor) -> Tensor:
     >>> h0_deaths(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]]))
     tensor([1., 5.])
     """
+    return h0_dendrogram(points)[1].sort(dim=-1).values
+
+
+def h0_dendrogram(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The H0 filtration whole: its components at each scale, as an order and the gaps in it.
+
+    The components at scale s are the runs of ``order`` between gaps longer than s, so the two
+    say which points merge when, and the sorted gaps are the deaths. It is the order in which
+    Prim's algorithm reaches the points: it leaves a component only when nothing in it is left.
+
+    Args:
+        points: as for `h0_deaths`, which tells time, memory and errors.
+
+    Returns:
+        ``order``, ``(N,)`` or ``(B, N)`` int64 indices of points, and ``gaps``, ``(N - 1,)``
+        or ``(B, N - 1)``: the scale at which the runs on either side of a gap merge; dtype
+        and device as of `h0_deaths`.
+
+    >>> h0_dendrogram(torch.tensor([[0.0], [9.0], [1.0], [11.0]]))
+    (tensor([0, 2, 1, 3]), tensor([1., 8., 2.]))
+    """
     points = check_points(points)
     if not torch.isfinite(points).all():
         raise ValueError("expected finite `points`, got NaN or infinity among them")
     dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
-    # Apple's MPS has no float64: the points go to the CPU and the deaths come back.
+    # Apple's MPS has no float64: the points go to the CPU and the result comes back.
     device = torch.device("cpu") if points.device.type == "mps" else points.device
     clouds = points.unsqueeze(0) if points.ndim == 2 else points
 
     with torch.no_grad():
         size = max(1, _CHUNK // clouds.shape[1] ** 2)
-        deaths = torch.cat(
-            [_deaths(chunk.to(device, torch.float64)) for chunk in clouds.split(size)]
-        )
-    deaths = deaths.to(points.device, dtype)
-    return deaths[0] if points.ndim == 2 else deaths
+        parts = [_dendrogram(chunk.to(device, torch.float64)) for chunk in clouds.split(size)]
+    order, gaps = (torch.cat(part) for part in zip(*parts, strict=True))
+    order, gaps = order.to(points.device), gaps.to(points.device, dtype)
+    return (order[0], gaps[0]) if points.ndim == 2 else (order, gaps)
 
 
 def check_points(points: Tensor) -> Tensor:
@@ -80,15 +100,16 @@ def check_points(points: Tensor) -> Tensor:
     return points
 
 
-def _deaths(clouds: Tensor) -> Tensor:
-    """Float64 ``(B, N, D)`` -> ascending deaths ``(B, N - 1)``."""
+def _dendrogram(clouds: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 ``(B, N, D)`` -> order ``(B, N)`` and gaps ``(B, N - 1)``."""
     if clouds.shape[0] == 0:
-        return clouds.new_empty(0, clouds.shape[1] - 1)
+        empty = clouds.new_empty(clouds.shape[:2])
+        return empty.long(), empty[:, 1:]
     # In units of a power of two near the largest coordinate: exact, and no square overflows.
     extent = clouds.abs().amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     unit = torch.ldexp(torch.ones_like(extent), torch.frexp(extent).exponent - 1)
-    lengths = _spanning_tree_lengths(_squared_distances(clouds / unit)).sqrt()
-    return lengths.sort(dim=-1).values * unit[:, :, 0]
+    order, gaps = _prim(_squared_distances(clouds / unit))
+    return order, gaps.sqrt() * unit[:, :, 0]
 
 
 def _squared_distances(clouds: Tensor) -> Tensor:
@@ -116,17 +137,23 @@ def _squared_distances(clouds: Tensor) -> Tensor:
     return squared
 
 
-def _spanning_tree_lengths(weights: Tensor) -> Tensor:
-    """Prim's algorithm on ``(B, N, N)`` symmetric weights -> ``(B, N - 1)``, in tree order."""
+def _prim(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Prim's algorithm on ``(B, N, N)`` symmetric weights.
+
+    Returns the points in the order in which they join the tree, ``(B, N)`` from point 0 on, and
+    the weights ``(B, N - 1)`` by which they do.
+    """
     size, n, _ = weights.shape
     rows = torch.arange(size, device=weights.device)
     inside = torch.zeros(size, n, dtype=torch.bool, device=weights.device)
+    order = torch.zeros(size, n, dtype=torch.long, device=weights.device)
     lengths = weights.new_empty(size, n - 1)
     reach = weights[:, 0].clone()  # (B, N): distance of each point to the tree so far
     inside[:, 0] = True
     for k in range(n - 1):
         reach.masked_fill_(inside, torch.inf)
         lengths[:, k], newest = reach.min(dim=-1)
+        order[:, k + 1] = newest
         inside[rows, newest] = True
         torch.minimum(reach, weights[rows, newest], out=reach)
-    return lengths
+    return order, lengths

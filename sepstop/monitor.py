@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sepstop.criteria import CRITERIA, INPUTS
-from sepstop.embedding import DROPPED, EMBEDDERS, Observation, drop_tokens, observe, untouched
+from sepstop.embedding import (
+    DROPPED,
+    EMBEDDERS,
+    Observation,
+    classify,
+    drop_tokens,
+    observe,
+    untouched,
+)
 from sepstop.names import build, describe
 from sepstop.pool import read_pool
 from sepstop.resampling import draw_resamples, interval, score_resamples
@@ -108,6 +116,7 @@ class Monitor:
         named = isinstance(tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(tokenizer) if named else tokenizer
         self._tokens: list[Tensor] | None = None
+        self._classifies: bool | None = None  # unknown before a model was seen
         self._previous_logits: Tensor | None = None
         self._pad_token_id = 0
 
@@ -130,6 +139,11 @@ class Monitor:
         """Whether the criterion looks at a classifier's predictions."""
         return any(need.endswith("logits") for need in self._needs)
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the model seen last is a classifier, whose predictions are in the records."""
+        return bool(self._classifies)
+
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Tokenise the pool and try the model on its two longest texts.
 
@@ -143,8 +157,9 @@ class Monitor:
             ValueError: no tokenizer to be found, or a model that gives no embeddings, or no
                 logits where the criterion needs them.
         """
-        self._tokens = self._previous_logits = None
+        self._tokens = self._previous_logits = self._classifies = None
         longest = sorted(self._tokenized(model, tokenizer), key=len)[-2:]
+        self._classifies = self.needs_logits or self._is_classifier(model)
         points = self._observe(model, longest).points
         if not points.is_floating_point():
             raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
@@ -162,6 +177,8 @@ class Monitor:
         """
         start = time.perf_counter()
         tokens = self._tokenized(model)
+        if self._classifies is None:
+            self._classifies = self.needs_logits or self._is_classifier(model)
         with untouched(model):
             seen = self._observe(model, tokens, progress=self.progress)
             corrupted = None
@@ -181,6 +198,7 @@ class Monitor:
             resamples=tuple(scores),
             resample_size=self.resample_size,
             pool_size=len(tokens),
+            predictions=_classes(seen.logits),
         )
 
     def _observe(
@@ -195,8 +213,21 @@ class Monitor:
             self.batch_size,
             self._pad_token_id if own is None else own,
             progress=progress and len(tokens) >= _LONG_POOL,
-            with_logits=self.needs_logits,
+            with_logits=bool(self._classifies),
         )
+
+    def _is_classifier(self, model: nn.Module) -> bool:
+        """Whether one short text gets logits of a few classes, tried out."""
+        shortest = min(self._tokenized(model), key=len)
+        device = next(model.parameters()).device
+        try:
+            with untouched(model):
+                classify(
+                    model, shortest[None].to(device), torch.ones_like(shortest[None]).to(device)
+                )
+        except Exception:  # no head, more inputs, ...: nothing that embedding the pool needs
+            return False
+        return True
 
     def _score(
         self, model: nn.Module, seen: Observation, corrupted: Tensor | None, step: int
@@ -240,6 +271,13 @@ class Monitor:
             self._pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
             self._tokens = [torch.tensor(row, dtype=torch.long) for row in ids]
         return self._tokens
+
+
+def _classes(logits: Tensor | None) -> tuple[int, ...]:
+    """Predicted classes, none where a text's logits are not finite."""
+    if logits is None or not torch.isfinite(logits).all():
+        return ()
+    return tuple(logits.argmax(dim=-1).tolist())
 
 
 def _why_no_score(name: str, inputs: dict[str, Any]) -> str:

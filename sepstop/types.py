@@ -26,6 +26,7 @@ class Record:
             step, so two records can be compared pair by pair.
         resample_size: points in a resample.
         pool_size: points in the pool.
+        predictions: predicted class of each text of the pool, where the model is a classifier.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Record:
     resamples: tuple[float, ...] = ()
     resample_size: int = 0
     pool_size: int = 0
+    predictions: tuple[int, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -83,6 +85,10 @@ class Criterion(Protocol):
 
 
 class Policy(Protocol):
-    """A pure function of the history: the same records give the same decision."""
+    """A pure function of the history: the same records give the same decision.
+
+    The step to keep is the one with the best score, unless the policy has a method
+    ``pick(history) -> Record | None`` of its own.
+    """
 
     def __call__(self, history: Sequence[Record]) -> Decision: ...

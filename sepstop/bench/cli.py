@@ -14,9 +14,6 @@ app = typer.Typer(help="Record fine-tuning runs and judge criteria and policies 
 
 _WIDTH = 140
 
-DEFAULT = ("separability", "plateau")
-"""What a user of the callback gets without choosing."""
-
 POLICIES: dict[str, dict[str, Any]] = {
     "plateau": {"name": "plateau"},
     "patience 1": {"name": "patience", "patience": 1},
@@ -56,11 +53,11 @@ def judge(
     messages = Console(stderr=True)
     try:
         recorded = [name for name in CRITERIA if name != "weightwatcher"]  # runs have no weights
-        names = dict.fromkeys([DEFAULT[0], *(criterion or recorded)])
+        names = dict.fromkeys(criterion or recorded)
         criteria = {name: build("criterion", name, CRITERIA) for name in names}
         runs = [load_run(path) for path in find_runs(runs_dir)]
         score = ScoreCache(cache or runs_dir / "scores", resamples)
-        with tqdm(total=len(runs) * len(criteria), desc="scores", leave=False) as bar:
+        with tqdm(total=len(runs) * (len(criteria) + 1), desc="scores", leave=False) as bar:
 
             def scored(run: Any, one: Any) -> Any:
                 bar.set_postfix_str(f"{one.name} of {run.name}")
@@ -68,7 +65,7 @@ def judge(
                 bar.update()
                 return history
 
-            judgement = judge_runs(runs, criteria, POLICIES, DEFAULT, scored)
+            judgement = judge_runs(runs, criteria, POLICIES, scored)
     except (OSError, ValueError) as error:
         messages.print(f"sepstop: {error}", style="red", markup=False)
         raise typer.Exit(2) from error

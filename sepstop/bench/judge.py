@@ -8,6 +8,7 @@ from the run's own pool, many times.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -23,10 +24,11 @@ from scipy import stats
 
 from sepstop import __version__
 from sepstop.bench.runs import Run, fingerprint
+from sepstop.consensus import CONSENSUS, consensus_scores
 from sepstop.criteria import CRITERIA
 from sepstop.history import read_history, try_to_write
 from sepstop.names import build, describe
-from sepstop.policies import POLICIES, Mode, best_record, replay
+from sepstop.policies import POLICIES, Auto, Consensus, Mode, best_record, replay
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Policy, Record
 
@@ -34,6 +36,13 @@ Floats = NDArray[np.float64]
 
 LABELS = (5, 10, 25, 50, 100, 200, 400, 800, 1600)
 """Sizes m of the validation sets that label equivalents are read off from."""
+
+DEFAULT = "default"
+"""In tables: what a user gets without choosing, `Auto` on the default criterion's records."""
+
+DEFAULT_CRITERION = "separability"
+
+OURS = (DEFAULT, CONSENSUS)
 
 _DRAWS = 200
 _INDEX_SEED = 0
@@ -88,13 +97,11 @@ class Judgement:
         runs: names.
         verdicts: references first.
         label_regrets: m -> mean regret of picking by validation accuracy on m labels.
-        default: criterion and policy that a user gets without choosing.
     """
 
     runs: list[str]
     verdicts: list[Verdict]
     label_regrets: dict[int, float]
-    default: tuple[str, str]
 
     def find(self, criterion: str, policy: str = "hindsight") -> Verdict:
         for verdict in self.verdicts:
@@ -109,7 +116,7 @@ class Judgement:
             for verdict in self.verdicts
             if verdict.label_free
             and verdict.policy == "hindsight"
-            and verdict.criterion != self.default[0]
+            and verdict.criterion not in OURS
         ]
         best = min(peers, key=lambda verdict: verdict.regrets.mean(), default=None)
         rows = []
@@ -129,13 +136,12 @@ class Judgement:
         return rows
 
     def as_json(self) -> dict[str, Any]:
-        criterion, policy = self.default
-        pick, stop = self.find(criterion).summary(), self.find(criterion, policy).summary()
+        pick, stop = self.find(DEFAULT).summary(), self.find(DEFAULT, "auto").summary()
         return _finite(
             {
                 "default": {
-                    "criterion": criterion,
-                    "policy": policy,
+                    "criterion": DEFAULT,
+                    "policy": "auto",
                     **{key: pick[key] for key in ("regret_mean", "regret_p90", "regret_max")},
                     "regret_stop_mean": stop["regret_mean"],
                     "steps_saved_mean": stop["steps_saved_mean"],
@@ -188,24 +194,20 @@ def judge(
     runs: Sequence[Run],
     criteria: dict[str, Criterion],
     policies: dict[str, Any],
-    default: tuple[str, str],
     score: Callable[[Run, Criterion], list[Record]] | None = None,
 ) -> Judgement:
     """
     Args:
         criteria: by the name they go by in the tables. One whose inputs a run lacks is left out.
         policies: by name, as `sepstop.names.build` takes them; their mode follows the criterion.
-        default: names of the criterion and the policy that a user gets without choosing.
         score: gives a run's records by a criterion; `score_run` by default.
 
     Raises:
-        ValueError: no runs, or the default is not among what is judged.
+        ValueError: no runs.
     """
     score = score or score_run
     if not runs:
         raise ValueError("expected at least one recorded run")
-    if default[0] not in criteria or default[1] not in policies:
-        raise ValueError(f"the default {default} is not among what is judged")
     usable = {
         name: criterion
         for name, criterion in criteria.items()
@@ -221,14 +223,26 @@ def judge(
         for name, criterion in usable.items():
             mode: Mode = "max" if criterion.higher_is_better else "min"
             histories[name] = score(run, criterion), mode, True
+        pickers: dict[str, Any] = {DEFAULT: Auto()}
+        histories[DEFAULT] = (
+            with_predictions(run, score(run, build("criterion", DEFAULT_CRITERION, CRITERIA))),
+            "max",
+            True,
+        )
+        if all("pool_l" in other.arrays for other in runs):
+            pickers[CONSENSUS] = Consensus()
+            histories[CONSENSUS] = consensus_history(run), "max", True
         for name, (history, mode, label_free) in histories.items():
             free[name] = label_free
             tally = tallies.setdefault((name, "hindsight"), _Tally())
-            _count(tally, run, history, None, mode)
-            for policy_name, spec in policies.items() if name in usable else ():
-                policy = build("policy", {**spec, "mode": mode}, POLICIES)
+            picker = pickers.get(name)
+            best = picker.pick(history) if picker else best_record(history, mode)
+            _count(tally, run, history, best, None, mode)
+            for policy_name, policy in _policies_for(name, policies, mode, name in usable).items():
                 tally = tallies.setdefault((name, policy_name), _Tally())
-                _count(tally, run, history, policy, mode)
+                decision = replay(policy, history)
+                best = next((r for r in history if r.step == decision.best_step), None)
+                _count(tally, run, history, best, decision.step if decision.stop else None, mode)
     return Judgement(
         [run.name for run in runs],
         [tally.verdict(*key, free[key[0]]) for key, tally in tallies.items()],
@@ -237,8 +251,50 @@ def judge(
             for m, regrets in label_regrets.items()
             if len(regrets) == len(runs)
         },
-        default,
     )
+
+
+def _policies_for(
+    name: str, policies: dict[str, Any], mode: Mode, is_criterion: bool
+) -> dict[str, Policy]:
+    if name == DEFAULT:
+        return {"auto": Auto()}
+    if name == CONSENSUS:
+        return {
+            f"within {tolerance:.0%}": Consensus(tolerance=tolerance)
+            for tolerance in (0.01, 0.02, 0.03, 0.05, 0.1)
+        }
+    if not is_criterion:
+        return {}
+    return {
+        key: build("policy", {**spec, "mode": mode}, POLICIES) for key, spec in policies.items()
+    }
+
+
+def with_predictions(run: Run, history: list[Record]) -> list[Record]:
+    """The records of a Monitor whose model is a classifier, if that of the run is."""
+    if "pool_l" not in run.arrays:
+        return history
+    classes = run.arrays["pool_l"].argmax(axis=-1)  # (T, N)
+    return [
+        dataclasses.replace(record, predictions=tuple(map(int, row)))
+        for record, row in zip(history, classes, strict=True)
+    ]
+
+
+def consensus_history(run: Run) -> list[Record]:
+    """Records whose score is what each checkpoint tells about the vote of the whole run."""
+    blank = [Record(step, None, math.nan, criterion=CONSENSUS) for step in run.steps if step > 0]
+    trained = dataclasses.replace(
+        run,
+        arrays={**run.arrays, "pool_l": run.arrays["pool_l"][-len(blank) :]},
+    )
+    voters = with_predictions(trained, blank)
+    scores = consensus_scores([record.predictions for record in voters])
+    return [
+        dataclasses.replace(record, score=score)
+        for record, score in zip(voters, scores, strict=True)
+    ]
 
 
 def score_run(run: Run, criterion: Criterion, resamples: int = 20) -> list[Record]:
@@ -378,19 +434,19 @@ def weighted_spearman(scores: Floats, accuracy: Floats) -> float:
 
 
 def _count(
-    tally: _Tally, run: Run, history: list[Record], policy: Policy | None, mode: Mode
+    tally: _Tally,
+    run: Run,
+    history: list[Record],
+    best: Record | None,
+    stopped: int | None,
+    mode: Mode,
 ) -> None:
     accuracy = dict(zip(run.steps, run.test_accuracy, strict=True))
     end = run.steps[-1]
-    best = best_record(history, mode)
-    pick, stopped = (end if best is None else best.step), end
-    if policy is not None:
-        decision = replay(policy, history)
-        pick = end if decision.best_step is None else decision.best_step
-        stopped = decision.step if decision.stop and decision.step is not None else end
+    pick = end if best is None else best.step
     tally.picks.append(pick)
     tally.regrets.append(float(run.test_accuracy.max() - accuracy[pick]))
-    tally.saved.append(1 - stopped / end)
+    tally.saved.append(0.0 if stopped is None else 1 - stopped / end)
     seen = [record for record in history if record.step > 0 and record.is_finite]
     sign = 1 if mode == "max" else -1
     scores = np.array([sign * record.score for record in seen])

@@ -4,6 +4,7 @@ A criterion is called with what it names in ``needs``, in that order; `INPUTS` l
 """
 
 from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
+from sepstop.criteria.components import ClusterEntropy, ClusterInformation
 from sepstop.criteria.persistence import TotalPersistence
 from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability
@@ -27,6 +28,8 @@ INPUTS = {
 
 CRITERIA: dict[str, type] = {
     "separability": Separability,
+    "cluster_entropy": ClusterEntropy,
+    "cluster_information": ClusterInformation,
     "total_persistence": TotalPersistence,
     "rankme": RankMe,
     "alpha_req": AlphaReQ,
