@@ -6,8 +6,7 @@ import warnings
 
 from transformers import TrainingArguments
 
-from sepstop.consensus import CONSENSUS
-from sepstop.criteria import Separability
+from sepstop.criteria import Information, Separability
 from sepstop.monitor import Monitor
 from sepstop.types import Criterion, Policy
 
@@ -22,8 +21,8 @@ def best_metric(args: TrainingArguments) -> str:
     return (args.metric_for_best_model or "").removeprefix("eval_")
 
 
-def names_consensus(args: TrainingArguments) -> bool:
-    return not own_schedule(args) and best_metric(args) == CONSENSUS
+def names_information(args: TrainingArguments) -> bool:
+    return not own_schedule(args) and best_metric(args) == Information.name
 
 
 def check_policy(policy: Policy, monitor: Monitor) -> None:
@@ -59,7 +58,7 @@ def check_arguments(
     """
     name, higher = criterion.name, bool(criterion.higher_is_better)
     metric = best_metric(args)
-    if metric == CONSENSUS and not args.greater_is_better:
+    if metric == Information.name and not args.greater_is_better:
         raise ValueError(f"metric_for_best_model={metric!r} needs greater_is_better=True")
     if metric == name and bool(args.greater_is_better) is not higher:
         raise ValueError(
@@ -79,8 +78,8 @@ def check_arguments(
         raise ValueError(
             "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "
             "TrainingArguments(load_best_model_at_end=True, "
-            f"metric_for_best_model={name!r}, greater_is_better={higher}), or 'consensus' and True "
-            "for a classifier"
+            f"metric_for_best_model={name!r}, greater_is_better={higher}), "
+            "or 'information' and True for a classifier"
         )
 
 

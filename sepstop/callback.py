@@ -25,22 +25,20 @@ from sepstop.arguments import (
     best_metric,
     check_arguments,
     check_policy,
-    names_consensus,
+    names_information,
     own_schedule,
     warn_of_arguments,
 )
-from sepstop.consensus import CONSENSUS, consensus_scores
+from sepstop.criteria import Information, Separability
 from sepstop.monitor import Monitor
 from sepstop.names import build, describe
 from sepstop.policies import (
     POLICIES,
     Auto,
-    Consensus,
     Mode,
     Plateau,
     best_record,
     decide,
-    has_votes,
 )
 from sepstop.types import Criterion, Decision, Policy, Record
 
@@ -57,7 +55,7 @@ class SepStopCallback(TrainerCallback):
 
     With evaluations (``eval_strategy`` other than "no") the pool is scored at each of them,
     and ``eval_separability`` joins their metrics, and where the model is a classifier
-    ``eval_consensus``; name one in ``metric_for_best_model`` and all that builds on it works.
+    ``eval_information``; name one in ``metric_for_best_model`` and all that builds on it works.
     Without evaluations, the pool is scored on a schedule of its own. Training itself is left
     untouched: a run that is not stopped ends with the weights it would have had.
 
@@ -70,10 +68,10 @@ class SepStopCallback(TrainerCallback):
         pool: unlabeled texts, see `sepstop.pool.read_pool`; or a `Monitor`, which then
             brings its criterion and embedder along.
         criterion, embedder: see `Monitor`, which has the defaults.
-        policy: when to stop: "consensus", "patience", "plateau", a mapping with the settings too,
-            or a function ``history -> Decision``. By default `Consensus` where the model is a
-            classifier and `Plateau` where not; and `Plateau` where ``metric_for_best_model`` is the
-            criterion, so that Trainer and policy keep the same checkpoint.
+        policy: when to stop: "auto", "patience", "plateau", a mapping with the settings too, or a
+            function ``history -> Decision``. By default `Auto`, which decides by the information
+            where the model is a classifier; but `Plateau` where you name a criterion, here or
+            in ``metric_for_best_model``.
         every_n_steps: own schedule, for ``eval_strategy="no"`` only; each epoch by default.
         load_best_at_end: load the best checkpoint when training ends, for
             ``eval_strategy="no"``; with evaluations, Trainer's ``load_best_model_at_end``
@@ -119,8 +117,11 @@ class SepStopCallback(TrainerCallback):
         self.monitor = pool if isinstance(pool, Monitor) else Monitor(pool, **monitor_options)
         mode: Mode = "max" if self._criterion.higher_is_better else "min"
         self._has_own_policy = policy is not None
+        # Whoever names a criterion wants it to decide.
+        self._is_default = criterion is None and self._criterion.name == Separability.name
+        default: type = Auto if self._is_default else Plateau
         self.policy: Policy = (
-            Auto(mode=mode) if policy is None else build("policy", policy, POLICIES)
+            default(mode=mode) if policy is None else build("policy", policy, POLICIES)
         )
         check_policy(self.policy, self.monitor)
         self._mode = mode
@@ -173,9 +174,9 @@ class SepStopCallback(TrainerCallback):
         self._claim(state)
         self._check(args)
         self.monitor.prepare(model, processing_class)
-        if names_consensus(args) and not self.monitor.classifies:
+        if names_information(args) and not self.monitor.classifies:
             raise ValueError(
-                "metric_for_best_model='consensus' needs a classifier, whose logits are (b, k); "
+                "metric_for_best_model='information' needs a classifier, whose logits are (b, k); "
                 f"{type(model).__name__} gives none. Name {self._criterion.name!r} instead"
             )
         warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
@@ -226,11 +227,7 @@ class SepStopCallback(TrainerCallback):
         if not own_schedule(args):
             self._measure(args, state, control, kwargs["model"])
         if self.history and self.history[-1].step == state.global_step:
-            metrics.update(self._scalars())
-            if names_consensus(args) and self.decision is not None:
-                # Trainer compares with the value of an earlier vote: tell it the outcome instead.
-                is_best = self.decision.best_step == state.global_step
-                state.best_metric = None if is_best else metrics[f"eval_{CONSENSUS}"]
+            metrics.update(rows.scalars(self.history[-1]))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -324,17 +321,8 @@ class SepStopCallback(TrainerCallback):
         step = None if self.decision is None else self.decision.best_step
         for record in self.history:
             if record.step == step:
-                state.best_metric, state.best_global_step = record.score, record.step
-
-    def _scalars(self) -> dict[str, float]:
-        """Of the newest record, for metrics, log and trackers."""
-        values = rows.scalars(self.history[-1])
-        if self.history[-1].predictions:
-            votes = [record.predictions for record in self.history if record.predictions]
-            values[f"eval_{CONSENSUS}"] = consensus_scores(votes)[-1]
-        elif has_votes(self.history):
-            values[f"eval_{CONSENSUS}"] = math.nan  # this evaluation failed
-        return values
+                by = record.information if self._best_metric != record.criterion else record.score
+                state.best_metric, state.best_global_step = by, record.step
 
     def _publish(
         self, state: TrainerState, control: TrainerControl, record: Record, decision: Decision
@@ -343,11 +331,11 @@ class SepStopCallback(TrainerCallback):
         trainer = self._attached_to(state)
         if trainer is not None:
             wanted = control.should_log
-            trainer.log(self._scalars())
+            trainer.log(rows.scalars(record))
             control.should_log = wanted  # logging cleared it, but the loss may still be due
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
-            state.log_history.append({**self._scalars(), **epoch, "step": state.global_step})
+            state.log_history.append({**rows.scalars(record), **epoch, "step": state.global_step})
         state.log_history[-1][rows.KEY] = {
             "record": rows.to_dict(record),
             "settings": self.monitor.settings,
@@ -362,6 +350,7 @@ class SepStopCallback(TrainerCallback):
             state,
             f"sepstop: step {record.step}  {record.criterion} {record.score:.4f} "
             f"[{record.low:.4f}, {record.high:.4f}]  "
+            f"{_said(record)}"
             f"{'STOP' if decision.stop else 'go on'}: {decision.reason}",
         )
 
@@ -449,18 +438,21 @@ class SepStopCallback(TrainerCallback):
         check_arguments(args, self._criterion, self.every_n_steps, self.load_best_at_end)
         if not self._has_own_policy:
             by_score = best_metric(args) == self._criterion.name and not own_schedule(args)
-            self.policy = (Plateau if by_score else Auto)(mode=self._mode)
-        elif names_consensus(args) and not hasattr(self.policy, "pick"):
+            default = Auto if self._is_default and not by_score else Plateau
+            self.policy = default(mode=self._mode)
+        has_it = isinstance(self.policy, Auto) or self._criterion.name == Information.name
+        if names_information(args) and not has_it:
             raise ValueError(
-                "metric_for_best_model='consensus' needs policy='consensus', which keeps by it, "
-                f"got {self.policy}"
+                "metric_for_best_model='information' needs policy='auto', or "
+                f"criterion='information' with any; got criterion {self._criterion.name!r} "
+                f"and {self.policy}"
             )
 
     @property
     def _best_metric(self) -> str:
         """What ``metric_for_best_model`` is called that keeps what the policy picks."""
-        if isinstance(self.policy, Auto | Consensus) and self.monitor.classifies:
-            return CONSENSUS
+        if isinstance(self.policy, Auto) and self.monitor.classifies:
+            return Information.name
         return self._criterion.name
 
     def _claim(self, state: TrainerState) -> None:
@@ -468,6 +460,10 @@ class SepStopCallback(TrainerCallback):
         if getattr(state, "_sepstop_callback", self) is not self:
             raise ValueError(_TWO)
         state._sepstop_callback = self
+
+
+def _said(record: Record) -> str:
+    return f"information {record.information:.4f}  " if math.isfinite(record.information) else ""
 
 
 def _checkpoint(args: TrainingArguments, step: int | None) -> Path:

@@ -61,7 +61,7 @@ def select(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Replay patience, plateau, first_optimum or module:attribute; no stop by default."
+            help="Replay auto, patience, plateau, first_optimum or module:attr; none by default."
         ),
     ] = None,
     resamples: Annotated[int | None, typer.Option(help="Number of resamples.")] = None,
@@ -146,10 +146,14 @@ def _as_json(selection: Any) -> dict[str, Any]:
         "best_checkpoint": str(selection.best),
         **asdict(selection.decision),
         "criterion": selection.records[0].criterion,
+        "by_information": selection.by_information,
         "higher_is_better": selection.higher_is_better,
         "online_best_step": selection.online_best_step,
         "ranking": [
-            {"checkpoint": str(selection.paths[record.step]), **to_dict(record)}
+            {
+                "checkpoint": str(selection.paths[record.step]),
+                **to_dict(record),
+            }
             for record in selection.ranking
         ],
         "skipped": {str(path): why for path, why in selection.skipped.items()},

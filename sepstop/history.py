@@ -26,7 +26,6 @@ _FIELDS = {field.name for field in dataclasses.fields(Record)}
 def to_dict(record: Record) -> dict[str, Any]:
     """``record`` as JSON-ready values, NaN and infinity as None."""
     values = dataclasses.asdict(record)
-    values["predictions"] = " ".join(map(str, record.predictions))  # a line, not one a text
     values["resamples"] = [_finite_or_none(value) for value in record.resamples]
     return {
         key: _finite_or_none(value) if isinstance(value, float) else value
@@ -44,10 +43,9 @@ def from_dict(values: Mapping[str, Any]) -> Record:
         known = {key: value for key, value in values.items() if key in _FIELDS}
         known.setdefault("epoch", None)
         known["score"] = _nan_if_none(known["score"])
-        for key in ("low", "high"):
+        for key in ("low", "high", "information"):
             known[key] = _nan_if_none(known.get(key))
         known["step"] = int(known["step"])
-        known["predictions"] = tuple(map(int, known.get("predictions", "").split()))
         known["resamples"] = tuple(_nan_if_none(value) for value in known.get("resamples", ()))
         return Record(**known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -55,9 +53,13 @@ def from_dict(values: Mapping[str, Any]) -> Record:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """What trackers and ``metric_for_best_model`` see: ``eval_<criterion>`` and its bounds."""
+    """What trackers and ``metric_for_best_model`` see: ``eval_<criterion>`` and its bounds, and
+    ``eval_information`` of a classifier."""
     key = f"eval_{record.criterion}"
-    return {key: record.score, f"{key}_low": record.low, f"{key}_high": record.high}
+    values = {key: record.score, f"{key}_low": record.low, f"{key}_high": record.high}
+    if math.isfinite(record.information):
+        values.setdefault("eval_information", record.information)
+    return values
 
 
 def records_in(log_history: Iterable[Mapping[str, Any]]) -> list[Record]:

@@ -141,7 +141,7 @@ class Monitor:
 
     @property
     def classifies(self) -> bool:
-        """Whether the model seen last is a classifier, whose predictions are in the records."""
+        """Whether the model seen last is a classifier, whose records have its information."""
         return bool(self._classifies)
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -177,8 +177,7 @@ class Monitor:
         """
         start = time.perf_counter()
         tokens = self._tokenized(model)
-        if self._classifies is None:
-            self._classifies = self.needs_logits or self._is_classifier(model)
+        self._classifies = self.needs_logits or self._is_classifier(model)
         with untouched(model):
             seen = self._observe(model, tokens, progress=self.progress)
             corrupted = None
@@ -186,6 +185,7 @@ class Monitor:
                 dropped = drop_tokens(tokens, DROPPED, self.seed)
                 corrupted = self._observe(model, dropped, progress=self.progress).logits
             scores = self._score(model, seen, corrupted, step)
+            information = self._information(seen)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -198,7 +198,7 @@ class Monitor:
             resamples=tuple(scores),
             resample_size=self.resample_size,
             pool_size=len(tokens),
-            predictions=_classes(seen.logits),
+            information=information,
         )
 
     def _observe(
@@ -252,6 +252,13 @@ class Monitor:
             )
         return scores
 
+    def _information(self, seen: Observation) -> float:
+        """NaN where the model is no classifier or its outputs are not finite."""
+        given = {"points": seen.points, "logits": seen.logits}
+        criterion: Criterion = build("criterion", "information", CRITERIA)
+        scores = score_resamples(criterion, given, self.resamples)
+        return sum(scores) / len(scores)
+
     def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> list[Tensor]:
         if self._tokens is None:
             tokenizer = self.tokenizer or tokenizer
@@ -271,13 +278,6 @@ class Monitor:
             self._pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
             self._tokens = [torch.tensor(row, dtype=torch.long) for row in ids]
         return self._tokens
-
-
-def _classes(logits: Tensor | None) -> tuple[int, ...]:
-    """Predicted classes, none where a text's logits are not finite."""
-    if logits is None or not torch.isfinite(logits).all():
-        return ()
-    return tuple(logits.argmax(dim=-1).tolist())
 
 
 def _why_no_score(name: str, inputs: dict[str, Any]) -> str:

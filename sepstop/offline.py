@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from sepstop import history as rows
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
-from sepstop.policies import POLICIES, Mode, best_record, replay
+from sepstop.policies import POLICIES, Auto, Mode, best_record, has_information, replay
+from sepstop.policies import by_information as rank_by_information
 from sepstop.pool import read_pool
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Record
@@ -38,6 +39,7 @@ class Selection:
         skipped: folder -> why it could not be scored.
         higher_is_better: direction of the score.
         online_best_step: what the run itself kept, if it was monitored; else None.
+        by_information: whether the information and not the score decided.
     """
 
     decision: Decision
@@ -46,6 +48,7 @@ class Selection:
     skipped: dict[Path, str]
     higher_is_better: bool
     online_best_step: int | None
+    by_information: bool = False
 
     @property
     def best_step(self) -> int:
@@ -59,11 +62,18 @@ class Selection:
 
     @property
     def ranking(self) -> list[Record]:
-        """Records from best to worst, those without a score last."""
+        """Records from best to worst by what decided, those without it last."""
         sign = 1 if self.higher_is_better else -1
+        values = {
+            r.step: r.information if self.by_information else sign * r.score for r in self.records
+        }
         return sorted(
             self.records,
-            key=lambda r: (not r.is_finite, -sign * r.score if r.is_finite else 0.0, r.step),
+            key=lambda r: (
+                not math.isfinite(values[r.step]),
+                -values[r.step] if math.isfinite(values[r.step]) else 0.0,
+                r.step,
+            ),
         )
 
 
@@ -89,8 +99,10 @@ def select_checkpoint(
     Args:
         run_dir: folder with the checkpoints of full models or PEFT adapters.
         pool: see `sepstop.pool.read_pool`.
-        policy: replayed on the scores, it ends the run in hindsight where it would have
-            stopped; by default all checkpoints are candidates.
+        policy: replayed on the records, it ends the run in hindsight where it would have
+            stopped; by default all checkpoints are candidates. The pick is that of the policy, or
+            by default the checkpoint with the most information where it is a classifier, unless a
+            criterion is given or the run was decided by its score.
         device: where the models run; by default a GPU if there is one.
         trust_remote_code: allow a model to bring code of its own.
         text_column, pool_size, **monitor_options: see `Monitor`.
@@ -133,13 +145,19 @@ def select_checkpoint(
     skipped: dict[Path, str] = {}
     for step, path in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
         try:
-            model = load_model(path, trust_remote_code, monitor.needs_logits).to(device)
+            model = load_model(path, trust_remote_code, with_head=True).to(device)
             _set_padding(model, monitor.tokenizer)
             records[step] = monitor.measure(model, step, _epoch(path))
         except Exception as error:  # whatever a broken folder holds: the others still rank
             skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
     history = [records[step] for step in sorted(records)]
-    decision = _pick(history, mode) if policy is None else replay(policy, history)
+    by_score = "criterion" in monitor_options or _decided_by_score(log_history)
+    by_information = policy is None and not by_score and has_information(history)
+    if policy is not None:
+        decision = replay(policy, history)
+        by_information = isinstance(policy, Auto) and has_information(history)
+    else:
+        decision = _pick(rank_by_information(history) if by_information else history, mode)
     if decision.best_step is None:
         causes = [f"{path.name}: {why}" for path, why in skipped.items()]
         raise ValueError(
@@ -155,6 +173,7 @@ def select_checkpoint(
         skipped=skipped,
         higher_is_better=mode == "max",
         online_best_step=_online_best_step(log_history),
+        by_information=by_information,
     )
 
 
@@ -338,6 +357,15 @@ def _online_best_step(log_history: list[dict[str, Any]]) -> int | None:
             step = row[rows.KEY].get("decision", {}).get("best_step")
             return step if isinstance(step, int) else None
     return None
+
+
+def _decided_by_score(log_history: list[dict[str, Any]]) -> bool:
+    """Whether the run's own policy kept the best score; not said by runs without one."""
+    for row in reversed(log_history):
+        if rows.KEY in row:
+            policy = row[rows.KEY].get("policy", {"name": "plateau"})  # of older versions
+            return policy.get("name") != "auto"
+    return False
 
 
 def _epoch(checkpoint: Path) -> float | None:

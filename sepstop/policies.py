@@ -2,7 +2,7 @@
 
 The step to keep is the one with the best score (the earliest of equals), which is also what
 transformers' ``metric_for_best_model`` keeps; but for a policy that picks by itself, as
-`Consensus` does. Measurements at step 0 are not candidates, for no checkpoint of them exists, and
+`Auto` does. Measurements at step 0 are not candidates, for no checkpoint of them exists, and
 non-finite ones are skipped or stop the run as configured.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sepstop.consensus import consensus_scores, vote_changes
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Policy, Record
 
@@ -281,120 +280,52 @@ class FirstOptimum:
 
 
 @dataclass(frozen=True)
-class Consensus:
-    """Keep the checkpoint that says best what all agree on; stop when that hardly changes.
+class Auto:
+    """What you get by default: decides by the information of a classifier, else by the score.
 
-    Where the model is a classifier, the predicted classes of the pool are part of each record.
-    All evaluations so far vote on each text, and a checkpoint is scored by what it tells about the
-    vote (see `sepstop.consensus`). A new one is kept if it then scores higher than the one kept so
-    far, so that no checkpoint which may be gone is ever gone back to. Once the vote stands still,
-    checkpoints can hardly be told apart by it. The criterion's score plays no part.
-
-    Attributes:
-        window: evaluations over which the vote is to stand still.
-        tolerance: it does if at most this share of the pool has another class than before them;
-            None never stops.
-        warmup: evaluations needed before a stop is possible.
-        mode: of the criterion; it plays no part either.
-
-    Raises:
-        ValueError: a value out of range; when called, records without predictions, or of pools
-            that differ in size.
+    Where the records have it, ``Record.information`` takes the place of the score: training stops
+    when it has not improved for 3 evaluations, but not before it was above 0. Else it is `Plateau`
+    on the score.
     """
 
-    window: int = 2
-    tolerance: float | None = 0.03
-    warmup: int = 5
     mode: Mode = "max"
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"expected `window` >= 1, got {self.window}")
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ValueError(
-                f"expected `tolerance` from 0 to below 1 or None, got {self.tolerance}"
-            )
-        _check_at_least_zero(warmup=self.warmup)
         _check_choices(self.mode, "skip")
 
     def __call__(self, history: Sequence[Record]) -> Decision:
-        voters = _voters(history)
-        if not voters:
-            step = history[-1].step if history else None
-            return Decision(False, None, "nothing measured yet", step)
-        changes = vote_changes([record.predictions for record in voters], self.window)
-        stops = [
-            seen
-            for seen, change in enumerate(changes, start=1)
-            if seen >= self.warmup and self.tolerance is not None and change <= self.tolerance
-        ]
-        seen = min(stops, default=len(voters))
-        pick = self.pick(voters[:seen])
-        assert pick is not None
-        if seen <= self.window:
-            why = f"{seen} of the {self.window + 1} evaluations that a vote needs to stand still"
-        else:
-            share = f"{changes[seen - 1]:.1%}"
-            why = f"the last {self.window} evaluations changed the vote on {share} of the pool"
-        if stops:
-            why += f", at most {self.tolerance:.1%} is standing still"
-        elif self.window < seen < self.warmup:
-            why += f" (warm-up, evaluation {seen} of {self.warmup})"
-        why += f"; step {pick.step} says best what all agree on"
-        return Decision(bool(stops), pick.step, why, voters[seen - 1].step)
+        if has_information(history):
+            records = by_information(history)
+            first = next((i for i, r in enumerate(records) if r.step > 0 and r.score > 0), None)
+            if first is None:
+                why = "the predictions tell nothing yet, so there is no evidence to stop by"
+                return _decide(False, records, "max", None, why)
+            return Patience(3)(records[first:])
+        return Plateau(mode=self.mode)(history)
 
     def pick(self, history: Sequence[Record]) -> Record | None:
         """The record to keep; None while there is none after step 0."""
-        voters = _voters(history)
-        kept = 0
-        for newest in range(1, len(voters)):
-            scores = consensus_scores([record.predictions for record in voters[: newest + 1]])
-            if scores[newest] > scores[kept]:
-                kept = newest
-        return voters[kept] if voters else None
+        if not has_information(history):
+            return best_record(history, self.mode)
+        best = best_record(by_information(history))
+        return next((r for r in history if best is not None and r.step == best.step), None)
 
 
-@dataclass(frozen=True)
-class Auto:
-    """`Consensus` where the records have predictions, else `Plateau`: what you get by default."""
-
-    mode: Mode = "max"
-
-    def __call__(self, history: Sequence[Record]) -> Decision:
-        policy = Consensus if has_votes(history) else Plateau
-        return policy(mode=self.mode)(history)
-
-    def pick(self, history: Sequence[Record]) -> Record | None:
-        return Consensus().pick(history) if has_votes(history) else best_record(history, self.mode)
+def has_information(history: Sequence[Record]) -> bool:
+    """Whether the records are a classifier's."""
+    return any(math.isfinite(record.information) for record in _trained(history))
 
 
-def has_votes(history: Sequence[Record]) -> bool:
-    """Whether the records are a classifier's, so that `Consensus` can decide on them."""
-    return any(record.predictions for record in _trained(history))
-
-
-def _voters(history: Sequence[Record]) -> list[Record]:
-    """Records with predictions; an evaluation that failed has none.
-
-    Raises:
-        ValueError: none has any although it was scored, or they are of different pools.
-    """
-    trained = _trained(history)
-    voters = [record for record in trained if record.predictions]
-    if not voters and any(record.is_finite for record in trained):
-        raise ValueError(
-            "consensus needs the predictions of a classifier on the pool, and these records have "
-            "none; policy='plateau' decides by the score alone"
-        )
-    sizes = sorted({len(record.predictions) for record in voters})
-    if len(sizes) > 1:
-        raise ValueError(f"expected predictions on one pool, got pools of {sizes} texts")
-    return voters
+def by_information(history: Sequence[Record]) -> list[Record]:
+    """The records with their information for a score."""
+    return [
+        replace(record, score=record.information, criterion="information", resamples=())
+        for record in history
+    ]
 
 
 POLICIES: dict[str, type] = {
     "auto": Auto,
-    "consensus": Consensus,
     "patience": Patience,
     "plateau": Plateau,
     "first_optimum": FirstOptimum,

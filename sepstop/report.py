@@ -29,8 +29,12 @@ def ranking_table(selection: Selection) -> Table:
 
     criterion = selection.records[0].criterion
     direction = "higher" if selection.higher_is_better else "lower"
-    table = Table(title=f"{criterion}, {direction} is better, with 95 % interval")
-    for column in ("rank", "step", "epoch", criterion, "seconds"):
+    title = f"{criterion}, {direction} is better, with 95 % interval"
+    table = Table(
+        title=f"information, more is better; {title}" if selection.by_information else title
+    )
+    information = ["information"] if selection.by_information else []
+    for column in ("rank", "step", "epoch", *information, criterion, "seconds"):
         table.add_column(column, justify="right")
     table.add_column("")
     for rank, record in enumerate(selection.ranking, start=1):
@@ -39,6 +43,7 @@ def ranking_table(selection: Selection) -> Table:
             str(rank),
             str(record.step),
             "" if record.epoch is None else f"{record.epoch:.2f}",
+            *([f"{record.information:.4f}"] if information else []),
             score_text(record),
             f"{record.seconds:.1f}",
             "◀ pick" if picked else "",

@@ -26,7 +26,8 @@ class Record:
             step, so two records can be compared pair by pair.
         resample_size: points in a resample.
         pool_size: points in the pool.
-        predictions: predicted class of each text of the pool, where the model is a classifier.
+        information: of a classifier what `sepstop.criteria.Information` finds, by which it is
+            decided by default; NaN for other models.
     """
 
     step: int
@@ -39,7 +40,7 @@ class Record:
     resamples: tuple[float, ...] = ()
     resample_size: int = 0
     pool_size: int = 0
-    predictions: tuple[int, ...] = ()
+    information: float = math.nan
 
     @property
     def is_finite(self) -> bool:
@@ -88,7 +89,7 @@ class Policy(Protocol):
     """A pure function of the history: the same records give the same decision.
 
     The step to keep is the one with the best score, unless the policy has a method
-    ``pick(history) -> Record | None`` of its own.
+    ``pick(history) -> Record | None`` of its own, as `Auto` has.
     """
 
     def __call__(self, history: Sequence[Record]) -> Decision: ...

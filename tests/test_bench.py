@@ -8,9 +8,11 @@ import pytest
 from conftest import make_encoder, make_texts
 from typer.testing import CliRunner
 
-from sepstop import Monitor, Plateau
+from sepstop import Monitor
 from sepstop.bench.judge import (
+    DEFAULT_CRITERION,
     ScoreCache,
+    default_history,
     judge,
     label_curve,
     label_equivalent,
@@ -20,7 +22,8 @@ from sepstop.bench.judge import (
 from sepstop.bench.record import RunSettings, read_rows, record_run, split_rows, with_noise
 from sepstop.bench.runs import Run, find_runs, load_run, save_run
 from sepstop.cli import app
-from sepstop.criteria import InfoMax, Separability
+from sepstop.criteria import InfoMax, Information, Separability
+from sepstop.policies import Auto
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +250,7 @@ def test_regret_by_hand():
     policies = {"patience 1": {"name": "patience", "patience": 1}}
     # infomax follows the logits' scale: the last step is the pick, two below the best
     runs = [toy_run(), toy_run("other", scores=(0, 1, 3, 2))]
-    found = judge(runs, criteria, policies, ("infomax", "patience 1"))
+    found = judge(runs, criteria, policies)
     assert found.find("oracle").regrets == pytest.approx([0, 0])
     assert found.find("last checkpoint").regrets == pytest.approx([0.2, 0.2])
     assert found.find("infomax").picks == [30, 20]
@@ -256,12 +259,12 @@ def test_regret_by_hand():
     assert found.find("infomax", "patience 1").saved == pytest.approx([0, 0])
     assert found.find("infomax").spearman == pytest.approx([0.5, 1.0])
     default = found.as_json()["default"]
-    assert default["regret_mean"] == pytest.approx(0.1)
-    assert default["regret_max"] == pytest.approx(0.2)
-    assert default["steps_saved_mean"] == 0
+    assert default["regret_mean"] == found.find("default").regrets.mean()
+    assert default["regret_stop_mean"] == found.find("default", "auto").regrets.mean()
+    assert default["steps_saved_mean"] == found.find("default", "auto").saved.mean()
     rows = {(row["criterion"], row["policy"]): row for row in found.summaries()}
-    assert rows["infomax", "hindsight"]["against"] == "last checkpoint"
-    assert rows["infomax", "hindsight"]["difference_mean"] == pytest.approx(-0.1)
+    assert rows["last checkpoint", "hindsight"]["against"] == "infomax"  # the best peer
+    assert rows["last checkpoint", "hindsight"]["difference_mean"] == pytest.approx(0.1)
     assert not rows["oracle", "hindsight"]["label_free"]
 
 
@@ -269,7 +272,7 @@ def test_stopping_saves_steps_and_may_cost_accuracy():
     accuracy = (0.1, 0.9, 0.8, 0.7, 0.95)
     run = toy_run(accuracy=accuracy, scores=(0, 3, 2, 1, 4))
     policies = {"patience 2": {"name": "patience", "patience": 2}}
-    found = judge([run], {"infomax": InfoMax()}, policies, ("infomax", "patience 2"))
+    found = judge([run], {"infomax": InfoMax()}, policies)
     stop = found.find("infomax", "patience 2")
     assert (stop.picks, stop.saved) == ([10], pytest.approx([0.25]))
     assert stop.regrets == pytest.approx([0.05])
@@ -305,17 +308,21 @@ def test_a_run_without_logits_is_judged_by_its_embeddings():
     run = toy_run()
     del run.arrays["pool_l"]
     criteria = {"separability": Separability(), "infomax": InfoMax()}
-    found = judge([run], criteria, {"plateau": {"name": "plateau"}}, ("separability", "plateau"))
+    found = judge([run], criteria, {"plateau": {"name": "plateau"}})
     names = {verdict.criterion for verdict in found.verdicts}
-    assert names == {"oracle", "last checkpoint", "separability"}
+    assert names == {"oracle", "last checkpoint", "separability", "default"}
+    for policies in (("hindsight", "hindsight"), ("plateau", "auto")):
+        by_score, by_default = (
+            found.find("separability", policies[0]),
+            found.find("default", policies[1]),
+        )
+        assert by_default.picks == by_score.picks
     assert json.dumps(found.as_json(), allow_nan=False)
 
 
 def test_nothing_to_judge():
     with pytest.raises(ValueError, match="at least one recorded run"):
-        judge([], {"infomax": InfoMax()}, {}, ("infomax", "plateau"))
-    with pytest.raises(ValueError, match="not among what is judged"):
-        judge([toy_run()], {"infomax": InfoMax()}, {}, ("infomax", "plateau"))
+        judge([], {"infomax": InfoMax()}, {})
 
 
 def test_scores_are_kept_and_belong_to_run_and_settings(tmp_path):
@@ -380,11 +387,19 @@ def test_errors_are_a_sentence_and_status_two(tmp_path):
     assert "unknown criterion 'depth'" in result.stderr
 
 
-def test_the_default_is_the_callbacks():
+def test_the_default_is_the_callbacks(run, folder, tokenizer):
+    """With logits it decides by the information, as a Monitor measures it on a classifier."""
     from sepstop import SepStopCallback
-    from sepstop.bench.cli import DEFAULT, POLICIES
 
     callback = SepStopCallback([f"text {i}" for i in range(9)])
-    assert callback.monitor.criterion.name == DEFAULT[0]
-    assert callback.policy == Plateau()
-    assert POLICIES[DEFAULT[1]] == {"name": "plateau"}
+    assert callback.monitor.criterion.name == DEFAULT_CRITERION
+    assert callback.policy == Auto()
+    found = judge([run], {"information": Information()}, {})
+    assert found.find("default").picks == found.find("information").picks
+    history = default_history(run, score_run)
+    monitor = Monitor(make_texts(40)[0], tokenizer=tokenizer, max_length=16)
+    assert (
+        0 < max(record.information for record in history) < math.log(2) + 1 / 60
+    )  # the correction for 30 texts
+    assert math.isfinite(monitor.measure(make_encoder(), 1).information)
+    assert math.isnan(monitor.measure(make_encoder().bert, 2).information)

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sepstop import Decision, Monitor, Patience, Plateau, SepStopCallback, replay
 from sepstop.history import HISTORY_FILE, read_history, read_log_history, records_in
+from sepstop.policies import Auto
 
 NEVER = Patience(patience=None)
 
@@ -613,7 +614,7 @@ def test_arguments_that_contradict_each_other(make_trainer, pool, callback, opti
     [
         (
             {"policy": "patient"},
-            "unknown policy 'patient'; known: auto, consensus, first_optimum, pat",
+            "unknown policy 'patient'; known: auto, first_optimum, pat",
         ),
         ({"policy": Plateau(mode="min")}, "expected a policy with mode='max'"),
         ({"policy": Patience(significance=0.05), "resamples": 1}, "needs at least 2 resamples"),
@@ -661,3 +662,53 @@ def test_another_best_metric_is_pointed_out(make_trainer, pool):
     trainer = make_trainer(SepStopCallback(pool, policy=NEVER), load_best_model_at_end=True)
     with pytest.warns(UserWarning, match="metric_for_best_model is 'loss'"):
         trainer.train()
+
+
+def test_a_classifier_is_decided_by_its_information(make_trainer, pool):
+    """Trainer's best, the history and the decision name one checkpoint."""
+    callback = SepStopCallback(pool)
+    trainer = make_trainer(
+        callback,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=4,
+        max_steps=20,
+        learning_rate=3e-2,
+        metric_for_best_model="information",
+        load_best_model_at_end=True,
+        save_total_limit=1,
+    )
+    trainer.train()
+    best = max(callback.history, key=lambda record: record.information)
+    assert callback.decision.best_step == trainer.state.best_global_step == best.step
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best.step}")
+    assert trainer.state.best_metric == pytest.approx(best.information)
+    logged = [row for row in trainer.state.log_history if "eval_information" in row]
+    assert [row["eval_information"] for row in logged] == [
+        record.information for record in callback.history
+    ]
+
+
+def test_information_needs_a_classifier(make_trainer, pool, monkeypatch):
+    callback = SepStopCallback(pool)
+    trainer = make_trainer(
+        callback, eval_strategy="steps", eval_steps=4, metric_for_best_model="information"
+    )
+    monkeypatch.setattr(callback.monitor, "_is_classifier", lambda model: False)
+    with pytest.raises(ValueError, match="'information' needs a classifier"):
+        trainer.train()
+
+
+def test_the_default_policy_follows_the_metric_that_trainer_keeps_by(make_trainer, pool):
+    callback = SepStopCallback(pool)
+    make_trainer(callback, eval_strategy="steps", metric_for_best_model="separability")
+    assert callback.policy == Plateau()
+    callback = SepStopCallback(pool)
+    make_trainer(callback, eval_strategy="steps", metric_for_best_model="information")
+    assert callback.policy == Auto()
+    assert SepStopCallback(pool, criterion="infomax").policy == Plateau()
+    assert SepStopCallback(Monitor(pool)).policy == Auto()
+    callback = SepStopCallback(pool, policy=Patience(2))
+    with pytest.raises(ValueError, match="needs policy='auto'"):
+        make_trainer(callback, eval_strategy="steps", metric_for_best_model="information")

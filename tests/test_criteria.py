@@ -10,6 +10,8 @@ from sklearn.metrics import mutual_info_score, silhouette_score
 
 from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
+from sepstop.criteria.components import cluster_entropy, cluster_information
+from sepstop.criteria.information import neighbor_information
 from sepstop.criteria.persistence import total_persistence
 from sepstop.criteria.predictions import (
     bnm,
@@ -55,6 +57,69 @@ def test_alpha_req_of_a_power_law_is_its_exponent():
     points = signs * torch.arange(1, 4) ** -0.75
     assert alpha_req(points[None]).item() == pytest.approx(1.5, abs=1e-6)
     assert math.isnan(alpha_req(torch.tensor([[[0.0, 1], [0, 2], [0, 3]]])).item())
+
+
+def directions(*degrees):
+    """Unit points of the plane, one cloud."""
+    angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
+
+
+def one_hot_logits(*classes):
+    return torch.nn.functional.one_hot(torch.tensor(classes)).double()[None]
+
+
+def test_neighbor_information_by_hand():
+    # Nearest neighbours 0-1, 2-3: each of its own class, which tells log 2; cells 2, rows 2,
+    # columns 2 give the correction of 1 / (2 * 4).
+    points = directions(0, 1, 90, 91)
+    apart = neighbor_information(points, one_hot_logits(0, 0, 1, 1)).item()
+    assert apart == pytest.approx(math.log(2) + 1 / 8)
+    # Each neighbour of the other class tells as much; one class tells nothing.
+    assert neighbor_information(points, one_hot_logits(0, 1, 0, 1)).item() == pytest.approx(apart)
+    collapsed = torch.zeros(1, 4, 2)
+    assert neighbor_information(points, collapsed).item() == pytest.approx(0)
+
+
+def test_neighbor_information_agrees_with_a_naive_version_whatever_the_length():
+    points, logits = normal(2, 60, 5), normal(2, 60, 3, seed=1)
+    found = neighbor_information(points * torch.rand(2, 60, 1).add(0.5), logits)
+    for cloud, row, value in zip(points, logits.argmax(-1), found, strict=True):
+        unit = torch.nn.functional.normalize(cloud, dim=-1)
+        near = torch.cdist(unit, unit).fill_diagonal_(torch.inf).argmin(dim=1)
+        pairs = len(set(zip(row.tolist(), row[near].tolist(), strict=True)))
+        bias = (pairs - len(set(row.tolist())) - len(set(row[near].tolist())) + 1) / 120
+        expected = mutual_info_score(row, row[near]) - bias
+        assert value.item() == pytest.approx(expected, abs=1e-6)
+        assert abs(value.item()) < 0.15  # unrelated
+
+
+def test_information_is_near_zero_without_relation_and_log_k_with():
+    points, classes = normal(1, 600, 4), torch.arange(600) % 6
+    assert abs(neighbor_information(points, one_hot_logits(*classes.tolist())).item()) < 0.05
+    centres = torch.eye(6)[classes] * 50
+    apart = neighbor_information(
+        centres[None] + normal(1, 600, 6), one_hot_logits(*classes.tolist())
+    )
+    assert apart.item() == pytest.approx(math.log(6), abs=0.01)
+
+
+def test_cluster_entropy_by_hand():
+    # Three of one direction, three of another, one alone: at the best scale two components of
+    # three in seven points.
+    points = directions(0, 1, 2, 90, 91, 92, 200)
+    expected = 2 * (3 / 7) * math.log(7 / 3)
+    assert cluster_entropy(points, least=3).item() == pytest.approx(expected)
+    blob = directions(0, 1, 2, 3, 4, 5, 200)
+    assert cluster_entropy(blob, least=3).item() < expected / 2
+
+
+def test_cluster_information_by_hand():
+    points = directions(0, 1, 2, 90, 91, 92)
+    matching = cluster_information(points, one_hot_logits(0, 0, 0, 1, 1, 1), least=3).item()
+    assert matching == pytest.approx(math.log(2) + 1 / 12)
+    crossing = cluster_information(points, one_hot_logits(0, 1, 0, 1, 0, 1), least=3).item()
+    assert crossing < matching / 2
 
 
 def test_nesum_and_stable_rank():

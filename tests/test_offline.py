@@ -81,7 +81,7 @@ def test_the_offline_pick_and_scores_are_the_online_ones(run, finished, pool_fil
     for offline, online in zip(selection.records, callback.history, strict=True):
         assert offline.resamples == pytest.approx(online.resamples, abs=1e-6)
         assert offline.epoch == pytest.approx(online.epoch)
-    assert read_history(run / SELECTION_FILE) == list(selection.records)
+    assert repr(read_history(run / SELECTION_FILE)) == repr(list(selection.records))
 
 
 def test_a_policy_is_replayed(run, pool_file, finished):
@@ -207,6 +207,27 @@ def test_adapters_are_loaded_onto_their_base(tmp_path, tokenizer, train_rows, po
     make_wider_decoder().save_pretrained(base)
     with pytest.raises(ValueError, match=r"does not fit .*base: .*lora_.* has another shape"):
         load_model(selection.best)
+
+
+def test_a_classifier_is_ranked_by_its_information_as_during_the_run(
+    tmp_path, tokenizer, train_rows, pool_file
+):
+    callback = SepStopCallback(pool_file, every_n_steps=10)
+    options = {"max_steps": 80, "save_steps": 10, "learning_rate": 1e-2}
+    train(tmp_path / "run", tokenizer, train_rows, callback, make_encoder(), **options)
+    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    assert selection.by_information
+    found = {record.step: record.information for record in selection.records}
+    online = {record.step: record.information for record in callback.history}
+    assert found == pytest.approx({step: online[step] for step in found}, abs=1e-5)
+    assert len(set(online.values())) > 1
+    assert selection.best_step == callback.decision.best_step == max(online, key=online.get)
+    assert selection.ranking[0].step == selection.best_step
+    chosen = select_checkpoint(
+        tmp_path / "run", pool_file, criterion="separability", progress=False
+    )
+    assert not chosen.by_information
+    assert chosen.best_step == max(chosen.records, key=lambda record: record.score).step
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sepstop import Decision, Patience, Plateau, Record, replay
-from sepstop.policies import FirstOptimum, best_record, decide
+from sepstop.policies import Auto, FirstOptimum, best_record, decide, has_information
 
 NAN, INF = math.nan, math.inf
 
@@ -349,3 +349,41 @@ def test_first_optimum_says_why_and_refuses_what_can_not_be():
     assert "the average of 1 evaluations changed by -0.25, its first turn" in decision.reason
     with pytest.raises(ValueError, match="expected `window` >= 1, got 0"):
         FirstOptimum(window=0)
+
+
+# By default
+
+
+def informed(*values):
+    """Records whose scores would say the opposite."""
+    return [
+        Record(10 * number, None, float(-number), information=value)
+        for number, value in enumerate(values, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "stop_step", "best_step"),
+    [
+        ((0.1, 0.2, 0.3), None, 30),
+        ((0.1, 0.9, 0.3, 0.3, 0.3), 50, 20),
+        ((0.1, 0.9, NAN, 0.3, 0.3), None, 20),  # an evaluation that failed is not counted
+        ((0.1, 0.9, 0.3, 1.0, 0.3), None, 40),
+        ((0.0, 0.0, -0.1, 0.0, 0.0, 0.0), None, 10),  # one class for all: no evidence
+        ((0.0, 0.0, 0.0, 0.0, 0.5, 0.4, 0.3), None, 50),
+    ],
+)
+def test_auto_decides_by_information_where_there_is_any(values, stop_step, best_step):
+    assert stop_and_best(Auto(), informed(*values)) == (stop_step, best_step)
+    assert has_information(informed(*values))
+
+
+def test_auto_is_a_plateau_of_the_score_elsewhere():
+    history = history_of(0, 5, 9.5, 10, 10, 10)
+    assert replay(Auto(), history) == replay(Plateau(), history)
+    assert Auto().pick(history) == best_record(history)
+    assert Auto(mode="min").pick(history) == history[0]
+    assert Auto().pick([]) is None
+    assert not has_information(history)
+    with pytest.raises(ValueError, match="expected `mode` 'max' or 'min'"):
+        Auto(mode="up")

@@ -24,11 +24,10 @@ from scipy import stats
 
 from sepstop import __version__
 from sepstop.bench.runs import Run, fingerprint
-from sepstop.consensus import CONSENSUS, consensus_scores
 from sepstop.criteria import CRITERIA
 from sepstop.history import read_history, try_to_write
 from sepstop.names import build, describe
-from sepstop.policies import POLICIES, Auto, Consensus, Mode, best_record, replay
+from sepstop.policies import POLICIES, Auto, Mode, best_record, replay
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Policy, Record
 
@@ -42,7 +41,8 @@ DEFAULT = "default"
 
 DEFAULT_CRITERION = "separability"
 
-OURS = (DEFAULT, CONSENSUS)
+OURS = (DEFAULT, "information", "consistency", "cluster_entropy", "cluster_information")
+"""No peers: this project's own."""
 
 _DRAWS = 200
 _INDEX_SEED = 0
@@ -223,20 +223,11 @@ def judge(
         for name, criterion in usable.items():
             mode: Mode = "max" if criterion.higher_is_better else "min"
             histories[name] = score(run, criterion), mode, True
-        pickers: dict[str, Any] = {DEFAULT: Auto()}
-        histories[DEFAULT] = (
-            with_predictions(run, score(run, build("criterion", DEFAULT_CRITERION, CRITERIA))),
-            "max",
-            True,
-        )
-        if all("pool_l" in other.arrays for other in runs):
-            pickers[CONSENSUS] = Consensus()
-            histories[CONSENSUS] = consensus_history(run), "max", True
+        histories[DEFAULT] = default_history(run, score), "max", True
         for name, (history, mode, label_free) in histories.items():
             free[name] = label_free
             tally = tallies.setdefault((name, "hindsight"), _Tally())
-            picker = pickers.get(name)
-            best = picker.pick(history) if picker else best_record(history, mode)
+            best = Auto().pick(history) if name == DEFAULT else best_record(history, mode)
             _count(tally, run, history, best, None, mode)
             for policy_name, policy in _policies_for(name, policies, mode, name in usable).items():
                 tally = tallies.setdefault((name, policy_name), _Tally())
@@ -259,11 +250,6 @@ def _policies_for(
 ) -> dict[str, Policy]:
     if name == DEFAULT:
         return {"auto": Auto()}
-    if name == CONSENSUS:
-        return {
-            f"within {tolerance:.0%}": Consensus(tolerance=tolerance)
-            for tolerance in (0.01, 0.02, 0.03, 0.05, 0.1)
-        }
     if not is_criterion:
         return {}
     return {
@@ -271,29 +257,15 @@ def _policies_for(
     }
 
 
-def with_predictions(run: Run, history: list[Record]) -> list[Record]:
-    """The records of a Monitor whose model is a classifier, if that of the run is."""
+def default_history(run: Run, score: Callable[[Run, Criterion], list[Record]]) -> list[Record]:
+    """The records of a Monitor without a choice of criterion."""
+    history = score(run, build("criterion", DEFAULT_CRITERION, CRITERIA))
     if "pool_l" not in run.arrays:
         return history
-    classes = run.arrays["pool_l"].argmax(axis=-1)  # (T, N)
+    found = score(run, build("criterion", "information", CRITERIA))
     return [
-        dataclasses.replace(record, predictions=tuple(map(int, row)))
-        for record, row in zip(history, classes, strict=True)
-    ]
-
-
-def consensus_history(run: Run) -> list[Record]:
-    """Records whose score is what each checkpoint tells about the vote of the whole run."""
-    blank = [Record(step, None, math.nan, criterion=CONSENSUS) for step in run.steps if step > 0]
-    trained = dataclasses.replace(
-        run,
-        arrays={**run.arrays, "pool_l": run.arrays["pool_l"][-len(blank) :]},
-    )
-    voters = with_predictions(trained, blank)
-    scores = consensus_scores([record.predictions for record in voters])
-    return [
-        dataclasses.replace(record, score=score)
-        for record, score in zip(voters, scores, strict=True)
+        dataclasses.replace(record, information=other.score)
+        for record, other in zip(history, found, strict=True)
     ]
 
 

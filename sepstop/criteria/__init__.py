@@ -5,6 +5,7 @@ A criterion is called with what it names in ``needs``, in that order; `INPUTS` l
 
 from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
 from sepstop.criteria.components import ClusterEntropy, ClusterInformation
+from sepstop.criteria.information import Information
 from sepstop.criteria.persistence import TotalPersistence
 from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability
@@ -28,6 +29,7 @@ INPUTS = {
 
 CRITERIA: dict[str, type] = {
     "separability": Separability,
+    "information": Information,
     "cluster_entropy": ClusterEntropy,
     "cluster_information": ClusterInformation,
     "total_persistence": TotalPersistence,
@@ -48,4 +50,4 @@ CRITERIA: dict[str, type] = {
     "weightwatcher": WeightWatcher,
 }
 
-__all__ = ["CRITERIA", "INPUTS", "InfoMax", "Separability", "h0_separability"]
+__all__ = ["CRITERIA", "INPUTS", "InfoMax", "Information", "Separability", "h0_separability"]

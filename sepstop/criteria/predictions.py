@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sepstop.criteria.information import mutual_information
+
 
 def _entropy(probabilities: Tensor) -> Tensor:
     """Over the last dimension."""
@@ -88,15 +90,8 @@ def consistency(logits: Tensor, corrupted_logits: Tensor) -> Tensor:
         The objective of arXiv:1807.06653 (Invariant Information Clustering), on hard classes;
         Miller (1955), Note on the bias of information estimates.
     """
-    n, classes = logits.shape[-2:]
-    one_hot = torch.nn.functional.one_hot
-    first = one_hot(logits.argmax(dim=-1), classes).double()  # (B, n, k)
-    second = one_hot(corrupted_logits.argmax(dim=-1), classes).double()
-    joint = first.mT @ second / n  # (B, k, k)
-    rows, columns = joint.sum(dim=-1), joint.sum(dim=-2)  # (B, k)
-    information = _entropy(rows) + _entropy(columns) - _entropy(joint.flatten(-2))
-    cells = (joint > 0).sum(dim=(-2, -1)) - (rows > 0).sum(dim=-1) - (columns > 0).sum(dim=-1) + 1
-    return information - cells / (2 * n)
+    first, second = logits.argmax(dim=-1), corrupted_logits.argmax(dim=-1)  # (B, n)
+    return mutual_information(first, second, logits.shape[-1])
 
 
 @dataclass(frozen=True)
