@@ -1,6 +1,6 @@
 """Judge recorded runs and write docs/evidence.md with its pictures.
 
-    python scripts/write_evidence.py RUNS_DIR
+    python scripts/write_evidence.py DEVELOPMENT_DIR HELD_OUT_DIR
 
 The text around the tables is in docs/evidence_text.md; the tables and pictures are the command's.
 """
@@ -17,8 +17,8 @@ import matplotlib as mpl
 import numpy as np
 from tqdm.auto import tqdm
 
-from sepstop.bench.cli import DEFAULT, POLICIES
-from sepstop.bench.judge import Judgement, ScoreCache, judge
+from sepstop.bench.cli import POLICIES
+from sepstop.bench.judge import DEFAULT, Judgement, ScoreCache, judge
 from sepstop.bench.runs import Run, find_runs, fingerprint, load_run
 from sepstop.criteria import CRITERIA
 
@@ -32,39 +32,48 @@ MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h", "p", "8", "d")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs_dir", type=Path)
+    parser.add_argument("development", type=Path, help="runs that choices were made on")
+    parser.add_argument("held_out", type=Path, help="runs that nothing was chosen on")
+    parser.add_argument("--resamples", type=int, default=5, help="of the pool, for each score")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence.md")
     options = parser.parse_args()
-    runs = [load_run(path) for path in find_runs(options.runs_dir)]
-    criteria = {name: cls() for name, cls in CRITERIA.items() if name != "weightwatcher"}
-    cache = ScoreCache(options.runs_dir / "scores")
-    bar = tqdm(total=len(runs) * len(criteria), desc="scores")
-
-    def score(run: Run, criterion: Any) -> Any:
-        history = cache(run, criterion)
-        bar.update()
-        return history
-
-    judgement = judge(runs, criteria, POLICIES, DEFAULT, score)
-    bar.close()
     images = options.out.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    frontier(judgement, images / "evidence-frontier.png")
-    curves(judgement, runs, cache, images / "evidence-curves.png")
     text = (ROOT / "docs/evidence_text.md").read_text()
-    for mark, table in {
-        "<!-- headline -->": headline(judgement),
-        "<!-- criteria -->": criteria_table(judgement),
-        "<!-- runs -->": runs_table(judgement, runs),
-    }.items():
-        if mark not in text:
-            raise SystemExit(f"docs/evidence_text.md has no {mark}")
-        text = text.replace(mark, table)
+    manifest = {}
+    for part in ("development", "held_out"):
+        folder = getattr(options, part)
+        runs = [load_run(path) for path in find_runs(folder)]
+        cache = ScoreCache(folder / "scores", options.resamples)
+        judgement = judged(runs, cache)
+        frontier(judgement, images / f"evidence-frontier-{part}.png")
+        for mark, table in {
+            f"<!-- headline {part} -->": headline(judgement),
+            f"<!-- criteria {part} -->": criteria_table(judgement),
+            f"<!-- runs {part} -->": runs_table(judgement, runs),
+        }.items():
+            if mark not in text:
+                raise SystemExit(f"docs/evidence_text.md has no {mark}")
+            text = text.replace(mark, table)
+        manifest[part] = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
+        if part == "held_out":
+            curves(judgement, runs, cache, images / "evidence-curves.png")
     options.out.write_text(text)
-    manifest = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
     (options.out.parent / "evidence_runs.json").write_text(json.dumps(manifest, indent=1) + "\n")
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
-    print(f"{options.out}: {len(runs)} runs, manifest {digest}")
+    print(f"{options.out}: {sum(map(len, manifest.values()))} runs, manifest {digest}")
+
+
+def judged(runs: list[Run], cache: ScoreCache) -> Judgement:
+    criteria = {name: cls() for name, cls in CRITERIA.items() if name != "weightwatcher"}
+    with tqdm(total=len(runs) * (len(criteria) + 2), desc="scores") as bar:
+
+        def score(run: Run, criterion: Any) -> Any:
+            history = cache(run, criterion)
+            bar.update()
+            return history
+
+        return judge(runs, criteria, POLICIES, score)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -80,8 +89,9 @@ def points(row: dict[str, Any], name: str) -> str:
 def headline(judgement: Judgement) -> str:
     """The default beside the references and the best of each kind."""
     rows = {(row["criterion"], row["policy"]): row for row in judgement.summaries()}
-    chosen = [(DEFAULT[0], "hindsight"), DEFAULT]
-    chosen += [(name, "hindsight") for name in ("last checkpoint", "training loss")]
+    chosen = [(DEFAULT, "hindsight"), (DEFAULT, "auto")]
+    named = ("last checkpoint", "training loss", "infomax", "consistency", "separability")
+    chosen += [(name, "hindsight") for name in named]
     free = [row for row in rows.values() if row["label_free"] and row["criterion"] in CRITERIA]
     best = min((row for row in free if row["policy"] == "hindsight"), key=_regret)
     stopped = [row for row in free if row["policy"] != "hindsight"]
@@ -135,11 +145,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def runs_table(judgement: Judgement, runs: list[Run]) -> str:
     columns = [
         ("last checkpoint", "hindsight"),
-        (DEFAULT[0], "hindsight"),
-        DEFAULT,
+        (DEFAULT, "hindsight"),
+        (DEFAULT, "auto"),
+        ("separability", "hindsight"),
         ("infomax", "hindsight"),
         ("consistency", "hindsight"),
-        ("consistency", "plateau"),
     ]
     rows = []
     for i, run in enumerate(runs):
@@ -174,7 +184,7 @@ def frontier(judgement: Judgement, path: Path) -> None:
         )
     last = 100 * judgement.find("last checkpoint").regrets.mean()
     axes.axhline(last, color="grey", linestyle="--", label="last checkpoint")
-    default = judgement.find(*DEFAULT)
+    default = judgement.find(DEFAULT, "auto")
     axes.annotate(
         "default",
         (100 * default.saved.mean(), 100 * default.regrets.mean()),
@@ -193,7 +203,7 @@ def frontier(judgement: Judgement, path: Path) -> None:
 
 def curves(judgement: Judgement, runs: list[Run], cache: ScoreCache, path: Path) -> None:
     """The three runs on which the default's pick is best, and the three on which it is worst."""
-    order = np.argsort(judgement.find(DEFAULT[0]).regrets, kind="stable")
+    order = np.argsort(judgement.find(DEFAULT).regrets, kind="stable")
     chosen = [*order[:3], *order[-3:]]
     figure, grid = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     for axes, i in zip(grid.flat, chosen, strict=True):
@@ -201,18 +211,19 @@ def curves(judgement: Judgement, runs: list[Run], cache: ScoreCache, path: Path)
         axes.plot(run.steps, run.test_accuracy, "s--", color="black", label="test accuracy")
         classes = np.log(run.arrays["pool_l"].shape[-1])
         for name, style, scale in (
-            (DEFAULT[0], "o-", 1),
-            ("infomax", "^-", classes),
+            ("separability", "o-", 1),
+            ("information", "^-", classes),
             ("consistency", "v-", classes),
         ):
             values = np.array([record.score for record in cache(run, CRITERIA[name]())])
             axes.plot(
                 run.steps, values / scale, style, label=name if scale == 1 else f"{name} / log k"
             )
-        regret = 100 * judgement.find(DEFAULT[0]).regrets[i]
+        regret = 100 * judgement.find(DEFAULT).regrets[i]
         axes.set_title(f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {regret:.1f}", fontsize=9)
         axes.set_xlabel("step")
-    grid[0, 0].legend(fontsize=8)
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
