@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sepstop.homology import h0_deaths
     from sepstop.monitor import Monitor
     from sepstop.offline import select_checkpoint
-    from sepstop.policies import Patience, Plateau, replay
+    from sepstop.policies import Auto, Patience, Plateau, replay
     from sepstop.types import Decision, Record
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ _HOMES = {
     "Monitor": "monitor",
     "Record": "types",
     "Decision": "types",
+    "Auto": "policies",
     "Patience": "policies",
     "Plateau": "policies",
     "replay": "policies",
@@ -31,6 +32,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Auto",
     "Decision",
     "Monitor",
     "Patience",
