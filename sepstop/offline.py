@@ -18,8 +18,15 @@ from tqdm.auto import tqdm
 from sepstop import history as rows
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
-from sepstop.policies import POLICIES, Auto, Mode, best_record, has_information, replay
-from sepstop.policies import by_information as rank_by_information
+from sepstop.policies import (
+    POLICIES,
+    Auto,
+    Mode,
+    best_record,
+    has_information,
+    replay,
+    scored_by_information,
+)
 from sepstop.pool import read_pool
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Record
@@ -157,7 +164,7 @@ def select_checkpoint(
         decision = replay(policy, history)
         by_information = isinstance(policy, Auto) and has_information(history)
     else:
-        decision = _pick(rank_by_information(history) if by_information else history, mode)
+        decision = _pick(scored_by_information(history) if by_information else history, mode)
     if decision.best_step is None:
         causes = [f"{path.name}: {why}" for path, why in skipped.items()]
         raise ValueError(

@@ -295,7 +295,7 @@ class Auto:
 
     def __call__(self, history: Sequence[Record]) -> Decision:
         if has_information(history):
-            records = by_information(history)
+            records = scored_by_information(history)
             first = next((i for i, r in enumerate(records) if r.step > 0 and r.score > 0), None)
             if first is None:
                 why = "the predictions tell nothing yet, so there is no evidence to stop by"
@@ -307,7 +307,7 @@ class Auto:
         """The record to keep; None while there is none after step 0."""
         if not has_information(history):
             return best_record(history, self.mode)
-        best = best_record(by_information(history))
+        best = best_record(scored_by_information(history))
         return next((r for r in history if best is not None and r.step == best.step), None)
 
 
@@ -316,7 +316,7 @@ def has_information(history: Sequence[Record]) -> bool:
     return any(math.isfinite(record.information) for record in _trained(history))
 
 
-def by_information(history: Sequence[Record]) -> list[Record]:
+def scored_by_information(history: Sequence[Record]) -> list[Record]:
     """The records with their information for a score."""
     return [
         replace(record, score=record.information, criterion="information", resamples=())
