@@ -32,6 +32,7 @@ from sepstop.arguments import (
 from sepstop.criteria import Information, Separability
 from sepstop.monitor import Monitor
 from sepstop.names import build, describe
+from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.policies import (
     POLICIES,
     Auto,
@@ -181,6 +182,7 @@ class SepStopCallback(TrainerCallback):
             )
         warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
         self._restore(args, state, control)
+        self._recall_neighbors(args, state, model)
         self._saved_step = -1
         self._training = True
 
@@ -278,6 +280,9 @@ class SepStopCallback(TrainerCallback):
         self._publish(state, control, record, self.decision)
         if state.is_world_process_zero:
             rows.try_to_write(Path(args.output_dir) / rows.HISTORY_FILE, self.history)
+            if self.monitor.classifies:
+                path = Path(args.output_dir) / NEIGHBORS_FILE
+                self.monitor.neighborhoods.save(path, self.monitor.places)
 
     def _decide(self, history: list[Record]) -> Decision:
         try:
@@ -382,6 +387,29 @@ class SepStopCallback(TrainerCallback):
                 f"sepstop: this run was stopped before and stays stopped ({self.decision.reason}); "
                 "continue_after_stop=True goes on",
             )
+
+    def _recall_neighbors(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """The neighbours that the information refers to: from before training, or of the run."""
+        if not self.monitor.classifies or self._stopped_before:
+            return
+        if state.global_step > 0:
+            path, places = Path(args.output_dir) / NEIGHBORS_FILE, self.monitor.places
+            self.monitor.neighborhoods = Neighborhoods.load(path, places, state.global_step)
+            if self.history and not self.monitor.neighborhoods.steps:
+                warnings.warn(
+                    f"sepstop: {path}, which the run wrote at each evaluation, is missing or of "
+                    "another pool or embedder; the information refers to the next evaluation "
+                    "instead of the start, and may not compare with what was recorded before",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return
+        if args.eval_on_start and not own_schedule(args):
+            return  # the evaluation at step 0 does it
+        try:
+            self.monitor.remember(model)
+        except Exception as error:
+            self._fail("sepstop could not embed the pool before training", error)
 
     def _look_beyond(self, args: TrainingArguments, state: TrainerState) -> None:
         """Whether the run was stopped after its newest checkpoint on disk.

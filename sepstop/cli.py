@@ -64,6 +64,10 @@ def select(
             help="Replay auto, patience, plateau, first_optimum or module:attr; none by default."
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="The model before training, if the run left no trace of it."),
+    ] = None,
     resamples: Annotated[int | None, typer.Option(help="Number of resamples.")] = None,
     resample_size: Annotated[int | None, typer.Option(help="Texts in a resample.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the resamples.")] = None,
@@ -107,6 +111,7 @@ def select(
                 run_dir,
                 pool,
                 policy=policy,
+                start=start,
                 device=device,
                 trust_remote_code=trust_remote_code,
                 text_column=text_column,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from sepstop.embedding import (
     untouched,
 )
 from sepstop.names import build, describe
+from sepstop.neighbors import Neighborhoods
 from sepstop.pool import read_pool
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Embedder, Record
@@ -118,6 +120,7 @@ class Monitor:
         self._tokens: list[Tensor] | None = None
         self._classifies: bool | None = None  # unknown before a model was seen
         self._previous_logits: Tensor | None = None
+        self.neighborhoods = Neighborhoods()
         self._pad_token_id = 0
 
     @property
@@ -133,6 +136,12 @@ class Monitor:
             "pool_size": len(self.pool),
             "pool": self.pool.fingerprint,
         }
+
+    @property
+    def places(self) -> str:
+        """What the neighbours of a text depend on besides the model."""
+        keys = ("pool", "pool_size", "embedder", "max_length")
+        return json.dumps({key: self.settings[key] for key in keys})
 
     @property
     def needs_logits(self) -> bool:
@@ -158,11 +167,22 @@ class Monitor:
                 logits where the criterion needs them.
         """
         self._tokens = self._previous_logits = self._classifies = None
+        self.neighborhoods = Neighborhoods()
         longest = sorted(self._tokenized(model, tokenizer), key=len)[-2:]
         self._classifies = self.needs_logits or self._is_classifier(model)
         points = self._observe(model, longest).points
         if not points.is_floating_point():
             raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
+
+    def remember(self, model: nn.Module, step: int = 0) -> None:
+        """Note which texts lie next to each other before training, at the cost of embedding them.
+
+        The information of later records refers to it; see `sepstop.criteria.Information`. Measuring
+        the model before training does the same.
+        """
+        tokens = self._tokenized(model)
+        with untouched(model):
+            self._note(self._observe(model, tokens, progress=self.progress).points, step)
 
     def measure(self, model: nn.Module, step: int, epoch: float | None = None) -> Record:
         """Embed the pool with ``model`` and score it.
@@ -184,8 +204,10 @@ class Monitor:
             if "corrupted_logits" in self._needs:
                 dropped = drop_tokens(tokens, DROPPED, self.seed)
                 corrupted = self._observe(model, dropped, progress=self.progress).logits
+            if self._classifies:
+                self._note(seen.points, step)
             scores = self._score(model, seen, corrupted, step)
-            information = self._information(seen)
+            information = self._information(seen, step)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -216,6 +238,10 @@ class Monitor:
             with_logits=bool(self._classifies),
         )
 
+    def _note(self, points: Tensor, step: int) -> None:
+        if torch.isfinite(points).all():
+            self.neighborhoods.add(step, points)
+
     def _is_classifier(self, model: nn.Module) -> bool:
         """Whether one short text gets logits of a few classes, tried out."""
         shortest = min(self._tokenized(model), key=len)
@@ -239,11 +265,14 @@ class Monitor:
             "logits": seen.logits,
             "previous_logits": self._previous_logits,
             "corrupted_logits": corrupted,
+            "neighbor_classes": self._neighbor_classes(seen, step),
         }
         self._previous_logits = seen.logits
         given = {need: inputs[need] for need in self._needs}
         scores = score_resamples(self.criterion, given, self.resamples)
-        if not np.isfinite(scores).all() and all(v is not None for v in given.values()):
+        is_first = "previous_logits" in given and given["previous_logits"] is None
+        if not np.isfinite(scores).all() and not is_first:
+            given = {"points": seen.points} | given
             warnings.warn(
                 f"sepstop: {_why_no_score(self.criterion.name, given)} at step {step}; this "
                 "evaluation has no score",
@@ -252,9 +281,15 @@ class Monitor:
             )
         return scores
 
-    def _information(self, seen: Observation) -> float:
+    def _neighbor_classes(self, seen: Observation, step: int) -> Tensor | None:
+        return None if seen.logits is None else self.neighborhoods.classes(seen.logits, step)
+
+    def _information(self, seen: Observation, step: int) -> float:
         """NaN where the model is no classifier or its outputs are not finite."""
-        given = {"points": seen.points, "logits": seen.logits}
+        given = {
+            "logits": seen.logits,
+            "neighbor_classes": self._neighbor_classes(seen, step),
+        }
         criterion: Criterion = build("criterion", "information", CRITERIA)
         scores = score_resamples(criterion, given, self.resamples)
         return sum(scores) / len(scores)
@@ -282,7 +317,7 @@ class Monitor:
 
 def _why_no_score(name: str, inputs: dict[str, Any]) -> str:
     for need, values in inputs.items():
-        if isinstance(values, nn.Module):
+        if values is None or isinstance(values, nn.Module):
             continue
         bad = int((~torch.isfinite(values).all(dim=-1)).sum())
         if bad:

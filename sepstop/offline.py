@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from sepstop import history as rows
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
+from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.policies import (
     POLICIES,
     Auto,
@@ -89,6 +91,7 @@ def select_checkpoint(
     pool: Any,
     *,
     policy: Any = None,
+    start: str | Path | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     text_column: str = "text",
@@ -110,6 +113,9 @@ def select_checkpoint(
             stopped; by default all checkpoints are candidates. The pick is that of the policy, or
             by default the checkpoint with the most information where it is a classifier, unless a
             criterion is given or the run was decided by its score.
+        start: folder or hub name of the model before training, which the information of a
+            classifier refers to. By default what the callback left in the folder, or the base of
+            an adapter, or else the earliest checkpoint.
         device: where the models run; by default a GPU if there is one.
         trust_remote_code: allow a model to bring code of its own.
         text_column, pool_size, **monitor_options: see `Monitor`.
@@ -150,6 +156,7 @@ def select_checkpoint(
 
     records: dict[int, Record] = {}
     skipped: dict[Path, str] = {}
+    _recall_start(monitor, Path(run_dir), start, checkpoints, device, trust_remote_code)
     for step, path in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
         try:
             model = load_model(path, trust_remote_code, with_head=True).to(device)
@@ -182,6 +189,39 @@ def select_checkpoint(
         online_best_step=_online_best_step(log_history),
         by_information=by_information,
     )
+
+
+def _recall_start(
+    monitor: Monitor,
+    run_dir: Path,
+    start: str | Path | None,
+    checkpoints: dict[int, Path],
+    device: torch.device,
+    trust_remote_code: bool,
+) -> None:
+    """The neighbours from before training, where they can be had."""
+    if start is None:
+        path = run_dir / NEIGHBORS_FILE
+        monitor.neighborhoods = Neighborhoods.load(path, monitor.places, max(checkpoints))
+        if monitor.neighborhoods.steps:
+            return
+        start = _base_of_adapter(checkpoints[min(checkpoints)])
+        if start is None:
+            return
+    try:
+        monitor.remember(load_model(start, trust_remote_code).to(device))
+    except Exception as error:
+        raise ValueError(
+            f"the model before training, {str(start)!r}, gives no embeddings: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _base_of_adapter(checkpoint: Path) -> str | None:
+    with suppress(OSError, ValueError, KeyError):  # a broken folder is found out when it is loaded
+        base = json.loads((checkpoint / "adapter_config.json").read_text())
+        return str(base["base_model_name_or_path"])
+    return None
 
 
 def _with_recorded(options: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_encoder, make_texts
 from typer.testing import CliRunner
 
@@ -23,7 +24,10 @@ from sepstop.bench.record import RunSettings, read_rows, record_run, split_rows,
 from sepstop.bench.runs import Run, find_runs, load_run, save_run
 from sepstop.cli import app
 from sepstop.criteria import InfoMax, Information, Separability
+from sepstop.criteria.information import neighbor_information
+from sepstop.neighbors import Neighborhoods
 from sepstop.policies import Auto
+from sepstop.resampling import draw_resamples
 
 
 @pytest.fixture(scope="module")
@@ -401,5 +405,13 @@ def test_the_default_is_the_callbacks(run, folder, tokenizer):
     assert (
         0 < max(record.information for record in history) < math.log(2) + 1 / 60
     )  # the correction for 30 texts
+    by_monitor = Neighborhoods()
+    by_monitor.add(0, torch.from_numpy(run.arrays["pool_e"][0]).float())
+    by_monitor.add(1, torch.from_numpy(run.arrays["pool_e"][1]).float())
+    logits = torch.from_numpy(run.arrays["pool_l"][1]).float()
+    chosen = draw_resamples(len(logits), 20, len(logits) // 2, 0)
+    near = by_monitor.classes(logits, 1)
+    expected = neighbor_information(logits[chosen], near[chosen]).mean().item()
+    assert history[1].information == pytest.approx(expected)
     assert math.isfinite(monitor.measure(make_encoder(), 1).information)
     assert math.isnan(monitor.measure(make_encoder().bert, 2).information)

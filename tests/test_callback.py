@@ -1,5 +1,6 @@
 """The callback in real Trainer runs of a tiny model."""
 
+import copy
 import json
 import math
 import warnings
@@ -12,9 +13,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sepstop import Decision, Monitor, Patience, Plateau, SepStopCallback, replay
 from sepstop.history import HISTORY_FILE, read_history, read_log_history, records_in
+from sepstop.neighbors import NEIGHBORS_FILE
 from sepstop.policies import Auto
 
 NEVER = Patience(patience=None)
+
+LEARNS = {"max_steps": 80, "eval_steps": 10, "save_steps": 10, "learning_rate": 1e-2}
+"""Enough for predictions that tell something."""
 
 
 class StopAt:
@@ -554,7 +559,7 @@ def test_a_failing_measurement_is_a_warning_and_training_goes_on(make_trainer, p
 
     def embedder(model, input_ids, attention_mask):
         calls.append(len(input_ids))
-        if len(calls) == 3:
+        if len(calls) == 4:  # trying it out, before training, step 2
             raise RuntimeError("the disk is on fire")
         return model.bert(input_ids, attention_mask).last_hidden_state[:, 0]
 
@@ -688,6 +693,65 @@ def test_a_classifier_is_decided_by_its_information(make_trainer, pool):
     assert [row["eval_information"] for row in logged] == [
         record.information for record in callback.history
     ]
+
+
+def test_a_resumed_run_has_the_information_of_an_uninterrupted_one(make_trainer, pool, tmp_path):
+    """It refers to the neighbours before training, which are gone when the run goes on."""
+
+    def run(resume=None, **options):
+        callback = SepStopCallback(pool, policy=NEVER)
+        trainer = make_trainer(callback, **LEARNS, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return [record.information for record in callback.history], trainer
+
+    whole, trainer = run()
+    assert len(set(whole)) > 3
+    assert callback_file(trainer).is_file()
+    checkpoint = Path(trainer.args.output_dir) / "checkpoint-40"
+    assert run(str(checkpoint))[0] == whole
+
+    # Without the file the first evaluation from here on is the reference, and it is said.
+    callback_file(trainer).unlink()
+    with pytest.warns(RuntimeWarning, match="the information refers to the next evaluation"):
+        without, _ = run(str(checkpoint))
+    assert without[:4] == whole[:4]
+    assert without != whole
+
+
+def test_the_model_before_training_is_the_reference(make_trainer, pool, tokenizer):
+    def run(**options):
+        callback = SepStopCallback(pool, policy=NEVER)
+        trainer = make_trainer(callback, **LEARNS, **options)
+        start = copy.deepcopy(trainer.model)
+        trainer.train()
+        return callback, start, trainer.model
+
+    callback, start, model = run()
+    assert callback.monitor.neighborhoods.steps == list(range(0, 81, 10))
+    evaluated, _, _ = run(eval_on_start=True)
+    assert evaluated.monitor.neighborhoods.steps == list(range(0, 81, 10))
+    monitor = Monitor(pool, tokenizer=tokenizer)
+    monitor.remember(start)
+    own = monitor.measure(model, 80)
+    alone = Monitor(pool, tokenizer=tokenizer).measure(model, 80)
+    assert len({own.information, alone.information, callback.history[-1].information}) == 3
+
+
+def test_a_model_that_fails_before_training_does_not_end_it(make_trainer, pool, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of luck")
+
+    callback = SepStopCallback(pool)
+    monkeypatch.setattr(callback.monitor, "remember", broken)
+    trainer = make_trainer(callback, max_steps=4)
+    with pytest.warns(RuntimeWarning, match="could not embed the pool before training"):
+        trainer.train()
+    assert steps(callback) == [2, 4]
+    assert all(math.isfinite(record.information) for record in callback.history)
+
+
+def callback_file(trainer):
+    return Path(trainer.args.output_dir) / NEIGHBORS_FILE
 
 
 def test_information_needs_a_classifier(make_trainer, pool, monkeypatch):

@@ -29,6 +29,7 @@ from sepstop.criteria.spectrum import (
     self_clustering,
     stable_rank,
 )
+from sepstop.neighbors import NEIGHBORS, nearest_neighbors
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -69,39 +70,59 @@ def one_hot_logits(*classes):
     return torch.nn.functional.one_hot(torch.tensor(classes)).double()[None]
 
 
+def informed(logits, *clouds, count=NEIGHBORS):
+    """`neighbor_information` of one cloud of logits, its points at each evaluation so far."""
+    classes = logits.argmax(dim=-1)
+    near = torch.stack([nearest_neighbors(points, count) for points in clouds], dim=1)
+    return neighbor_information(logits[None], classes[near][None]).item()
+
+
 def test_neighbor_information_by_hand():
     # Nearest neighbours 0-1, 2-3: each of its own class, which tells log 2; cells 2, rows 2,
     # columns 2 give the correction of 1 / (2 * 4).
-    points = directions(0, 1, 90, 91)
-    apart = neighbor_information(points, one_hot_logits(0, 0, 1, 1)).item()
+    points = directions(0, 1, 90, 91)[0]
+    right, wrong = one_hot_logits(0, 0, 1, 1)[0], one_hot_logits(0, 1, 0, 1)[0]
+    apart = informed(right, points, count=1)
     assert apart == pytest.approx(math.log(2) + 1 / 8)
     # Each neighbour of the other class tells as much; one class tells nothing.
-    assert neighbor_information(points, one_hot_logits(0, 1, 0, 1)).item() == pytest.approx(apart)
-    collapsed = torch.zeros(1, 4, 2)
-    assert neighbor_information(points, collapsed).item() == pytest.approx(0)
+    assert informed(wrong, points, count=1) == pytest.approx(apart)
+    assert informed(torch.zeros(4, 2), points, count=1) == pytest.approx(0)
+    # All three neighbours: one of the own class, two of the other. The joint shares are
+    # 1/6, 1/3, 1/3, 1/6 and four cells give the correction of -1 / (2 * 4).
+    shares = torch.tensor([1 / 6, 1 / 3, 1 / 3, 1 / 6], dtype=torch.float64)
+    expected = 2 * math.log(2) - torch.special.entr(shares).sum().item() - 1 / 8
+    assert expected < 0
+    assert informed(right, points, count=3) == 0  # no less than nothing
+
+
+def test_neighbors_of_before_and_of_all_evaluations_have_to_agree():
+    classes = torch.arange(600) % 6
+    logits = one_hot_logits(*classes.tolist())[0]
+    mixed, apart = normal(1, 600, 6)[0], (torch.eye(6)[classes] * 50 + normal(1, 600, 6)[0])
+    assert informed(logits, mixed) < 0.05
+    whole = informed(logits, apart)
+    assert whole == pytest.approx(math.log(6), abs=0.02)
+    assert informed(logits, apart, mixed) == pytest.approx(whole * math.sqrt(1 / 2), rel=0.05)
+    # What today's neighbours vouch for and those of the start know nothing of.
+    first = informed(logits, mixed)
+    later = informed(logits, mixed, apart, apart)
+    assert first < 5 / 600  # what chance gives
+    assert later == pytest.approx(math.sqrt(5 / 600 * (first + 2 * whole) / 3), abs=0.01)
+    assert later < whole / 10
 
 
 def test_neighbor_information_agrees_with_a_naive_version_whatever_the_length():
-    points, logits = normal(2, 60, 5), normal(2, 60, 3, seed=1)
-    found = neighbor_information(points * torch.rand(2, 60, 1).add(0.5), logits)
-    for cloud, row, value in zip(points, logits.argmax(-1), found, strict=True):
-        unit = torch.nn.functional.normalize(cloud, dim=-1)
-        near = torch.cdist(unit, unit).fill_diagonal_(torch.inf).argmin(dim=1)
-        pairs = len(set(zip(row.tolist(), row[near].tolist(), strict=True)))
-        bias = (pairs - len(set(row.tolist())) - len(set(row[near].tolist())) + 1) / 120
-        expected = mutual_info_score(row, row[near]) - bias
-        assert value.item() == pytest.approx(expected, abs=1e-6)
-        assert abs(value.item()) < 0.15  # unrelated
-
-
-def test_information_is_near_zero_without_relation_and_log_k_with():
-    points, classes = normal(1, 600, 4), torch.arange(600) % 6
-    assert abs(neighbor_information(points, one_hot_logits(*classes.tolist())).item()) < 0.05
-    centres = torch.eye(6)[classes] * 50
-    apart = neighbor_information(
-        centres[None] + normal(1, 600, 6), one_hot_logits(*classes.tolist())
-    )
-    assert apart.item() == pytest.approx(math.log(6), abs=0.01)
+    points, logits = normal(60, 5), normal(60, 3, seed=1)
+    points[:, 0] += 2 * logits.argmax(dim=-1)
+    found = informed(logits, points * torch.rand(60, 1).add(0.5), count=1)
+    unit = torch.nn.functional.normalize(points, dim=-1)
+    near = torch.cdist(unit, unit).fill_diagonal_(torch.inf).argmin(dim=1)
+    row = logits.argmax(dim=-1)
+    pairs = len(set(zip(row.tolist(), row[near].tolist(), strict=True)))
+    bias = (pairs - len(set(row.tolist())) - len(set(row[near].tolist())) + 1) / 120
+    expected = mutual_info_score(row, row[near]) - bias
+    assert expected > 0.01
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_cluster_entropy_by_hand():
@@ -301,6 +322,7 @@ def test_a_batch_is_its_clouds_and_the_order_of_the_texts_does_not_matter(name):
         "logits": normal(3, 24, 3, seed=1),
         "previous_logits": normal(3, 24, 3, seed=2),
         "corrupted_logits": normal(3, 24, 3, seed=4),
+        "neighbor_classes": normal(3, 24, 2, 3, 3, seed=5).argmax(dim=-1),
     }
     scores = criterion(*inputs_of(criterion, **given))
     assert scores.shape == (3,)
@@ -317,6 +339,7 @@ def test_a_collapsed_model_gives_a_number_or_nan_and_no_crash(name):
     criterion = CRITERIA[name]()
     for value in (0.0, 1.0):
         given = {key: torch.full((2, 10, 3), value) for key in INPUTS}
+        given["neighbor_classes"] = torch.zeros(2, 10, 1, 3, dtype=torch.int64)
         assert criterion(*inputs_of(criterion, **given)).shape == (2,)
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sepstop import Patience, Plateau, SepStopCallback, select_checkpoint
 from sepstop.cli import app
 from sepstop.history import HISTORY_FILE, SELECTION_FILE, read_history
+from sepstop.neighbors import NEIGHBORS_FILE
 from sepstop.offline import find_checkpoints, load_model
 
 
@@ -230,6 +231,26 @@ def test_a_classifier_is_ranked_by_its_information_as_during_the_run(
     assert chosen.best_step == max(chosen.records, key=lambda record: record.score).step
 
 
+def test_the_model_before_training_can_be_named(tmp_path, tokenizer, train_rows, pool_file):
+    """A run without the callback leaves no neighbours; the base of an adapter is known."""
+    callback = SepStopCallback(pool_file, every_n_steps=10)
+    options = {"max_steps": 80, "save_steps": 10, "learning_rate": 1e-2}
+    model = make_encoder()
+    model.save_pretrained(tmp_path / "start")
+    train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
+    online = [record.information for record in callback.history]
+    (tmp_path / "run" / NEIGHBORS_FILE).unlink()
+
+    def offline(**options):
+        found = select_checkpoint(tmp_path / "run", pool_file, progress=False, **options)
+        return [record.information for record in found.records]
+
+    assert offline(start=tmp_path / "start") == pytest.approx(online, abs=1e-5)
+    assert offline() != pytest.approx(online, abs=1e-5)
+    with pytest.raises(ValueError, match=r"the model before training, .*nowhere"):
+        offline(start=tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_predictions_are_scored_as_during_the_run(
     tmp_path, tokenizer, train_rows, pool_file, adapter
@@ -248,13 +269,20 @@ def test_predictions_are_scored_as_during_the_run(
     callback = SepStopCallback(
         pool_file, "infomax", Patience(patience=None), "last", every_n_steps=4
     )
-    options = {"max_steps": 12, "learning_rate": 3e-2 if adapter else 3e-3}
+    options = {"max_steps": 12 if adapter else 80, "learning_rate": 3e-2 if adapter else 1e-2}
     train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
     selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
     assert selection.skipped == {}
     assert selection.records[0].criterion == "infomax"
     for offline, online in zip(selection.records, callback.history, strict=True):
         assert offline.resamples == pytest.approx(online.resamples, abs=1e-5)
+    online = [record.information for record in callback.history]
+    assert [record.information for record in selection.records] == pytest.approx(online, abs=1e-5)
+    (tmp_path / "run" / NEIGHBORS_FILE).unlink()
+    without = select_checkpoint(tmp_path / "run", pool_file, progress=False).records
+    # The base of an adapter is where it started.
+    same = [record.information for record in without] == pytest.approx(online, abs=1e-5)
+    assert same == adapter
 
 
 def test_predictions_of_a_model_without_a_head_are_an_error(

@@ -27,6 +27,7 @@ from sepstop.bench.runs import Run, fingerprint
 from sepstop.criteria import CRITERIA
 from sepstop.history import read_history, try_to_write
 from sepstop.names import build, describe
+from sepstop.neighbors import Neighborhoods
 from sepstop.policies import POLICIES, Auto, Mode, best_record, replay
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Policy, Record
@@ -276,14 +277,19 @@ def score_run(run: Run, criterion: Criterion, resamples: int = 20) -> list[Recor
     chosen = draw_resamples(pool_size, resamples, size, _INDEX_SEED)
     history: list[Record] = []
     previous = None
+    neighborhoods = Neighborhoods()
     for t, step in enumerate(run.steps):
-        logits = _tensor(run, "pool_l", t)
+        points, logits = _tensor(run, "pool_e", t), _tensor(run, "pool_l", t)
         inputs = {
-            "points": _tensor(run, "pool_e", t),
+            "points": points,
             "logits": logits,
             "previous_logits": previous,
             "corrupted_logits": _tensor(run, "pool_d", t),
         }
+        wanted = "neighbor_classes" in getattr(criterion, "needs", ())
+        if wanted and points is not None and logits is not None:
+            neighborhoods.add(step, points)
+            inputs["neighbor_classes"] = neighborhoods.classes(logits, step)
         scores = score_resamples(criterion, inputs, chosen)
         low, high = interval(scores, size, pool_size)
         history.append(
@@ -432,7 +438,7 @@ def _has(run: Run, criterion: Criterion) -> bool:
     needs = set(getattr(criterion, "needs", ("points",)))
     has = {"points"}
     if "pool_l" in run.arrays:
-        has |= {"logits", "previous_logits"}
+        has |= {"logits", "previous_logits", "neighbor_classes"}
     if "pool_d" in run.arrays:
         has.add("corrupted_logits")
     return needs <= has

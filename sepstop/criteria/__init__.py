@@ -24,6 +24,8 @@ INPUTS = {
     "logits": "the classifier's logits on them, (B, n, k)",
     "previous_logits": "the same at the evaluation before, (B, n, k)",
     "corrupted_logits": "those of the same texts without 30 % of their tokens, (B, n, k)",
+    "neighbor_classes": "predicted classes of the 3 nearest neighbours of each text, as they were "
+    "at each of the S evaluations so far, (B, n, S, 3)",
     "model": "the model; a score of it alone is one number, ()",
 }
 

@@ -1,4 +1,4 @@
-"""What the nearest neighbour of a text tells about its predicted class; for classifiers."""
+"""What its neighbours tell about the predicted class of a text; for classifiers."""
 
 from __future__ import annotations
 
@@ -7,66 +7,88 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
 
 
-def neighbor_information(points: Tensor, logits: Tensor) -> Tensor:
-    """Mutual information of the predicted classes of a text and of its nearest neighbour, in nats.
+def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
+    """Mutual information of the predicted classes of a text and of its neighbours, in nats.
 
-    High where all classes are in use and each keeps to its own part of the space: not after a
-    collapse to few classes, which leaves nothing to tell, nor while classes lie mixed. Neighbours
-    are the nearest by cosine. They are the edges at which the points of a cloud merge first in its
-    H0 filtration, so this reads the shortest of the scales that separability takes the mean of,
-    together with what they join.
+    Neighbours are the nearest by cosine: the edges at which the points of a cloud merge first in
+    its H0 filtration. The information is high where all classes are in use and each keeps to its
+    own part of the space: not after a collapse to few classes, which leaves nothing to tell, nor
+    while classes lie mixed.
+
+    A model that memorises wrong labels pulls its embeddings along with its predictions, so its
+    neighbours of today vouch for it. Those from before the training can not, since no label had a
+    part in them; but they know nothing of what the training has brought to light. So the two have
+    to agree: the score is the geometric mean of the information from the first neighbours and
+    the average over the neighbours of all evaluations so far. First neighbours that tell no more
+    than chance may, as those of a model with random weights, have no say.
 
     It looks at the classes alone and not at how sure the model is, which memorising raises as well.
-    Counting few texts of many classes finds information where there is none; the Miller-Madow term
-    takes that off, so that unrelated classes have about 0.
 
     Args:
-        points: ``(B, n, D)`` embeddings, any float dtype; n >= 2.
-        logits: ``(B, n, k)``, same device.
+        logits: ``(B, n, k)``.
+        neighbor_classes: ``(B, n, S, m)`` int64 predicted classes of each text's m nearest
+            neighbours at each of the S evaluations so far, the first first; same device.
 
     Returns:
-        ``(B,)`` float64, at most log k + (k - 1) / 2n.
+        ``(B,)`` float64, at least 0, at most log k + (k - 1) / 2n.
 
     References:
         The objective of arXiv:1807.06653 (Invariant Information Clustering), on hard classes of
-        neighbours; Miller (1955), Note on the bias of information estimates.
+        neighbours.
     """
-    rows = normalize(points.float(), dim=-1)
-    similar = rows @ rows.mT  # (B, n, n)
-    similar.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     classes = logits.argmax(dim=-1)  # (B, n)
-    return mutual_information(classes, classes.gather(1, similar.argmax(dim=-1)), logits.shape[-1])
+    information = torch.stack(
+        [
+            mutual_information(classes, neighbor_classes[..., s, :], logits.shape[-1])
+            for s in range(neighbor_classes.shape[-2])
+        ]
+    ).clamp(min=0)  # (S, B)
+    # Unrelated labellings of n texts seem to share up to about this much.
+    noise = (logits.shape[-1] - 1) / logits.shape[-2]
+    return (information[0].clamp(min=noise) * information.mean(dim=0)).sqrt()
 
 
 def mutual_information(first: Tensor, second: Tensor, classes: int) -> Tensor:
-    """Of two labellings of the same texts, ``(B, n)`` int64 from 0 on; Miller-Madow corrected.
+    """Of two labellings of the same texts, Miller-Madow corrected.
 
-    ``-> (B,)`` float64, in nats.
+    Counting few texts of many classes finds information where there is none; the correction takes
+    that off, so that unrelated labellings have about 0.
+
+    Args:
+        first: ``(B, n)`` int64 from 0 to below ``classes``.
+        second: ``(B, n)``, or ``(B, n, m)`` for m labels a text that share its weight.
+
+    Returns:
+        ``(B,)`` float64, in nats.
+
+    References:
+        Miller (1955), Note on the bias of information estimates.
     """
     n = first.shape[-1]
-    joint = one_hot(first, classes).double().mT @ one_hot(second, classes).double() / n
-    rows, columns = joint.sum(dim=-1), joint.sum(dim=-2)  # (B, k)
-    entropy, cells = (
-        [measure(x) for x in (rows, columns, joint.flatten(-2))]
-        for measure in (
-            lambda p: torch.special.entr(p).sum(dim=-1),
-            lambda p: (p > 0).sum(dim=-1),
-        )
-    )
-    bias = (cells[2] - cells[0] - cells[1] + 1) / (2 * n)
-    return entropy[0] + entropy[1] - entropy[2] - bias
+    second = second.reshape(*first.shape, -1)  # (B, n, m)
+    cells = (first[..., None] * classes + second).flatten(start_dim=-2)  # (B, n * m)
+    counts = torch.zeros(len(first), classes**2, dtype=torch.float64, device=first.device)
+    counts.scatter_add_(-1, cells, torch.ones_like(cells, dtype=torch.float64))
+    joint = (counts / cells.shape[-1]).unflatten(-1, (classes, classes))
+    parts = joint.sum(dim=-1), joint.sum(dim=-2), joint.flatten(start_dim=-2)
+    rows, columns, both = (torch.special.entr(part).sum(dim=-1) for part in parts)
+    used = [(part > 0).sum(dim=-1) for part in parts]
+    return rows + columns - both - (used[2] - used[0] - used[1] + 1) / (2 * n)
 
 
 @dataclass(frozen=True)
 class Information:
-    """`neighbor_information` as a criterion."""
+    """`neighbor_information` as a criterion.
+
+    Its reference is the first evaluation of a run: best the model before training, which the
+    callback takes by itself.
+    """
 
     name: ClassVar[str] = "information"
     higher_is_better: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ("points", "logits")
+    needs: ClassVar[tuple[str, ...]] = ("logits", "neighbor_classes")
 
-    def __call__(self, points: Tensor, logits: Tensor) -> Tensor:
-        return neighbor_information(points, logits)
+    def __call__(self, logits: Tensor, neighbor_classes: Tensor) -> Tensor:
+        return neighbor_information(logits, neighbor_classes)

@@ -1,0 +1,70 @@
+"""Neighbours of each text, and the memory of them over a run."""
+
+import numpy as np
+import pytest
+import torch
+
+from sepstop import neighbors
+from sepstop.neighbors import Neighborhoods, nearest_neighbors
+
+
+def cloud(rows, seed=0):
+    return torch.randn(rows, 7, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rows", [1, 10, 64])
+def test_neighbors_are_the_nearest_by_cosine_whatever_the_length(monkeypatch, rows):
+    monkeypatch.setattr(neighbors, "_ROWS", rows)
+    points = cloud(50)
+    unit = torch.nn.functional.normalize(points.double(), dim=-1)
+    expected = torch.cdist(unit, unit).fill_diagonal_(torch.inf).argsort(dim=-1)[:, :3]
+    lengths = torch.rand(50, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+    assert torch.equal(nearest_neighbors(points * lengths), expected)
+
+
+def test_few_points_have_few_neighbors():
+    assert nearest_neighbors(cloud(2)).tolist() == [[1], [0]]
+
+
+def test_classes_are_todays_of_all_neighbors_so_far():
+    known = Neighborhoods()
+    for step in (0, 10, 20):
+        known.add(step, cloud(30, seed=step))
+    logits = cloud(30, seed=99)
+    found = known.classes(logits, 10)
+    assert found.shape == (30, 2, 3)  # not those of step 20
+    classes = logits.argmax(dim=-1)
+    assert torch.equal(found[:, 0], classes[nearest_neighbors(cloud(30, seed=0))])
+    assert torch.equal(found[:, 1], classes[nearest_neighbors(cloud(30, seed=10))])
+    assert known.classes(logits, 15) is None
+
+
+def test_a_file_gives_back_what_was_measured_alike(tmp_path):
+    path = tmp_path / "new" / "neighbors.npz"
+    known = Neighborhoods()
+    for step in (0, 10, 20):
+        known.add(step, cloud(30, seed=step))
+    known.save(path, "this pool")
+    assert [file.name for file in path.parent.iterdir()] == ["neighbors.npz"]
+    found = Neighborhoods.load(path, "this pool", until=10)
+    assert found.steps == [0, 10]
+    logits = cloud(30, seed=99)
+    assert torch.equal(found.classes(logits, 10), known.classes(logits, 10))
+    assert Neighborhoods.load(path, "another pool", until=10).steps == []
+    assert Neighborhoods.load(tmp_path / "none.npz", "this pool", until=10).steps == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", "other"])
+def test_a_broken_file_is_as_good_as_none(tmp_path, content):
+    path = tmp_path / "neighbors.npz"
+    if content == "other":
+        np.savez(path, steps=np.arange(3))
+    else:
+        path.write_bytes(content)
+    assert Neighborhoods.load(path, "this pool", until=10).steps == []
+
+
+def test_a_disk_that_takes_no_file_is_a_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(RuntimeWarning, match="could not write"):
+        Neighborhoods().save(tmp_path / "file" / "neighbors.npz", "")
