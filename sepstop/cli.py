@@ -61,7 +61,7 @@ def select(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Replay auto, patience, plateau, first_optimum or module:attr; none by default."
+            help="Replay auto, past_peak, patience, plateau, first_optimum or module:attr."
         ),
     ] = None,
     start: Annotated[

@@ -280,12 +280,68 @@ class FirstOptimum:
 
 
 @dataclass(frozen=True)
+class PastPeak:
+    """Stop when the best score lies well behind: the score fell since, or it was long ago.
+
+    How long is counted in the steps of the run, so that more frequent evaluations do not make it
+    hasty. For scores that are at least 0 and better when higher, as the information is: as long as
+    none is above 0 there is no evidence to stop by.
+
+    Attributes:
+        fall: stop at once when the score is this share below the best.
+        age: stop when this share of the steps so far came after the best ...
+        evaluations: ... and at least so many evaluations did.
+        nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    fall: float = 0.3
+    age: float = 0.6
+    evaluations: int = 3
+    nonfinite: NonFinite = "skip"
+    mode: Literal["max"] = "max"
+
+    def __post_init__(self) -> None:
+        for name, value in (("fall", self.fall), ("age", self.age)):
+            if not 0 < value < 1:
+                raise ValueError(f"expected `{name}` between 0 and 1, got {value}")
+        if self.evaluations < 1:
+            raise ValueError(f"expected `evaluations` >= 1, got {self.evaluations}")
+        if self.mode != "max":
+            raise ValueError(f"past_peak needs a score that is better when higher, got {self.mode}")
+        _check_choices(self.mode, self.nonfinite)
+
+    def __call__(self, history: Sequence[Record]) -> Decision:
+        best: Record | None = None
+        since = 0
+        why = "nothing measured yet"
+        for record in _trained(history):
+            if not record.is_finite:
+                if self.nonfinite == "stop":
+                    return _unscorable(history, record, self.mode)
+                continue
+            if record.score <= 0 and best is None:
+                why = f"no {record.criterion} yet, so there is no evidence to stop by"
+            elif best is None or record.score > best.score:
+                best, since, why = record, 0, "improving"
+            else:
+                since += 1
+                fall = 1 - record.score / best.score
+                age = (record.step - best.step) / record.step
+                why = f"{fall:.0%} below step {best.step}, {age:.0%} of the steps ago"
+                if fall >= self.fall or (age >= self.age and since >= self.evaluations):
+                    return _decide(True, history, self.mode, record, why)
+        return _decide(False, history, self.mode, None, why)
+
+
+@dataclass(frozen=True)
 class Auto:
     """What you get by default: decides by the information of a classifier, else by the score.
 
-    Where the records have it, ``Record.information`` takes the place of the score: training stops
-    when it has not improved for 3 evaluations, but not before it was above 0. Else it is `Plateau`
-    on the score.
+    Where the records have it, ``Record.information`` takes the place of the score, and `PastPeak`
+    decides. Else it is `Plateau` on the score.
     """
 
     mode: Mode = "max"
@@ -295,12 +351,7 @@ class Auto:
 
     def __call__(self, history: Sequence[Record]) -> Decision:
         if has_information(history):
-            records = scored_by_information(history)
-            first = next((i for i, r in enumerate(records) if r.step > 0 and r.score > 0), None)
-            if first is None:
-                why = "the predictions tell nothing yet, so there is no evidence to stop by"
-                return _decide(False, records, "max", None, why)
-            return Patience(3)(records[first:])
+            return PastPeak()(scored_by_information(history))
         return Plateau(mode=self.mode)(history)
 
     def pick(self, history: Sequence[Record]) -> Record | None:
@@ -329,6 +380,7 @@ POLICIES: dict[str, type] = {
     "patience": Patience,
     "plateau": Plateau,
     "first_optimum": FirstOptimum,
+    "past_peak": PastPeak,
 }
 
 

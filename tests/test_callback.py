@@ -619,7 +619,7 @@ def test_arguments_that_contradict_each_other(make_trainer, pool, callback, opti
     [
         (
             {"policy": "patient"},
-            "unknown policy 'patient'; known: auto, first_optimum, pat",
+            "unknown policy 'patient'; known: auto, first_optimum, pas",
         ),
         ({"policy": Plateau(mode="min")}, "expected a policy with mode='max'"),
         ({"policy": Patience(significance=0.05), "resamples": 1}, "needs at least 2 resamples"),

@@ -70,7 +70,7 @@ def test_building_leaves_the_settings_alone():
     [
         (
             "patient",
-            "unknown policy 'patient'; known: auto, first_optimum, patience, plateau, or 'module",
+            "unknown policy 'patient'; known: auto, first_optimum, past_peak, patience, plateau",
         ),
         ({"name": "patient", "patience": 2}, "unknown policy 'patient'"),
         ("", "unknown policy ''"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sepstop import Decision, Patience, Plateau, Record, replay
-from sepstop.policies import Auto, FirstOptimum, best_record, decide, has_information
+from sepstop.policies import Auto, FirstOptimum, PastPeak, best_record, decide, has_information
 
 NAN, INF = math.nan, math.inf
 
@@ -351,6 +351,43 @@ def test_first_optimum_says_why_and_refuses_what_can_not_be():
         FirstOptimum(window=0)
 
 
+@pytest.mark.parametrize(
+    ("policy", "scores", "stop", "best"),
+    [
+        (PastPeak(), [0.1, 1, 0.71], None, 20),
+        (PastPeak(), [0.1, 1, 0.69], 30, 20),
+        (PastPeak(), [1, 0.9, 0.9], None, 10),  # old, but two evaluations ago
+        (PastPeak(), [1, 0.9, 0.9, 0.9], 40, 10),
+        (PastPeak(), [0.1, 1, 0.9, 0.9, 0.9], 50, 20),  # (50 - 20) / 50
+        (PastPeak(), [0.1, 0.1, 1, 0.9, 0.9, 0.9, 0.9], None, 30),
+        (PastPeak(), [0.1, 0.1, 1, 0.9, 0.9, 0.9, 0.9, 0.9], 80, 30),
+        (PastPeak(age=0.5), [0.1, 1, 0.9, 0.9, 1], 50, 20),  # equal is no improvement
+        (PastPeak(), [0, -1, 0, 0, 0, 0, 0], None, 10),  # nothing to go by
+        (PastPeak(), [0, 0, 0, 0, 0.5, 0.3], 60, 50),
+        (PastPeak(), [1, NAN, 0.9, 0.9], None, 10),  # an evaluation that failed is not counted
+        (PastPeak(nonfinite="stop"), [1, NAN, 0.9], 20, 10),
+        (PastPeak(fall=0.05), [1, 0.9], 20, 10),
+        (PastPeak(evaluations=1), [1, 0.9, 0.9], 30, 10),
+        (PastPeak(), [], None, None),
+    ],
+)
+def test_past_peak(policy, scores, stop, best):
+    assert stop_and_best(policy, history_of(*scores)) == (stop, best)
+
+
+def test_past_peak_says_why_and_refuses_what_can_not_be():
+    decision = replay(PastPeak(), history_of(0.5, 0.25))
+    assert "50% below step 10, 50% of the steps ago; best is" in decision.reason
+    for options, message in (
+        ({"fall": 0}, "expected `fall` between 0 and 1, got 0"),
+        ({"age": 1}, "expected `age` between 0 and 1, got 1"),
+        ({"evaluations": 0}, "expected `evaluations` >= 1, got 0"),
+        ({"mode": "min"}, "better when higher, got min"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PastPeak(**options)
+
+
 # By default
 
 
@@ -366,11 +403,10 @@ def informed(*values):
     ("values", "stop_step", "best_step"),
     [
         ((0.1, 0.2, 0.3), None, 30),
-        ((0.1, 0.9, 0.3, 0.3, 0.3), 50, 20),
-        ((0.1, 0.9, NAN, 0.3, 0.3), None, 20),  # an evaluation that failed is not counted
-        ((0.1, 0.9, 0.3, 1.0, 0.3), None, 40),
+        ((0.1, 0.9, 0.3, 0.3, 0.3), 30, 20),
+        ((0.1, 0.9, 0.8, 1.0, 0.8), None, 40),
         ((0.0, 0.0, -0.1, 0.0, 0.0, 0.0), None, 10),  # one class for all: no evidence
-        ((0.0, 0.0, 0.0, 0.0, 0.5, 0.4, 0.3), None, 50),
+        ((0.0, 0.0, 0.0, 0.0, 0.5, 0.4, 0.3), 70, 50),
     ],
 )
 def test_auto_decides_by_information_where_there_is_any(values, stop_step, best_step):
