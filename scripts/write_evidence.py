@@ -1,6 +1,8 @@
 """Judge recorded runs and write docs/evidence.md with its pictures.
 
-    python scripts/write_evidence.py DEVELOPMENT_DIR HELD_OUT_DIR
+    python scripts/write_evidence.py RUNS_DIR
+
+RUNS_DIR has a folder of runs for each suite in configs/bench.
 
 The text around the tables is in docs/evidence_text.md; the tables and pictures are the command's.
 """
@@ -18,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sepstop.bench.cli import POLICIES
-from sepstop.bench.judge import DEFAULT, Judgement, ScoreCache, judge
+from sepstop.bench.judge import DEFAULT, Judgement, ScoreCache, judge, label_curve
 from sepstop.bench.runs import Run, find_runs, fingerprint, load_run
 from sepstop.criteria import CRITERIA
 
@@ -26,14 +28,16 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
-ROWS = 24
+PARTS = ("development", "held_out_first", "held_out", "smollm2")
+ROWS = 16
+LEAST_SAVED = 0.3  # of the steps, for a stop to count as one
+WHO = ("chosen", "default")
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h", "p", "8", "d")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("development", type=Path, help="runs that choices were made on")
-    parser.add_argument("held_out", type=Path, help="runs that nothing was chosen on")
+    parser.add_argument("runs_dir", type=Path, help="a folder of runs for each suite")
     parser.add_argument("--resamples", type=int, default=5, help="of the pool, for each score")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence.md")
     options = parser.parse_args()
@@ -41,11 +45,13 @@ def main() -> None:
     images.mkdir(parents=True, exist_ok=True)
     text = (ROOT / "docs/evidence_text.md").read_text()
     manifest = {}
-    for part in ("development", "held_out"):
-        folder = getattr(options, part)
+    seen: list[tuple[Judgement, list[Run]]] = []
+    for part in PARTS:
+        folder = options.runs_dir / part
         runs = [load_run(path) for path in find_runs(folder)]
         cache = ScoreCache(folder / "scores", options.resamples)
         judgement = judged(runs, cache)
+        seen.append((judgement, runs))
         frontier(judgement, images / f"evidence-frontier-{part}.png")
         for mark, table in {
             f"<!-- headline {part} -->": headline(judgement),
@@ -55,9 +61,12 @@ def main() -> None:
             if mark not in text:
                 raise SystemExit(f"docs/evidence_text.md has no {mark}")
             text = text.replace(mark, table)
+        if part == "development":
+            text = text.replace("<!-- left out -->", left_out_table(judgement, runs))
         manifest[part] = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
         if part == "held_out":
             curves(judgement, runs, cache, images / "evidence-curves.png")
+    text = text.replace("<!-- noise -->", noise_table(seen))
     options.out.write_text(text)
     (options.out.parent / "evidence_runs.json").write_text(json.dumps(manifest, indent=1) + "\n")
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
@@ -95,7 +104,7 @@ def headline(judgement: Judgement) -> str:
     free = [row for row in rows.values() if row["label_free"] and row["criterion"] in CRITERIA]
     best = min((row for row in free if row["policy"] == "hindsight"), key=_regret)
     stopped = [row for row in free if row["policy"] != "hindsight"]
-    saving = [row for row in stopped if row["steps_saved_mean"] >= 0.3]
+    saving = [row for row in stopped if row["steps_saved_mean"] >= LEAST_SAVED]
     for row in (best, min(stopped, key=_regret), min(saving, key=_regret, default=best)):
         chosen.append((row["criterion"], row["policy"]))
     return _table([rows[key] for key in dict.fromkeys(chosen)])
@@ -140,6 +149,59 @@ def _table(rows: list[dict[str, Any]]) -> str:
             for row in rows
         ],
     )
+
+
+def left_out_table(judgement: Judgement, runs: list[Run]) -> str:
+    """What the choice of a criterion on all data sets but one loses on that one."""
+    data = np.array([run.name.split("-")[0] for run in runs])
+    free = [verdict for verdict in judgement.verdicts if verdict.label_free]
+    ways = {
+        "pick": [verdict for verdict in free if verdict.policy == "hindsight"],
+        "stop": [verdict for verdict in free if verdict.policy != "hindsight"],
+    }
+    lost: dict[str, list[float]] = {f"{way}, {who}": [] for way in ways for who in WHO}
+    rows = []
+    for name in dict.fromkeys(data):
+        out = data == name
+        row = [f"{name} ({out.sum()} runs)"]
+        for way, verdicts in ways.items():
+            saving = [v for v in verdicts if v.saved[~out].mean() >= LEAST_SAVED * (way == "stop")]
+            chosen = min(saving, key=lambda verdict: verdict.regrets[~out].mean())
+            ours = judgement.find(DEFAULT, "auto" if way == "stop" else "hindsight")
+            row.append(chosen.criterion + (f", {chosen.policy}" if way == "stop" else ""))
+            for who, verdict in zip(WHO, (chosen, ours), strict=True):
+                lost[f"{way}, {who}"] += (100 * verdict.regrets[out]).tolist()
+                row.append(f"{100 * verdict.regrets[out].mean():.1f}")
+        rows.append(row)
+    means = [f"{np.mean(values):.1f}" for values in lost.values()]
+    rows.append(["mean over runs", "", *means[:2], "", *means[2:]])
+    header = ["left out", "best pick elsewhere", "it loses", "default loses"]
+    return markdown([*header, "best stop elsewhere", *header[2:]], rows)
+
+
+def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
+    """All runs by the share of their training labels that is wrong."""
+    columns = {
+        "default": (DEFAULT, "hindsight"),
+        "default, stopped": (DEFAULT, "auto"),
+        "last checkpoint": ("last checkpoint", "hindsight"),
+        "training loss": ("training loss", "hindsight"),
+        "infomax": ("infomax", "hindsight"),
+        "separability": ("separability", "hindsight"),
+    }
+    by_noise: dict[str, list[list[float]]] = {}
+    for judgement, runs in seen:
+        for i, run in enumerate(runs):
+            noise = f"{float(run.settings['noise']):.0%}"
+            kind = ", always as the next class" if run.settings["noise_kind"] == "class" else ""
+            regrets = [judgement.find(*column).regrets[i] for column in columns.values()]
+            values = [*regrets, label_curve(run)[100]]
+            by_noise.setdefault(noise + kind, []).append([100 * value for value in values])
+    rows = [
+        [share, f"{len(values)}", *(f"{value:.1f}" for value in np.mean(values, axis=0))]
+        for share, values in sorted(by_noise.items(), key=lambda item: (item[0][:4], item[0]))
+    ]
+    return markdown(["wrong labels", "runs", *columns, "100 labels"], rows)
 
 
 def runs_table(judgement: Judgement, runs: list[Run]) -> str:
