@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sepstop.callback import SepStopCallback
     from sepstop.criteria import h0_separability
-    from sepstop.homology import h0_deaths
+    from sepstop.homology import h0_deaths, h0_tree
     from sepstop.monitor import Monitor
     from sepstop.offline import select_checkpoint
     from sepstop.policies import Auto, Patience, Plateau, replay
@@ -28,6 +28,7 @@ _HOMES = {
     "replay": "policies",
     "h0_deaths": "homology",
     "h0_separability": "criteria",
+    "h0_tree": "homology",
     "select_checkpoint": "offline",
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "SepStopCallback",
     "h0_deaths",
     "h0_separability",
+    "h0_tree",
     "replay",
     "select_checkpoint",
 ]

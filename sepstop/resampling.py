@@ -43,6 +43,12 @@ def score_resamples(
         ValueError: the criterion returned neither ``(B,)`` scores nor one for all, ``()``.
     """
     resampled: list[Any] = []
+    points = inputs.get("points")
+    if hasattr(criterion, "on_resamples") and isinstance(points, Tensor):
+        if not torch.isfinite(points).all():
+            return [math.nan] * len(resamples)
+        scores = criterion.on_resamples(points, resamples.to(points.device))
+        return _checked(scores, criterion, resamples)
     for need in getattr(criterion, "needs", ("points",)):
         values = inputs[need]
         if isinstance(values, nn.Module):
@@ -54,6 +60,10 @@ def score_resamples(
     scores = criterion(*resampled)
     if scores.ndim == 0 and any(isinstance(values, nn.Module) for values in resampled):
         scores = scores.expand(len(resamples))
+    return _checked(scores, criterion, resamples)
+
+
+def _checked(scores: Tensor, criterion: Criterion, resamples: Tensor) -> list[float]:
     if tuple(scores.shape) != (len(resamples),):
         raise ValueError(
             f"expected the criterion {criterion.name!r} to return ({len(resamples)},) scores, "

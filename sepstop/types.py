@@ -75,7 +75,9 @@ class Criterion(Protocol):
     """A label-free score of a model on B resamples of the pool.
 
     It is called with what its attribute ``needs`` names, in that order; without the attribute
-    with the points, ``(B, n, D)`` float. See `sepstop.criteria.INPUTS`.
+    with the points, ``(B, n, D)`` float. See `sepstop.criteria.INPUTS`. One of the points alone may
+    have a method ``on_resamples(points, resamples)`` with the pool ``(N, D)`` and ``(B, n)`` index
+    sets, if it can share work between them.
     """
 
     name: str

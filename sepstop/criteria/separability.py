@@ -11,7 +11,9 @@ from torch import Tensor
 from sepstop.homology import check_points, h0_deaths
 
 
-def h0_separability(points: Tensor, normalize: bool = True) -> Tensor:
+def h0_separability(
+    points: Tensor, normalize: bool = True, resamples: Tensor | None = None
+) -> Tensor:
     """``1 - mean(p_i / max p)`` over the finite H0 death times p_i; higher is more separable.
 
     A cloud of tight, distant clusters merges early but for a few late merges: most deaths
@@ -25,6 +27,8 @@ def h0_separability(points: Tensor, normalize: bool = True) -> Tensor:
     Args:
         points: ``(N, D)`` or ``(B, N, D)``, any float dtype, any device.
         normalize: divide each point by its L2 norm first.
+        resamples: ``(B, n)`` int64 index sets into one cloud ``(N, D)``; the same as
+            ``points[resamples]``, but distances are shared.
 
     Returns:
         ``()`` or ``(B,)`` in [0, 1), float32 (float64 for float64 input), same device.
@@ -42,25 +46,29 @@ def h0_separability(points: Tensor, normalize: bool = True) -> Tensor:
     tensor(0.5833)
     """
     points = check_points(points)
-    clouds = points.unsqueeze(0) if points.ndim == 2 else points
-    finite = torch.isfinite(clouds).all(dim=-1).all(dim=-1)  # (B,)
+    clouds = points if resamples is not None or points.ndim == 3 else points[None]
+    finite = torch.isfinite(clouds).all(dim=-1)  # of each point
     # Noise of the points: storage for half precision, a forward pass's sums for single.
     noise = max(torch.finfo(clouds.dtype).eps, 8 * torch.finfo(torch.float32).eps)
     if clouds.dtype == torch.float64:
         noise = 8 * torch.finfo(torch.float64).eps
     if clouds.dtype != torch.float64:
         clouds = clouds.float()
-    clouds = clouds.where(finite[:, None, None], 0.0)
+    clouds = clouds.where(finite[..., None], 0.0)
     if normalize:
         clouds = torch.nn.functional.normalize(_scaled(clouds, dim=(-1,))[0], dim=-1)
 
-    deaths = h0_deaths(clouds)  # (B, N - 1)
+    deaths = h0_deaths(clouds, resamples)  # (B, n - 1)
     largest = deaths[:, -1]
     scaled, scale = _scaled(clouds, dim=(-2, -1))
-    collapsed = largest <= noise * scaled.norm(dim=-1).amax(dim=-1) * scale[:, 0, 0]
+    norms = scaled.norm(dim=-1) * scale[..., 0]  # of each point
+    if resamples is not None:
+        norms, finite = norms[resamples], finite[resamples]
+    finite = finite.all(dim=-1)  # (B,)
+    collapsed = largest <= noise * norms.amax(dim=-1)
     scores = 1 - (deaths / largest.where(~collapsed, 1.0)[:, None]).mean(dim=-1)
     scores = scores.masked_fill(collapsed, 0.0).masked_fill(~finite, torch.nan)
-    return scores[0] if points.ndim == 2 else scores
+    return scores[0] if clouds.ndim == 3 > points.ndim else scores
 
 
 def _scaled(points: Tensor, dim: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -79,3 +87,6 @@ class Separability:
 
     def __call__(self, points: Tensor) -> Tensor:
         return h0_separability(points, normalize=self.normalize)
+
+    def on_resamples(self, points: Tensor, resamples: Tensor) -> Tensor:
+        return h0_separability(points, self.normalize, resamples)

@@ -1,0 +1,307 @@
+"""Exact minimum spanning trees of large clouds: one pass of products, and few edges that matter.
+
+Any spanning tree bounds the minimum one: a pair of points farther apart than the longest edge
+on the tree path between them is in no minimum spanning tree (the cycle property). So
+
+1. a *seed tree* comes from the exact trees of small blocks of points, random ones and
+   neighbourhoods of random pivots;
+2. the points are put in an order in which its components at each scale are runs, so that the
+   bound of a pair is a running maximum of the gaps between (`forest.nested_order`);
+3. one pass over the upper triangle of squared distances, a block of matrix product at a time,
+   keeps the pairs within their bound and a margin for rounding, a few a point;
+4. these are measured again in float64 from the differences of their coordinates, and the tree is
+   the minimum spanning tree of what is left.
+
+The margin. Points are centred, scaled so that no coordinate is above 1, and rounded to the working
+precision of unit roundoff u; R is their largest norm. A squared distance is one product of rows
+``[-2x, |x|^2, 1]`` and ``[y, 1, |y|^2]`` of length D + 2. Rounding the coordinates moves a point by
+at most uR and a squared distance by at most 8 u R^2; rounding the norms by 2 u R^2; summing D + 2
+products of total magnitude at most 4 R^2 by 4 (D + 2) u R^2, in whatever order (Higham, Accuracy
+and Stability of Numerical Algorithms, 3.1). If the product rounds its factors to v first (TF32,
+BF16), that is another 8 v R^2. The sum, with 2 % on top for terms of second order and a few more
+u R^2 for the rounding of the bound itself, is `_margin`. A pair is dropped only if its computed
+square is above its bound's by more than this, so its true square is above the bound's: no edge of
+the tree is lost.
+
+Clumps. In a clump of points that lie closer together than the margin can tell, all pairs would be
+kept. But the tree's edges inside a clump are those of the clump's own tree, again by the cycle
+property. So clumps are solved by themselves, centred anew, where the margin shrinks with the square
+of their radius; one that is no smaller than the cloud it is in is solved in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sepstop.homology import dense
+from sepstop.homology.forest import merged, nested_order, spanning_forest
+
+_FEW = 256  # points that are solved as a block of their own
+_BLOCK = 512  # points in a block of the seed tree
+_PIVOT = 256  # points a pivot
+_LEVELS = 64  # scales that the bounds tell apart
+_TIGHT = 16  # gaps below this many margins, squared, make a clump
+_CLUMP = 32  # points from which on a clump is worth a solution of its own
+_SHRUNK = 1 / 16  # of the squared radius, for the precision to be kept in a clump
+_ROWS, _COLUMNS = 512, 4096  # of a block of products
+_PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB
+_SEED = 0
+
+
+def spanning_tree(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The Euclidean minimum spanning tree.
+
+    Args:
+        points: finite ``(N, D)``, any float dtype, N >= 2.
+
+    Returns:
+        ``(N - 1, 2)`` int64 edges and their ``(N - 1,)`` float64 lengths, on the device of
+        ``points``, in no order.
+    """
+    cloud = _Cloud(points)
+    everyone = torch.arange(len(points), device=points.device)
+    first, second, squared = _solve(cloud, everyone, torch.float32)
+    return torch.stack([first, second], dim=1), squared.sqrt() * cloud.unit
+
+
+def memory(points: int, dimensions: int) -> int:
+    """Bytes above the input that `spanning_tree` takes at most."""
+    copies = 2 * 4 * points * (dimensions + 4)  # of the points: as they come, and in order
+    pairs = _most_pairs(points) * 120
+    blocks = 12 * _ROWS * _COLUMNS + 4 * 8 * _PAIRS + 24 * 16 * _BLOCK**2
+    return copies + pairs + blocks + 1500 * points
+
+
+def _most_pairs(points: int) -> int:
+    """Pairs that are held before they are thinned out to a forest."""
+    return 16 * points + 2**18
+
+
+@dataclass
+class _Cloud:
+    """Points that stay as they came; what is computed from them is in float64."""
+
+    points: Tensor
+
+    def __post_init__(self) -> None:
+        # A power of two near the largest coordinate: exact, and no square overflows.
+        largest = max(float(rows.abs().max()) for rows in self.points.split(self.rows))
+        exponent = torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent
+        self.unit = float(torch.ldexp(torch.tensor(1.0, dtype=torch.float64), exponent))
+
+    @property
+    def rows(self) -> int:
+        return max(1, _PAIRS // self.points.shape[1])
+
+    def at(self, ids: Tensor) -> Tensor:
+        return self.points[ids].double() * (1 / self.unit)
+
+    def centred(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(n, D)`` about their mean, rounded to ``dtype`` at the end."""
+        parts = ids.split(self.rows)
+        mean = torch.stack([self.at(part).sum(dim=0) for part in parts]).sum(dim=0) / len(ids)
+        found = self.points.new_empty((len(ids), self.points.shape[1]), dtype=dtype)
+        for part, into in zip(parts, found.split(self.rows), strict=True):
+            into.copy_(self.at(part) - mean)
+        return found
+
+    def is_one_point(self, ids: Tensor) -> bool:
+        return all(
+            bool((self.points[part] == self.points[ids[0]]).all()) for part in ids.split(self.rows)
+        )
+
+    def squared_distances(self, first: Tensor, second: Tensor) -> Tensor:
+        """``(M,)`` float64, from the differences of the coordinates, relative error D u."""
+        pairs = zip(first.split(self.rows), second.split(self.rows), strict=True)
+        found = [(self.at(i) - self.at(j)).square().sum(dim=-1) for i, j in pairs]
+        return torch.cat(found) if found else self.points.new_empty(0, dtype=torch.float64)
+
+
+_Edges = tuple[Tensor, Tensor, Tensor]
+"""First and second ends, int64, and squared lengths, float64: ``(M,)`` each."""
+
+
+def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
+    """The edges of the tree among the points ``ids``."""
+    if len(ids) <= _FEW:
+        edges = ids[dense.spanning_trees(cloud.centred(ids, torch.float64)[None])[0][0]]
+        return _measured(cloud, edges[:, 0], edges[:, 1])
+    if cloud.is_one_point(ids):
+        return _measured(cloud, ids[:1].expand(len(ids) - 1), ids[1:])
+    points = cloud.centred(ids, dtype)
+    norms = _squared_norms(points)
+    radius = float(norms.max())
+    margin = _margin(points, radius)
+
+    first, second = _seed_tree(points, norms)
+    seed = _measured(cloud, ids[first], ids[second])
+    order, gaps = nested_order(first, second, seed[2], _LEVELS)
+    found = [seed]
+    for start, end in _runs(gaps <= _TIGHT * margin):
+        inside = ids[order[start:end]]
+        shrunk = _squared_norms(cloud.centred(inside, dtype)).max() <= _SHRUNK * radius
+        if shrunk or dtype == torch.float32:
+            found.append(_solve(cloud, inside, dtype if shrunk else torch.float64))
+            gaps[start : end - 1] = -torch.inf  # no pair inside is within its bound
+    if not torch.isneginf(gaps).all():
+        points, norms, ids = points[order], norms[order], ids[order]
+        held, limit = sum(len(edges[0]) for edges in found), _most_pairs(len(ids))
+        for row, column in _within(points, norms, (gaps + margin).to(dtype)):
+            found.append(_measured(cloud, ids[row], ids[column]))
+            held += len(row)
+            if held > limit:
+                found = [_thinned(len(cloud.points), found)]
+                held = len(found[0][0])
+    return _thinned(len(cloud.points), found)
+
+
+def _measured(cloud: _Cloud, first: Tensor, second: Tensor) -> _Edges:
+    return first, second, cloud.squared_distances(first, second)
+
+
+def _thinned(points: int, found: list[_Edges]) -> _Edges:
+    """A minimum spanning forest of all these edges."""
+    first, second, squared = map(torch.cat, zip(*found, strict=True))
+    kept = spanning_forest(points, first, second, squared)
+    return first[kept], second[kept], squared[kept]
+
+
+def _squared_norms(points: Tensor) -> Tensor:
+    """``(n,)`` in the dtype of ``points``, each rounded once."""
+    rows = max(1, _PAIRS // points.shape[1])
+    return torch.cat([part.double().square().sum(dim=-1) for part in points.split(rows)]).to(
+        points.dtype
+    )
+
+
+def _margin(points: Tensor, radius: float) -> float:
+    """What a squared distance of the pass may be wrong by; see the top of this file."""
+    roundoff = torch.finfo(points.dtype).eps / 2
+    factors = 0.0
+    if points.dtype == torch.float32:
+        factors = {"highest": 0.0, "high": 2.0**-11}.get(
+            torch.get_float32_matmul_precision(), 2.0**-8
+        )
+        if points.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+            factors = max(factors, 2.0**-11)
+    return 1.02 * radius * ((4 * (points.shape[1] + 2) + 24) * roundoff + 8 * factors)
+
+
+def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """A short spanning tree of ``points``: ends of its edges, ``(n - 1,)`` each."""
+    n = len(points)
+    generator = torch.Generator().manual_seed(_SEED)
+    shuffled = torch.randperm(n, generator=generator).to(points.device)
+    pivots = shuffled[: max(2, n // _PIVOT)]
+    nearest = torch.cat(
+        [
+            torch.addmm(norms[pivots], rows, points[pivots].T, alpha=-2).argmin(dim=1)
+            for rows in points.split(max(1, _ROWS * _COLUMNS // len(pivots)))
+        ]
+    )
+    gathered = shuffled[nearest[shuffled].argsort(stable=True)]
+    found = [_block_edges(points, norms, order) for order in (shuffled, gathered)]
+    first, second, squared = map(torch.cat, zip(*found, strict=True))
+    kept = spanning_forest(n, first, second, squared)
+    first, second = first[kept], second[kept]
+    if len(kept) < n - 1:  # blocks that share no point: tie the components to the first
+        label = merged(torch.arange(n, device=points.device), first, second)
+        others = label.unique()[1:]
+        first = torch.cat([first, torch.zeros_like(others)])
+        second = torch.cat([second, others])
+    return first, second
+
+
+def _block_edges(points: Tensor, norms: Tensor, order: Tensor) -> _Edges:
+    """Edges that span each block of consecutive points in ``order``, about its shortest tree.
+
+    Borůvka's algorithm on all blocks at once. These are bounds and no results: equal distances may
+    close a cycle, and lengths are rounded, at worst below zero.
+    """
+    count = -(-len(order) // _BLOCK)
+    size = -(-len(order) // count)
+    padded = torch.cat([order, order[: count * size - len(order)]]).view(count, size)
+    found = []
+    for blocks in padded.split(max(1, 2**22 // size**2)):
+        rows, heights = points[blocks], norms[blocks]
+        squared = torch.baddbmm(heights[:, None, :] + heights[:, :, None], rows, rows.mT, alpha=-2)
+        squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        label = torch.arange(blocks.numel(), device=points.device)
+        places = label.view_as(blocks)
+        while True:
+            nearest = squared.min(dim=2)
+            shortest = torch.full_like(nearest.values.flatten(), torch.inf)
+            shortest.scatter_reduce_(0, label, nearest.values.flatten(), "amin")
+            picked = (nearest.values.flatten() == shortest[label]) & (shortest[label] < torch.inf)
+            first = places.flatten()[picked]
+            second = (places[:, :1] + nearest.indices).flatten()[picked]
+            ends = blocks.flatten()
+            found.append((ends[first], ends[second], nearest.values.flatten()[picked]))
+            label = merged(label, first, second)
+            by_block = label.view_as(blocks)
+            if (by_block == by_block[:, :1]).all() or not picked.any():
+                break
+            squared.masked_fill_(by_block[:, :, None] == by_block[:, None, :], torch.inf)
+    first, second, squared = map(torch.cat, zip(*found, strict=True))
+    apart = first != second  # the padding repeats points
+    return first[apart], second[apart], squared[apart]
+
+
+def _runs(tight: Tensor) -> Iterator[tuple[int, int]]:
+    """Bounds of the runs of points with tight gaps between, those of more than `_CLUMP` points."""
+    edge = torch.zeros(1, dtype=torch.int8, device=tight.device)
+    steps = torch.diff(tight.to(torch.int8), prepend=edge, append=edge)
+    starts, ends = (steps == 1).nonzero().squeeze(1), (steps == -1).nonzero().squeeze(1) + 1
+    large = ends - starts > _CLUMP
+    yield from zip(starts[large].tolist(), ends[large].tolist(), strict=True)
+
+
+def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places of the pairs whose squared distance is at most the largest bound between them.
+
+    Args:
+        points: ``(n, D)`` in order.
+        norms: their squared norms.
+        bounds: ``(n - 1,)`` of neighbouring places, squared, margin included.
+
+    Yields:
+        Two ``(m,)`` int64 tensors, the lower place first.
+    """
+    n, dimensions = points.shape
+    ones = torch.ones_like(norms)[:, None]
+    right = torch.cat([points, ones, norms[:, None]], dim=1)  # (n, D + 2)
+    left = torch.cat([-2 * points[:_ROWS], norms[:_ROWS, None], ones[:_ROWS]], dim=1)
+    buffer = points.new_empty(_ROWS * _COLUMNS)
+    for start in range(0, n, _ROWS):
+        end = min(n, start + _ROWS)
+        rows = left[: end - start]
+        torch.mul(points[start:end], -2, out=rows[:, :dimensions])
+        rows[:, dimensions] = norms[start:end]
+        within = bounds[start : end - 1]
+        if len(within):
+            bound = within.expand(len(within), -1).triu().cummax(dim=1).values
+            upper = torch.ones_like(bound, dtype=torch.bool).triu()
+            kept = ((rows[:-1] @ right[start + 1 : end].T <= bound) & upper).nonzero()
+            yield start + kept[:, 0], start + 1 + kept[:, 1]
+        if end == n:
+            return
+        # Across blocks the largest gap is the row's up to the end of its block, or the rest.
+        to_end = bounds.new_full((end - start,), -torch.inf)
+        to_end[:-1] = within.flip(0).cummax(dim=0).values.flip(0)
+        since = bounds[end - 1 :].cummax(dim=0).values  # (n - end,)
+        for first in range(end, n, _COLUMNS):
+            last = min(n, first + _COLUMNS)
+            out = buffer[: (end - start) * (last - first)].view(end - start, last - first)
+            squared = torch.mm(rows, right[first:last].T, out=out)
+            bound = since[first - end : last - end]
+            keep = squared <= bound
+            higher = (to_end > bound[0]).nonzero().squeeze(1)
+            if len(higher):
+                keep[higher] |= squared[higher] <= to_end[higher, None]
+            kept = keep.nonzero()
+            if len(kept):
+                yield start + kept[:, 0], first + kept[:, 1]
