@@ -22,6 +22,7 @@ def small_parts(monkeypatch):
         "_BLOCK": 32,
         "_PIVOT": 16,
         "_CLUMP": 6,
+        "_CROWD": 60,
         "_ROWS": 40,
         "_COLUMNS": 70,
         "_LEVELS": 12,
@@ -140,8 +141,8 @@ def test_resamples_share_their_distances_and_change_nothing(monkeypatch):
     )
     apart = h0_deaths(points[resamples])
     calls = []
-    shared = dense.resampled_gaps
-    monkeypatch.setattr(dense, "resampled_gaps", lambda *given: calls.append(1) or shared(*given))
+    shared = dense.resampled_deaths
+    monkeypatch.setattr(dense, "resampled_deaths", lambda *given: calls.append(1) or shared(*given))
     torch.testing.assert_close(h0_deaths(points, resamples), apart, rtol=1e-6, atol=0)
     assert calls
     # Few small ones of a large pool are cheaper by themselves.
@@ -176,7 +177,8 @@ def test_rounding_within_the_margin_loses_no_edge(monkeypatch):
         return found.add_(noise.sign() * filtered._margin(points, radius) * 0.95)
 
     cloud = filtered._Cloud(points)
-    scaled = cloud.centred(torch.arange(240), torch.float32)
+    everyone = torch.arange(240)
+    scaled = cloud.about(cloud.mean(everyone), everyone, torch.float32)
     radius = float(scaled.square().sum(dim=1).max())
     monkeypatch.setattr(torch, "mm", off)
     assert_close(h0_deaths(points, engine="filtered"), prim(points))
@@ -223,6 +225,27 @@ def test_many_pairs_within_their_bounds_are_thinned_out(monkeypatch):
         points = shapes(10)[name]
         assert_close(h0_deaths(points, engine="filtered"), prim(points))
     assert len(calls) > 10
+
+
+@pytest.mark.parametrize("name", ["clumps in float32", "two points many times"])
+def test_a_clump_costs_no_more_than_its_own_tree(monkeypatch, name):
+    """Its pairs are closer together than the margin, but are not all kept."""
+    counts = []
+    measured = filtered._measured
+
+    def counted(cloud, first, second):
+        counts.append(len(first))
+        return measured(cloud, first, second)
+
+    monkeypatch.setattr(filtered, "_measured", counted)
+    h0_deaths(shapes(12)[name], engine="filtered")
+    assert sum(counts) < 12 * 240
+    if name != "two points many times":
+        counts.clear()
+        monkeypatch.setattr(filtered, "_TIGHT", 0)
+        monkeypatch.setattr(filtered, "_CROWD", 10**6)
+        h0_deaths(shapes(12)[name], engine="filtered")
+        assert sum(counts) > 4 * 59 * 60 / 2 * 0.9
 
 
 def test_memory_is_honoured_or_refused():

@@ -17,7 +17,7 @@ from sepstop.homology import dense, filtered, rips
 
 Engine = Literal["auto", "dense", "filtered", "ripser"]
 
-_DENSE = 1024  # points up to which all distances at once are the faster way
+_DENSE = 1500  # points up to which all distances at once are the faster way
 _MEMORY = 2**28  # bytes of distances held at once by default: 256 MiB
 
 
@@ -38,7 +38,7 @@ def h0_deaths(
             subset. Cheaper than ``points[resamples]``, for distances are shared.
         engine: "dense" takes all distances of a cloud at once, O(N^2) memory; "filtered"
             a pass over them in O(N D) memory; "ripser" asks ripser, on the CPU. "auto" takes dense
-            up to 1024 points a cloud.
+            up to 1500 points a cloud.
         max_memory: bytes to take above the input at most. By default as much as the filtered
             engine needs for one cloud, and 256 MiB for a batch of small ones.
 
@@ -60,9 +60,14 @@ def h0_deaths(
     if resamples is not None:
         return _of_resamples(points, resamples, engine, max_memory)
     clouds = points if points.ndim == 3 else points[None]
-    if _chosen(engine, clouds.shape[1]) == "ripser":
-        found = [rips.deaths(cloud) for cloud in clouds]
-        deaths = torch.stack(found) if found else clouds.new_empty(0, clouds.shape[1] - 1)
+    way = _chosen(engine, clouds.shape[1])
+    if len(clouds) == 0:
+        deaths = clouds.new_empty(0, clouds.shape[1] - 1)
+    elif way == "ripser":
+        deaths = torch.stack([rips.deaths(cloud) for cloud in clouds])
+    elif way == "dense":
+        with torch.no_grad(), torch.autocast(clouds.device.type, enabled=False):
+            deaths = torch.cat([dense.deaths(part) for part in _in_parts(clouds, max_memory)])
     else:
         deaths = _trees(clouds, engine, max_memory)[1]
     return _as_given(deaths.sort(dim=-1).values, points)
@@ -188,15 +193,17 @@ def _of_resamples(
     limit = _MEMORY if max_memory is None else max_memory
     shared = dense.memory(len(points))
     cheaper = len(points) ** 2 <= resamples.numel() * resamples.shape[1]
+    if len(resamples) == 0:
+        return points.new_empty(0, resamples.shape[1] - 1)
     if _chosen(engine, resamples.shape[1]) == "dense" and cheaper and shared <= limit:
         with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-            gaps = dense.resampled_gaps(_with_float64(points).double(), _on(points, resamples))
+            gaps = dense.resampled_deaths(_with_float64(points).double(), _on(points, resamples))
         return _as_given(gaps.sort(dim=-1).values, points[None])
     parts = [
         h0_deaths(points[part], engine=engine, max_memory=max_memory)
         for part in resamples.split(max(1, limit // dense.memory(resamples.shape[1])))
     ]
-    return torch.cat(parts) if parts else points.new_empty(0, resamples.shape[1] - 1)
+    return torch.cat(parts)
 
 
 def _in_parts(clouds: Tensor, max_memory: int | None) -> list[Tensor]:

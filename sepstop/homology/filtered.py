@@ -26,7 +26,9 @@ the tree is lost.
 Clumps. In a clump of points that lie closer together than the margin can tell, all pairs would be
 kept. But the tree's edges inside a clump are those of the clump's own tree, again by the cycle
 property. So clumps are solved by themselves, centred anew, where the margin shrinks with the square
-of their radius; one that is no smaller than the cloud it is in is solved in float64.
+of their radius; one that is no smaller than the cloud it is in is solved in float64. Where many
+pairs of a block are within their bounds, as all across two clumps are that lie far apart, float64
+looks again. Copies of a point are set aside before.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ _PIVOT = 256  # points a pivot
 _LEVELS = 64  # scales that the bounds tell apart
 _TIGHT = 16  # gaps below this many margins, squared, make a clump
 _CLUMP = 32  # points from which on a clump is worth a solution of its own
+_CROWD = 2**13  # pairs of one block of products that are worth a second look in float64
 _SHRUNK = 1 / 16  # of the squared radius, for the precision to be kept in a clump
-_ROWS, _COLUMNS = 512, 4096  # of a block of products
+_ROWS, _COLUMNS = 512, 2048  # of a block of products
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB
 _SEED = 0
 
@@ -63,8 +66,11 @@ def spanning_tree(points: Tensor) -> tuple[Tensor, Tensor]:
         ``points``, in no order.
     """
     cloud = _Cloud(points)
-    everyone = torch.arange(len(points), device=points.device)
-    first, second, squared = _solve(cloud, everyone, torch.float32)
+    different, copies, originals = cloud.without_copies()
+    found = [_measured(cloud, originals, copies)]
+    if len(different) > 1:
+        found.append(_solve(cloud, different, torch.float32))
+    first, second, squared = map(torch.cat, zip(*found, strict=True))
     return torch.stack([first, second], dim=1), squared.sqrt() * cloud.unit
 
 
@@ -100,19 +106,37 @@ class _Cloud:
     def at(self, ids: Tensor) -> Tensor:
         return self.points[ids].double() * (1 / self.unit)
 
-    def centred(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(n, D)`` about their mean, rounded to ``dtype`` at the end."""
-        parts = ids.split(self.rows)
-        mean = torch.stack([self.at(part).sum(dim=0) for part in parts]).sum(dim=0) / len(ids)
+    def mean(self, ids: Tensor) -> Tensor:
+        sums = [self.at(part).sum(dim=0) for part in ids.split(self.rows)]
+        return torch.stack(sums).sum(dim=0) / len(ids)
+
+    def about(self, centre: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(n, D)`` with ``centre`` for the origin, rounded to ``dtype`` at the end."""
         found = self.points.new_empty((len(ids), self.points.shape[1]), dtype=dtype)
-        for part, into in zip(parts, found.split(self.rows), strict=True):
-            into.copy_(self.at(part) - mean)
+        for part, into in zip(ids.split(self.rows), found.split(self.rows), strict=True):
+            into.copy_(self.at(part) - centre)
         return found
 
-    def is_one_point(self, ids: Tensor) -> bool:
-        return all(
-            bool((self.points[part] == self.points[ids[0]]).all()) for part in ids.split(self.rows)
+    def without_copies(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Points that differ, and the others, each with one of those that it is a copy of.
+
+        Copies are found by a weighted sum of the coordinates, so a chance equal sum may hide one;
+        it is then a point like any other.
+        """
+        generator = torch.Generator().manual_seed(_SEED)
+        weights = torch.rand(self.points.shape[1], generator=generator, dtype=torch.float64)
+        weights = weights.to(self.points.device)
+        everyone = torch.arange(len(self.points), device=self.points.device)
+        keys = torch.cat(
+            [(self.at(part) * weights).sum(dim=-1) for part in everyone.split(self.rows)]
         )
+        order = keys.argsort(stable=True)
+        pairs = zip(order[1:].split(self.rows), order[:-1].split(self.rows), strict=True)
+        same = [(self.points[i] == self.points[j]).all(dim=-1) for i, j in pairs]
+        is_first = torch.cat([everyone[:1] == 0, ~torch.cat(same)])
+        first = order[is_first]
+        group = is_first.cumsum(dim=0) - 1
+        return first.sort().values, order[~is_first], first[group[~is_first]]
 
     def squared_distances(self, first: Tensor, second: Tensor) -> Tensor:
         """``(M,)`` float64, from the differences of the coordinates, relative error D u."""
@@ -128,11 +152,11 @@ _Edges = tuple[Tensor, Tensor, Tensor]
 def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
     """The edges of the tree among the points ``ids``."""
     if len(ids) <= _FEW:
-        edges = ids[dense.spanning_trees(cloud.centred(ids, torch.float64)[None])[0][0]]
+        points = cloud.about(cloud.mean(ids), ids, torch.float64)
+        edges = ids[dense.spanning_trees(points[None])[0][0]]
         return _measured(cloud, edges[:, 0], edges[:, 1])
-    if cloud.is_one_point(ids):
-        return _measured(cloud, ids[:1].expand(len(ids) - 1), ids[1:])
-    points = cloud.centred(ids, dtype)
+    centre = cloud.mean(ids)
+    points = cloud.about(centre, ids, dtype)
     norms = _squared_norms(points)
     radius = float(norms.max())
     margin = _margin(points, radius)
@@ -143,7 +167,8 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
     found = [seed]
     for start, end in _runs(gaps <= _TIGHT * margin):
         inside = ids[order[start:end]]
-        shrunk = _squared_norms(cloud.centred(inside, dtype)).max() <= _SHRUNK * radius
+        around = cloud.about(cloud.mean(inside), inside, dtype)
+        shrunk = _squared_norms(around).max() <= _SHRUNK * radius
         if shrunk or dtype == torch.float32:
             found.append(_solve(cloud, inside, dtype if shrunk else torch.float64))
             gaps[start : end - 1] = -torch.inf  # no pair inside is within its bound
@@ -151,12 +176,39 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
         points, norms, ids = points[order], norms[order], ids[order]
         held, limit = sum(len(edges[0]) for edges in found), _most_pairs(len(ids))
         for row, column in _within(points, norms, (gaps + margin).to(dtype)):
+            if len(row) > _CROWD and dtype == torch.float32:
+                row, column = _within_in_float64(cloud, ids, centre, gaps, row, column)
             found.append(_measured(cloud, ids[row], ids[column]))
             held += len(row)
             if held > limit:
                 found = [_thinned(len(cloud.points), found)]
                 held = len(found[0][0])
     return _thinned(len(cloud.points), found)
+
+
+def _within_in_float64(
+    cloud: _Cloud, ids: Tensor, centre: Tensor, gaps: Tensor, row: Tensor, column: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Those of the pairs, given by their places in the order, that are within their bound still.
+
+    Two clumps farther apart than they are wide have all pairs across within the margin of float32.
+    """
+    top, start = int(row.min()), int(column.min())
+    left = cloud.about(centre, ids[top : int(row.max()) + 1], torch.float64)
+    right = cloud.about(centre, ids[start : int(column.max()) + 1], torch.float64)
+    norms = left.square().sum(dim=-1), right.square().sum(dim=-1)
+    squared = torch.addmm(norms[0][:, None] + norms[1], left, right.T, alpha=-2)
+    margin = _margin(left, float(torch.cat(norms).max()))
+    # The largest gap from the row to the column, from two overlapping stretches of gaps.
+    reach = torch.frexp((column - row).double()).exponent.long() - 1
+    bound = gaps.new_empty(len(row))
+    stretch = gaps
+    for power in range(int(reach.max()) + 1):
+        here = (reach == power).nonzero().squeeze(1)
+        bound[here] = torch.maximum(stretch[row[here]], stretch[column[here] - 2**power])
+        stretch = torch.maximum(stretch[: -(2**power)], stretch[2**power :])
+    kept = squared[row - top, column - start] <= bound + margin
+    return row[kept], column[kept]
 
 
 def _measured(cloud: _Cloud, first: Tensor, second: Tensor) -> _Edges:
