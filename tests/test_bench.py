@@ -400,6 +400,9 @@ def test_the_default_is_the_callbacks(run, folder, tokenizer):
     assert callback.policy == Auto()
     found = judge([run], {"information": Information()}, {})
     assert found.find("default").picks == found.find("information").picks
+    for name in ("spearman", "weighted_spearman"):
+        by_default, by_name = (getattr(found.find(n), name) for n in ("default", "information"))
+        np.testing.assert_array_equal(by_default, by_name)
     history = default_history(run, score_run)
     monitor = Monitor(make_texts(40)[0], tokenizer=tokenizer, max_length=16)
     assert (

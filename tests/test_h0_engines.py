@@ -89,12 +89,18 @@ def shapes(seed):
     }
 
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("engine", ["dense", "filtered"])
 @pytest.mark.parametrize("name", shapes(0))
-def test_exact_on_every_shape(name, engine):
+def test_exact_on_every_shape(name, engine, device):
     points = shapes(0)[name]
     scale = {"huge": 1e200, "tiny": 1e-200}.get(name, 1.0)
-    assert_close(h0_deaths(points, engine=engine) / scale, prim(points / scale))
+    deaths = h0_deaths(points.to(device), engine=engine)
+    assert deaths.device.type == device
+    assert_close(deaths.cpu() / scale, prim(points / scale))
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)

@@ -28,7 +28,15 @@ from sepstop.criteria import CRITERIA
 from sepstop.history import read_history, try_to_write
 from sepstop.names import build, describe
 from sepstop.neighbors import Neighborhoods
-from sepstop.policies import POLICIES, Auto, Mode, best_record, replay
+from sepstop.policies import (
+    POLICIES,
+    Auto,
+    Mode,
+    best_record,
+    has_information,
+    replay,
+    scored_by_information,
+)
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Policy, Record
 
@@ -229,12 +237,16 @@ def judge(
             free[name] = label_free
             tally = tallies.setdefault((name, "hindsight"), _Tally())
             best = Auto().pick(history) if name == DEFAULT else best_record(history, mode)
-            _count(tally, run, history, best, None, mode)
+            deciding = history
+            if name == DEFAULT and has_information(history):
+                deciding = scored_by_information(history)
+            _count(tally, run, deciding, best, None, mode)
             for policy_name, policy in _policies_for(name, policies, mode, name in usable).items():
                 tally = tallies.setdefault((name, policy_name), _Tally())
                 decision = replay(policy, history)
                 best = next((r for r in history if r.step == decision.best_step), None)
-                _count(tally, run, history, best, decision.step if decision.stop else None, mode)
+                stopped = decision.step if decision.stop else None
+                _count(tally, run, deciding, best, stopped, mode)
     return Judgement(
         [run.name for run in runs],
         [tally.verdict(*key, free[key[0]]) for key, tally in tallies.items()],
