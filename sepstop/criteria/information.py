@@ -8,6 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+_CHANCE = 10
+"""Times (k - 1) / n that first neighbours must tell to have a say; chance tells one or two."""
+
 
 def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
     """Mutual information of the predicted classes of a text and of its neighbours, in nats.
@@ -21,8 +24,8 @@ def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
     neighbours of today vouch for it. Those from before the training can not, since no label had a
     part in them; but they know nothing of what the training has brought to light. So the two have
     to agree: the score is the geometric mean of the information from the first neighbours and
-    the average over the neighbours of all evaluations so far. First neighbours that tell no more
-    than chance may, as those of a model with random weights, have no say.
+    the average over the neighbours of all evaluations so far. First neighbours that tell less than
+    ten times what chance may, as those of a model with random weights, have no say.
 
     It looks at the classes alone and not at how sure the model is, which memorising raises as well.
 
@@ -32,7 +35,7 @@ def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
             neighbours at each of the S evaluations so far, the first first; same device.
 
     Returns:
-        ``(B,)`` float64, at least 0, at most log k + (k - 1) / 2n.
+        ``(B,)`` float64, at least 0; about log k at best, or more where n is less than 10 k.
 
     References:
         The objective of arXiv:1807.06653 (Invariant Information Clustering), on hard classes of
@@ -45,9 +48,8 @@ def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
             for s in range(neighbor_classes.shape[-2])
         ]
     ).clamp(min=0)  # (S, B)
-    # Unrelated labellings of n texts seem to share up to about this much.
-    noise = (logits.shape[-1] - 1) / logits.shape[-2]
-    return (information[0].clamp(min=noise) * information.mean(dim=0)).sqrt()
+    least = _CHANCE * (logits.shape[-1] - 1) / logits.shape[-2]
+    return (information[0].clamp(min=least) * information.mean(dim=0)).sqrt()
 
 
 def mutual_information(first: Tensor, second: Tensor, classes: int) -> Tensor:
