@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs/h0")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 500, 1000, 2000, 5000, 10000])
     parser.add_argument("--large", type=int, nargs="*", default=[20000, 50000])
+    kinds = ["mixture", "isotropic", "resamples"]
+    parser.add_argument("--data", nargs="*", choices=kinds, default=kinds)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--real", type=Path, help="folder of the benchmark's texts (JSON Lines)")
@@ -75,10 +77,10 @@ def main() -> None:
         return
     cases: list[dict[str, Any]] = []
     for threads in options.threads:
-        for data in ("mixture", "isotropic"):
-            for n in options.sizes + options.large * (data == "mixture"):
+        for data in options.data:
+            sizes = {"mixture": options.sizes + options.large, "resamples": [1000]}
+            for n in sizes.get(data, options.sizes):
                 cases += [{"data": data, "n": n, "threads": threads}]
-        cases += [{"data": "resamples", "n": 1000, "threads": threads}]
     if options.real:
         for path in real_clouds(options.real, options.out / "clouds"):
             cases += [{"data": str(path), "n": len(np.load(path)), "threads": 1}]
