@@ -46,6 +46,7 @@ def main() -> None:
     text = (ROOT / "docs/evidence_text.md").read_text()
     manifest = {}
     seen: list[tuple[Judgement, list[Run]]] = []
+    shown: list[tuple[float, Run, ScoreCache]] = []
     for part in PARTS:
         folder = options.runs_dir / part
         runs = [load_run(path) for path in find_runs(folder)]
@@ -64,8 +65,10 @@ def main() -> None:
         if part == "development":
             text = text.replace("<!-- left out -->", left_out_table(judgement, runs))
         manifest[part] = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
-        if part == "final":
-            curves(judgement, runs, cache, images / "evidence-curves.png")
+        if part in ("held_out", "final"):
+            regrets = judgement.find(DEFAULT).regrets
+            shown += zip(regrets, runs, [cache] * len(runs), strict=True)
+    curves(sorted(shown, key=lambda one: one[0]), images / "evidence-curves.png")
     text = text.replace("<!-- noise -->", noise_table(seen))
     options.out.write_text(text)
     (options.out.parent / "evidence_runs.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -247,12 +250,8 @@ def frontier(judgement: Judgement, path: Path) -> None:
     last = 100 * judgement.find("last checkpoint").regrets.mean()
     axes.axhline(last, color="grey", linestyle="--", label="last checkpoint")
     default = judgement.find(DEFAULT, "auto")
-    axes.annotate(
-        "default",
-        (100 * default.saved.mean(), 100 * default.regrets.mean()),
-        textcoords="offset points",
-        xytext=(8, 8),
-    )
+    place = 100 * default.saved.mean(), 100 * default.regrets.mean()
+    axes.scatter(*place, color="black", marker="*", s=160, label="default", zorder=3)
     axes.set_yscale("log")
     for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis_formatter("{x:g}")
@@ -263,13 +262,10 @@ def frontier(judgement: Judgement, path: Path) -> None:
     plt.close(figure)
 
 
-def curves(judgement: Judgement, runs: list[Run], cache: ScoreCache, path: Path) -> None:
+def curves(shown: list[tuple[float, Run, ScoreCache]], path: Path) -> None:
     """The three runs on which the default's pick is best, and the three on which it is worst."""
-    order = np.argsort(judgement.find(DEFAULT).regrets, kind="stable")
-    chosen = [*order[:3], *order[-3:]]
     figure, grid = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
-    for axes, i in zip(grid.flat, chosen, strict=True):
-        run = runs[i]
+    for axes, (regret, run, cache) in zip(grid.flat, [*shown[:3], *shown[-3:]], strict=True):
         axes.plot(run.steps, run.test_accuracy, "s--", color="black", label="test accuracy")
         classes = np.log(run.arrays["pool_l"].shape[-1])
         for name, style, scale in (
@@ -281,8 +277,8 @@ def curves(judgement: Judgement, runs: list[Run], cache: ScoreCache, path: Path)
             axes.plot(
                 run.steps, values / scale, style, label=name if scale == 1 else f"{name} / log k"
             )
-        regret = 100 * judgement.find(DEFAULT).regrets[i]
-        axes.set_title(f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {regret:.1f}", fontsize=9)
+        title = f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {100 * regret:.1f}"
+        axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")
     handles = grid[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4)
