@@ -200,9 +200,10 @@ def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
             regrets = [judgement.find(*column).regrets[i] for column in columns.values()]
             values = [*regrets, label_curve(run)[100]]
             by_noise.setdefault(noise + kind, []).append([100 * value for value in values])
+    by_noise["all"] = [row for rows_of in by_noise.values() for row in rows_of]
     rows = [
         [share, f"{len(values)}", *(f"{value:.1f}" for value in np.mean(values, axis=0))]
-        for share, values in sorted(by_noise.items(), key=lambda item: (item[0][:4], item[0]))
+        for share, values in sorted(by_noise.items(), key=lambda item: (item[0] == "all", item[0]))
     ]
     return markdown(["wrong labels", "runs", *columns, "100 labels"], rows)
 

@@ -200,6 +200,7 @@ def _recall_start(
     trust_remote_code: bool,
 ) -> None:
     """The neighbours from before training, where they can be had."""
+    named = start is not None
     if start is None:
         path = run_dir / NEIGHBORS_FILE
         monitor.neighborhoods = Neighborhoods.load(path, monitor.places, max(checkpoints))
@@ -211,6 +212,8 @@ def _recall_start(
     try:
         monitor.remember(load_model(start, trust_remote_code).to(device))
     except Exception as error:
+        if not named:
+            return  # a checkpoint that needs it says so itself
         raise ValueError(
             f"the model before training, {str(start)!r}, gives no embeddings: "
             f"{type(error).__name__}: {error}"

@@ -36,6 +36,8 @@ def score_resamples(
     """The criterion on each resample; all NaN where an input is missing or not finite.
 
     Args:
+        criterion: called once, on all resamples; or its `on_resamples`, if it has one, with the
+            points of the whole pool.
         inputs: what the criterion may need, by name: of the whole pool ``(N, ...)``, or the model.
         resamples: ``(B, n)`` indices.
 

@@ -231,7 +231,9 @@ def test_a_classifier_is_ranked_by_its_information_as_during_the_run(
     assert chosen.best_step == max(chosen.records, key=lambda record: record.score).step
 
 
-def test_the_model_before_training_can_be_named(tmp_path, tokenizer, train_rows, pool_file):
+def test_the_model_before_training_can_be_named(
+    tmp_path, tokenizer, train_rows, pool_file, monkeypatch
+):
     """A run without the callback leaves no neighbours; the base of an adapter is known."""
     callback = SepStopCallback(pool_file, every_n_steps=10)
     options = {"max_steps": 80, "save_steps": 10, "learning_rate": 1e-2}
@@ -249,6 +251,10 @@ def test_the_model_before_training_can_be_named(tmp_path, tokenizer, train_rows,
     assert offline() != pytest.approx(online, abs=1e-5)
     with pytest.raises(ValueError, match=r"the model before training, .*nowhere"):
         offline(start=tmp_path / "nowhere")
+    # One that nobody named and that is gone stops nothing.
+    without = offline()
+    monkeypatch.setattr("sepstop.offline._base_of_adapter", lambda checkpoint: "nowhere")
+    assert offline() == without
 
 
 @pytest.mark.parametrize("adapter", [False, True])
