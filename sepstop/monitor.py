@@ -182,7 +182,7 @@ class Monitor:
         """
         tokens = self._tokenized(model)
         with untouched(model):
-            self._note(self._observe(model, tokens, progress=self.progress).points, step)
+            self._note(self._observe(model, tokens, progress=self.progress), step)
 
     def measure(self, model: nn.Module, step: int, epoch: float | None = None) -> Record:
         """Embed the pool with ``model`` and score it.
@@ -205,7 +205,7 @@ class Monitor:
                 dropped = drop_tokens(tokens, DROPPED, self.seed)
                 corrupted = self._observe(model, dropped, progress=self.progress).logits
             if self._classifies:
-                self._note(seen.points, step)
+                self._note(seen, step)
             scores = self._score(model, seen, corrupted, step)
             information = self._information(seen, step)
         low, high = interval(scores, self.resample_size, len(tokens))
@@ -238,9 +238,18 @@ class Monitor:
             with_logits=bool(self._classifies),
         )
 
-    def _note(self, points: Tensor, step: int) -> None:
-        if torch.isfinite(points).all():
-            self.neighborhoods.add(step, points)
+    def _note(self, seen: Observation, step: int) -> None:
+        if not torch.isfinite(seen.points).all():
+            return
+        self.neighborhoods.add(step, seen.points, seen.logits)
+        if step == 0 and not self.neighborhoods.refers_back:
+            warnings.warn(
+                "sepstop: before training, neighbours already share their predicted classes, so "
+                "they are no reference: the information takes the neighbours of each evaluation "
+                "alone, and a model that memorises wrong labels goes unnoticed",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _is_classifier(self, model: nn.Module) -> bool:
         """Whether one short text gets logits of a few classes, tried out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zipfile
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sepstop.criteria.information import mutual_information
+
 NEIGHBORS = 3
 """Nearest neighbours of a text that are looked at."""
 
 NEIGHBORS_FILE = "sepstop_neighbors.npz"  # of a run, in its output folder
 
 _ROWS = 1024  # of the similarities that are held at once
-_KEY = "measured"
+_KEY, _UNTRAINED = "measured", "untrained"
+_MOST_UNTRAINED = 1 / 4  # of log k that neighbours' classes before training may tell of each other
 
 
 def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
@@ -42,21 +46,43 @@ def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
 
 
 class Neighborhoods:
-    """The `nearest_neighbors` at each measurement of a run, by step."""
+    """The `nearest_neighbors` at each measurement of a run, by step.
+
+    Those from before training, at step 0, are a reference only if the classes that were predicted
+    then, by a head that knew nothing, do not agree with them anyway. Where they tell more than a
+    quarter of log k of each other, each step has its own neighbours only.
+    """
 
     def __init__(self) -> None:
         self._by_step: dict[int, Tensor] = {}
+        self._untrained = 0.0  # information at step 0, as a part of log k
 
     @property
     def steps(self) -> list[int]:
         return sorted(self._by_step)
 
-    def add(self, step: int, points: Tensor) -> None:
-        """Remember who is near whom in ``points``, ``(N, D)``."""
-        self._by_step[step] = nearest_neighbors(points).to("cpu", torch.int32)
+    @property
+    def refers_back(self) -> bool:
+        """Whether the neighbours of earlier steps have a say."""
+        return self._untrained <= _MOST_UNTRAINED
+
+    def add(self, step: int, points: Tensor, logits: Tensor | None = None) -> None:
+        """Remember who is near whom in ``points``, ``(N, D)``.
+
+        Args:
+            logits: ``(N, k)`` of the same model; what those of step 0 tell is noted.
+        """
+        near = nearest_neighbors(points)
+        self._by_step[step] = near.to("cpu", torch.int32)
+        if step == 0 and logits is not None and logits.shape[-1] > 1:
+            classes = logits.argmax(dim=-1)[None]
+            known = mutual_information(classes, classes[:, near], logits.shape[-1])
+            self._untrained = float(known) / math.log(logits.shape[-1])
 
     def classes(self, logits: Tensor, step: int) -> Tensor | None:
         """Predicted classes of each text's neighbours, as they were at the steps up to ``step``.
+
+        Of those at ``step`` alone if the start is no reference.
 
         Args:
             logits: ``(N, k)`` at ``step``.
@@ -66,7 +92,7 @@ class Neighborhoods:
         """
         if step not in self._by_step:
             return None
-        steps = [known for known in self.steps if known <= step]
+        steps = [known for known in self.steps if known <= step] if self.refers_back else [step]
         near = torch.stack([self._by_step[known] for known in steps], dim=1)  # (N, S, m)
         return logits.argmax(dim=-1)[near.to(logits.device, torch.int64)]
 
@@ -79,7 +105,7 @@ class Neighborhoods:
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         arrays: dict[str, Any] = {str(step): near.numpy() for step, near in self._by_step.items()}
-        arrays[_KEY] = np.array(measured)
+        arrays |= {_KEY: np.array(measured), _UNTRAINED: np.array(self._untrained)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:
@@ -96,7 +122,9 @@ class Neighborhoods:
             with np.load(path, allow_pickle=False) as arrays:
                 if str(arrays[_KEY]) != measured:
                     return found
-                for step in set(arrays.files) - {_KEY}:
+                if _UNTRAINED in arrays:
+                    found._untrained = float(arrays[_UNTRAINED])
+                for step in set(arrays.files) - {_KEY, _UNTRAINED}:
                     if int(step) <= until:
                         found._by_step[int(step)] = torch.from_numpy(arrays[step])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -39,6 +39,33 @@ def test_classes_are_todays_of_all_neighbors_so_far():
     assert known.classes(logits, 15) is None
 
 
+def two_clumps(rows):
+    """Points, and logits of two classes that keep to one clump each."""
+    side = (torch.arange(rows) % 2 * 2 - 1).float()[:, None]
+    return cloud(rows) / 10 + side, torch.cat([side, -side], dim=1)
+
+
+def test_a_start_whose_classes_agree_anyway_is_no_reference(tmp_path):
+    points, logits = two_clumps(30)
+    known = Neighborhoods()
+    known.add(0, points, logits)
+    known.add(10, cloud(30, seed=10), logits)
+    assert not known.refers_back
+    alone = logits.argmax(dim=-1)[nearest_neighbors(cloud(30, seed=10))]
+    assert torch.equal(known.classes(logits, 10), alone[:, None])
+    known.save(tmp_path / "neighbors.npz", "")
+    assert not Neighborhoods.load(tmp_path / "neighbors.npz", "", until=10).refers_back
+
+
+@pytest.mark.parametrize(("step", "classes"), [(0, "mixed"), (0, "one"), (10, "agree")])
+def test_a_start_that_tells_nothing_is_a_reference(step, classes):
+    points, logits = two_clumps(400)
+    logits = {"mixed": cloud(400, seed=1)[:, :2], "one": logits[:, :1], "agree": logits}[classes]
+    known = Neighborhoods()
+    known.add(step, points, logits)  # classes of a trained model may agree
+    assert known.refers_back
+
+
 def test_a_file_gives_back_what_was_measured_alike(tmp_path):
     path = tmp_path / "new" / "neighbors.npz"
     known = Neighborhoods()

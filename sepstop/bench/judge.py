@@ -300,7 +300,7 @@ def score_run(run: Run, criterion: Criterion, resamples: int = 20) -> list[Recor
         }
         wanted = "neighbor_classes" in getattr(criterion, "needs", ())
         if wanted and points is not None and logits is not None:
-            neighborhoods.add(step, points)
+            neighborhoods.add(step, points, logits)
             inputs["neighbor_classes"] = neighborhoods.classes(logits, step)
         scores = score_resamples(criterion, inputs, chosen)
         low, high = interval(scores, size, pool_size)

@@ -85,7 +85,7 @@ class Information:
     """`neighbor_information` as a criterion.
 
     Its reference is the first evaluation of a run: best the model before training, which the
-    callback takes by itself.
+    callback takes by itself. `sepstop.neighbors.Neighborhoods` tells when that is none.
     """
 
     name: ClassVar[str] = "information"
