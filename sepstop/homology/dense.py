@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 _TOLERANCE = 2e-8  # relative, on squared distances
@@ -36,8 +37,8 @@ def deaths(clouds: Tensor) -> Tensor:
     """Edge lengths ``(B, N - 1)`` of the trees, in no order, for `dendrograms`' argument."""
     squared, unit = _measured(clouds)
     if clouds.device.type == "cpu" and len(clouds) < _MANY:
-        upper = np.triu_indices(clouds.shape[1], k=1)
-        heights = [linkage(cloud[upper], "single")[:, 2] for cloud in squared.numpy()]
+        condensed = [squareform(cloud, checks=False) for cloud in squared.numpy()]
+        heights = [linkage(cloud, "single")[:, 2] for cloud in condensed]
         gaps = torch.from_numpy(np.stack(heights))
     else:
         gaps = _prim(squared.shape[:2], lambda row, point: squared[row, point], clouds)[1]

@@ -43,8 +43,8 @@ from sepstop.homology import dense
 from sepstop.homology.forest import merged, nested_order, spanning_forest
 
 _FEW = 256  # points that are solved as a block of their own
-_BLOCK = 512  # points in a block of the seed tree
-_PIVOT = 256  # points a pivot
+_BLOCK = 384  # points in a block of the seed tree
+_PIVOT = 192  # points a pivot
 _LEVELS = 64  # scales that the bounds tell apart
 _TIGHT = 16  # gaps below this many margins, squared, make a clump
 _CLUMP = 32  # points from which on a clump is worth a solution of its own
@@ -52,6 +52,7 @@ _CROWD = 2**13  # pairs of one block of products that are worth a second look in
 _SHRUNK = 1 / 16  # of the squared radius, for the precision to be kept in a clump
 _ROWS, _COLUMNS = 512, 2048  # of a block of products
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB
+_CACHED = 2**18  # likewise on a CPU, for its cache
 _SEED = 0
 
 
@@ -101,10 +102,11 @@ class _Cloud:
 
     @property
     def rows(self) -> int:
-        return max(1, _PAIRS // self.points.shape[1])
+        return _rows(self.points)
 
     def at(self, ids: Tensor) -> Tensor:
-        return self.points[ids].double() * (1 / self.unit)
+        # Of points, index_select is several times as fast as an index in brackets.
+        return self.points.index_select(0, ids).double().mul_(1 / self.unit)
 
     def mean(self, ids: Tensor) -> Tensor:
         sums = [self.at(part).sum(dim=0) for part in ids.split(self.rows)]
@@ -114,7 +116,7 @@ class _Cloud:
         """``(n, D)`` with ``centre`` for the origin, rounded to ``dtype`` at the end."""
         found = self.points.new_empty((len(ids), self.points.shape[1]), dtype=dtype)
         for part, into in zip(ids.split(self.rows), found.split(self.rows), strict=True):
-            into.copy_(self.at(part) - centre)
+            into.copy_(self.at(part).sub_(centre))
         return found
 
     def without_copies(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +134,8 @@ class _Cloud:
         )
         order = keys.argsort(stable=True)
         pairs = zip(order[1:].split(self.rows), order[:-1].split(self.rows), strict=True)
-        same = [(self.points[i] == self.points[j]).all(dim=-1) for i, j in pairs]
+        rows = self.points.index_select
+        same = [(rows(0, i) == rows(0, j)).all(dim=-1) for i, j in pairs]
         is_first = torch.cat([everyone[:1] == 0, ~torch.cat(same)])
         first = order[is_first]
         group = is_first.cumsum(dim=0) - 1
@@ -141,7 +144,7 @@ class _Cloud:
     def squared_distances(self, first: Tensor, second: Tensor) -> Tensor:
         """``(M,)`` float64, from the differences of the coordinates, relative error D u."""
         pairs = zip(first.split(self.rows), second.split(self.rows), strict=True)
-        found = [(self.at(i) - self.at(j)).square().sum(dim=-1) for i, j in pairs]
+        found = [self.at(i).sub_(self.at(j)).square_().sum(dim=-1) for i, j in pairs]
         return torch.cat(found) if found else self.points.new_empty(0, dtype=torch.float64)
 
 
@@ -173,7 +176,7 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
             found.append(_solve(cloud, inside, dtype if shrunk else torch.float64))
             gaps[start : end - 1] = -torch.inf  # no pair inside is within its bound
     if not torch.isneginf(gaps).all():
-        points, norms, ids = points[order], norms[order], ids[order]
+        points, norms, ids = points.index_select(0, order), norms[order], ids[order]
         held, limit = sum(len(edges[0]) for edges in found), _most_pairs(len(ids))
         for row, column in _within(points, norms, (gaps + margin).to(dtype)):
             if len(row) > _CROWD and dtype == torch.float32:
@@ -222,12 +225,16 @@ def _thinned(points: int, found: list[_Edges]) -> _Edges:
     return first[kept], second[kept], squared[kept]
 
 
+def _rows(points: Tensor) -> int:
+    """Rows that are held in float64 at once."""
+    held = _CACHED if points.device.type == "cpu" else _PAIRS
+    return max(1, held // points.shape[1])
+
+
 def _squared_norms(points: Tensor) -> Tensor:
     """``(n,)`` in the dtype of ``points``, each rounded once."""
-    rows = max(1, _PAIRS // points.shape[1])
-    return torch.cat([part.double().square().sum(dim=-1) for part in points.split(rows)]).to(
-        points.dtype
-    )
+    parts = points.split(_rows(points))
+    return torch.cat([part.double().square().sum(dim=-1) for part in parts]).to(points.dtype)
 
 
 def _margin(points: Tensor, radius: float) -> float:
@@ -279,7 +286,8 @@ def _block_edges(points: Tensor, norms: Tensor, order: Tensor) -> _Edges:
     padded = torch.cat([order, order[: count * size - len(order)]]).view(count, size)
     found = []
     for blocks in padded.split(max(1, 2**22 // size**2)):
-        rows, heights = points[blocks], norms[blocks]
+        rows = points.index_select(0, blocks.flatten()).unflatten(0, blocks.shape)
+        heights = norms[blocks]
         squared = torch.baddbmm(heights[:, None, :] + heights[:, :, None], rows, rows.mT, alpha=-2)
         squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
         label = torch.arange(blocks.numel(), device=points.device)
@@ -350,10 +358,24 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
             out = buffer[: (end - start) * (last - first)].view(end - start, last - first)
             squared = torch.mm(rows, right[first:last].T, out=out)
             bound = since[first - end : last - end]
-            keep = squared <= bound
+            keep = _empty_mask(squared)
+            torch.le(squared, bound, out=keep[:, : last - first])
             higher = (to_end > bound[0]).nonzero().squeeze(1)
             if len(higher):
-                keep[higher] |= squared[higher] <= to_end[higher, None]
-            kept = keep.nonzero()
-            if len(kept):
-                yield start + kept[:, 0], first + kept[:, 1]
+                keep[higher, : last - first] |= squared[higher] <= to_end[higher, None]
+            row, column = _true_places(keep)
+            if len(row):
+                yield start + row, first + column
+
+
+def _empty_mask(like: Tensor) -> Tensor:
+    """False, as many rows as ``like``, and eight columns for each eight that are begun."""
+    rows, columns = like.shape
+    return torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.bool, device=like.device)
+
+
+def _true_places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``mask.nonzero()`` of a mask with few True, eight at a time: several times as fast."""
+    row, eight = mask.view(torch.int64).nonzero(as_tuple=True)
+    which, place = mask.unflatten(1, (-1, 8))[row, eight].nonzero(as_tuple=True)
+    return row[which], 8 * eight[which] + place
