@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -41,6 +40,7 @@ from sepstop.policies import (
     best_record,
     decide,
 )
+from sepstop.ranks import Ranks
 from sepstop.types import Criterion, Decision, Policy, Record
 
 logger = logging.getLogger(__name__)
@@ -174,6 +174,8 @@ class SepStopCallback(TrainerCallback):
     ) -> None:
         self._claim(state)
         self._check(args)
+        # The ranks of a tensor-parallel model have to see the same texts.
+        self.monitor.distributed = getattr(model, "tp_size", None) in (None, 1)
         self.monitor.prepare(model, processing_class)
         if names_information(args) and not self.monitor.classifies:
             raise ValueError(
@@ -266,7 +268,7 @@ class SepStopCallback(TrainerCallback):
         """Score the pool once for this global step and act on the decision."""
         if self.history and self.history[-1].step == state.global_step:
             return  # a second evaluation set, or an evaluation right after resuming
-        record = _same_on_all_ranks(self._record(state, model))
+        record = Ranks.of_run().of_first(self._record(state, model))
         self.history.append(record)
         self.decision = self._decide(self.history)
         if self.decision.best_step == record.step:
@@ -374,6 +376,10 @@ class SepStopCallback(TrainerCallback):
         self.decision = self._decide(self.history)
         if not self.decision.stop:
             self._look_beyond(args, state)
+            # Each rank looked at its own disk: the first decides.
+            self.history, self.decision, self._afresh_after = Ranks.of_run().of_first(
+                (self.history, self.decision, self._afresh_after)
+            )
         if own_schedule(args):
             self._point_to_best(state)
             best = _checkpoint(args, state.best_global_step)
@@ -394,7 +400,8 @@ class SepStopCallback(TrainerCallback):
             return
         if state.global_step > 0:
             path, places = Path(args.output_dir) / NEIGHBORS_FILE, self.monitor.places
-            self.monitor.neighborhoods = Neighborhoods.load(path, places, state.global_step)
+            found = Neighborhoods.load(path, places, state.global_step)
+            self.monitor.neighborhoods = Ranks.of_run().of_first(found)
             if self.history and not self.monitor.neighborhoods.steps:
                 warnings.warn(
                     f"sepstop: {path}, which the run wrote at each evaluation, is missing or of "
@@ -500,13 +507,3 @@ def _checkpoint(args: TrainingArguments, step: int | None) -> Path:
 
 def _leave_no_trace(control: TrainerControl) -> None:
     control.should_log = control.should_evaluate = control.should_save = False
-
-
-def _same_on_all_ranks(record: Record) -> Record:
-    """The first rank's record, so that every rank decides alike."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return record
-    shared = [record]
-    distributed.broadcast_object_list(shared, src=0)
-    return shared[0]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -98,6 +99,8 @@ def hidden_states(
     options: dict[str, Any] = {"return_dict": True}
     if "use_cache" in inspect.signature(body.forward).parameters:
         options["use_cache"] = False
+    if "logits_to_keep" in inspect.signature(body.forward).parameters:
+        options["logits_to_keep"] = 1  # a causal language model's, of a whole vocabulary each
     wants_all = layer != -1 or body is model
     if wants_all:
         options["output_hidden_states"] = True
@@ -131,6 +134,8 @@ def _backbone(model: nn.Module) -> nn.Module:
     from transformers import PreTrainedModel
 
     body: Any = model
+    if dist.is_available() and isinstance(body, dist.fsdp.FSDPModule):
+        return body  # only the whole model gathers what it shares out over the ranks
     while not isinstance(body, PreTrainedModel):
         if hasattr(body, "get_base_model"):  # PEFT; adapters stay active inside
             if body.active_peft_config.is_prompt_learning:

@@ -26,6 +26,7 @@ from sepstop.embedding import (
 from sepstop.names import build, describe
 from sepstop.neighbors import Neighborhoods
 from sepstop.pool import read_pool
+from sepstop.ranks import Ranks
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Embedder, Record
 
@@ -61,6 +62,9 @@ class Monitor:
         max_length: texts are cut at this many tokens (or at the tokenizer's own limit).
         batch_size: texts in a forward pass; halved when memory runs out.
         progress: show a bar on long pools.
+        distributed: divide the work over the processes of torch.distributed, which all have to
+            make the same calls; each gets the same records. Of a model that is itself divided
+            (FSDP) only this can be measured.
 
     Raises:
         FileNotFoundError, ValueError: what was expected and what came.
@@ -81,6 +85,7 @@ class Monitor:
         max_length: int = 256,
         batch_size: int = 64,
         progress: bool = True,
+        distributed: bool = False,
     ) -> None:
         for name, value in (
             ("resamples", resamples),
@@ -115,6 +120,7 @@ class Monitor:
         self.max_length = max_length
         self.batch_size = batch_size
         self.progress = progress
+        self.distributed = distributed
         named = isinstance(tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(tokenizer) if named else tokenizer
         self._tokens: list[Tensor] | None = None
@@ -136,6 +142,11 @@ class Monitor:
             "pool_size": len(self.pool),
             "pool": self.pool.fingerprint,
         }
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that divide the work."""
+        return Ranks.of_run() if self.distributed else Ranks()
 
     @property
     def places(self) -> str:
@@ -168,6 +179,7 @@ class Monitor:
         """
         self._tokens = self._previous_logits = self._classifies = None
         self.neighborhoods = Neighborhoods()
+        self.ranks.together(self._check_same_pool)
         longest = sorted(self._tokenized(model, tokenizer), key=len)[-2:]
         self._classifies = self.needs_logits or self._is_classifier(model)
         points = self._observe(model, longest).points
@@ -228,14 +240,22 @@ class Monitor:
     ) -> Observation:
         # A decoder's head finds the last token by the model's own padding token.
         own = getattr(getattr(model, "config", None), "pad_token_id", None)
-        return observe(
-            model,
-            tokens,
-            self.embedder,
-            self.batch_size,
-            self._pad_token_id if own is None else own,
-            progress=progress and len(tokens) >= _LONG_POOL,
-            with_logits=bool(self._classifies),
+        ranks = self.ranks
+        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+        seen = ranks.together(
+            lambda: observe(
+                model,
+                [tokens[by_length[place]] for place in ranks.share(len(tokens))],
+                self.embedder,
+                self.batch_size,
+                self._pad_token_id if own is None else own,
+                progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
+                with_logits=bool(self._classifies),
+            )
+        )
+        back = torch.tensor(by_length).argsort().to(seen.points.device)
+        return Observation(
+            *[None if x is None else ranks.gathered(x, len(tokens))[back] for x in seen]
         )
 
     def _note(self, seen: Observation, step: int) -> None:
@@ -249,6 +269,15 @@ class Monitor:
                 "alone, and a model that memorises wrong labels goes unnoticed",
                 RuntimeWarning,
                 stacklevel=4,
+            )
+
+    def _check_same_pool(self) -> None:
+        ranks, places = self.ranks, self.places
+        first = ranks.of_first(places)
+        if places != first:
+            raise ValueError(
+                f"expected the same pool on all {ranks.size} ranks; rank {ranks.rank} has {places} "
+                f"and rank 0 has {first}"
             )
 
     def _is_classifier(self, model: nn.Module) -> bool:
@@ -278,7 +307,7 @@ class Monitor:
         }
         self._previous_logits = seen.logits
         given = {need: inputs[need] for need in self._needs}
-        scores = score_resamples(self.criterion, given, self.resamples)
+        scores = self._on_resamples(self.criterion, given)
         is_first = "previous_logits" in given and given["previous_logits"] is None
         if not np.isfinite(scores).all() and not is_first:
             given = {"points": seen.points} | given
@@ -300,8 +329,16 @@ class Monitor:
             "neighbor_classes": self._neighbor_classes(seen, step),
         }
         criterion: Criterion = build("criterion", "information", CRITERIA)
-        scores = score_resamples(criterion, given, self.resamples)
+        scores = self._on_resamples(criterion, given)
         return sum(scores) / len(scores)
+
+    def _on_resamples(self, criterion: Criterion, given: dict[str, Any]) -> list[float]:
+        """`score_resamples`, divided over the ranks."""
+        ranks, count = self.ranks, len(self.resamples)
+        part = ranks.together(
+            lambda: score_resamples(criterion, given, self.resamples[ranks.share(count)])
+        )
+        return ranks.collected(part, count)
 
     def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> list[Tensor]:
         if self._tokens is None:

@@ -45,8 +45,7 @@ def make_texts(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
     return list(texts), list(texts.values())
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
@@ -60,6 +59,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         model_max_length=64,
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +85,7 @@ def make_encoder(seed: int = 0, dropout: float = 0.1) -> BertForSequenceClassifi
             intermediate_size=32,
             max_position_embeddings=64,
             hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
             num_labels=2,
         )
     )

@@ -1,0 +1,144 @@
+"""What several processes do with sepstop; test_ranks.py starts them and looks at what they write.
+
+torchrun --nproc-per-node 2 tests/distributed_run.py OUT
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import datasets
+import torch
+import torch.distributed as dist
+from conftest import make_decoder, make_encoder, make_texts, make_tokenizer
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import Trainer, TrainingArguments
+
+from sepstop import Monitor, SepStopCallback
+from sepstop.criteria import Separability
+
+POOL = 41  # no multiple of the processes
+
+
+class Broken(Separability):
+    """Fails on the last rank once the pool has been scored ``left`` times."""
+
+    left = 1
+
+    def on_resamples(self, points: torch.Tensor, resamples: torch.Tensor) -> torch.Tensor:
+        Broken.left -= 1
+        if Broken.left < 0 and dist.get_rank() == dist.get_world_size() - 1:
+            raise ZeroDivisionError("broken on purpose")
+        return super().on_resamples(points, resamples)
+
+
+def train(out: Path, *, resume: bool = False, pool_seed: int = 3, **options: Any) -> dict[str, Any]:
+    """A run, and what this rank knows of it."""
+    tokenizer = make_tokenizer()
+    texts, labels = make_texts(64)
+    rows = datasets.Dataset.from_dict({"text": texts, "label": labels}).map(
+        lambda batch: tokenizer(batch["text"]), batched=True
+    )
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=12,
+        learning_rate=1e-3,
+        max_grad_norm=0,  # Trainer scales the loss by the number of processes; Adam does not mind
+        eval_strategy="steps",
+        eval_steps=3,
+        save_steps=3,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        ddp_backend="gloo",
+        ddp_timeout=60,
+    )
+    # The same batches whatever the number of processes.
+    arguments.per_device_train_batch_size = 8 // arguments.world_size
+    callback = SepStopCallback(
+        make_texts(POOL, seed=pool_seed)[0],
+        resamples=5,
+        max_length=16,
+        verbose=False,
+        **({"policy": {"name": "patience", "patience": None}} | options),
+    )
+    trainer = Trainer(
+        make_encoder(dropout=0.0),
+        arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    failed = None
+    try:
+        trainer.train(resume_from_checkpoint=resume or None)
+    except Exception as error:
+        failed = f"{type(error).__name__}: {error}"
+    decision = callback.decision and dataclasses.asdict(callback.decision)
+    return {
+        "failed": failed,
+        "steps": trainer.state.global_step,
+        "decision": decision,
+        "history": [dataclasses.asdict(record) for record in callback.history],
+    }
+
+
+def broken(out: Path, on_error: str) -> dict[str, Any]:
+    Broken.left = 1
+    return train(out, criterion=Broken(), on_error=on_error)
+
+
+def measure(model: nn.Module, wrap: Callable[[nn.Module], Any] | None = None) -> dict[str, Any]:
+    model = copy.deepcopy(model)
+    if wrap is not None:
+        wrap(model)
+    monitor = Monitor(
+        make_texts(POOL)[0], resamples=5, tokenizer=make_tokenizer(), distributed=True
+    )
+    return dataclasses.asdict(monitor.measure(model, step=1))
+
+
+def shard(model: nn.Module) -> None:
+    """FSDP2, as accelerate does it: each layer, then what is left."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    body: Any = model.base_model
+    for layer in body.encoder.layer if hasattr(body, "encoder") else body.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def main(out: Path) -> None:
+    warnings.simplefilter("ignore")
+    found = {
+        "run": train(out / "run"),
+        "stop": train(out / "stop", policy={"name": "patience", "patience": 1}),
+    }
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    found["stop again"] = train(
+        out / "stop", resume=True, policy={"name": "patience", "patience": 1}
+    )
+    found["encoder"] = measure(make_encoder())
+    found["causal"] = measure(make_decoder())
+    if dist.is_initialized():
+        found["skip"] = broken(out / "skip", "skip")
+        found["raise"] = broken(out / "raise", "raise")
+        found["other pool"] = train(out / "other", pool_seed=rank)
+        found["sharded encoder"] = measure(make_encoder(), shard)
+        found["sharded causal"] = measure(make_decoder(), shard)
+    (out / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
