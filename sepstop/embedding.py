@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,7 +85,27 @@ class LastToken(HiddenStates):
         return last_token_pooling(hidden, mask)
 
 
-EMBEDDERS: dict[str, type] = {"mean": MeanPooling, "cls": CLSToken, "last": LastToken}
+@dataclass(frozen=True)
+class OwnPooling(MeanPooling):
+    """Embedder: what a SentenceTransformer makes of a text; the mean for every other model.
+
+    A `layer` other than the last is pooled by the mean, too.
+    """
+
+    def __call__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        body = _unwrapped(model)
+        if self.layer == -1 and _is_sentence_transformer(body):
+            features = body({"input_ids": input_ids, "attention_mask": attention_mask})
+            return features["sentence_embedding"].float()
+        return super().__call__(model, input_ids, attention_mask)
+
+
+EMBEDDERS: dict[str, type] = {
+    "auto": OwnPooling,
+    "mean": MeanPooling,
+    "cls": CLSToken,
+    "last": LastToken,
+}
 
 
 def hidden_states(
@@ -133,21 +154,39 @@ def _backbone(model: nn.Module) -> nn.Module:
     """The module that makes the hidden states, without the task's head."""
     from transformers import PreTrainedModel
 
+    if dist.is_available() and isinstance(model, dist.fsdp.FSDPModule):
+        return model  # only the whole model gathers what it shares out over the ranks
     body: Any = model
-    if dist.is_available() and isinstance(body, dist.fsdp.FSDPModule):
-        return body  # only the whole model gathers what it shares out over the ranks
     while not isinstance(body, PreTrainedModel):
-        if hasattr(body, "get_base_model"):  # PEFT; adapters stay active inside
+        inside = _unwrapped(body)
+        if inside is not body:
+            body = inside
+        elif hasattr(body, "get_base_model"):  # PEFT; adapters stay active inside
             if body.active_peft_config.is_prompt_learning:
                 return body
             body = body.get_base_model()
-        elif isinstance(body, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        elif _is_sentence_transformer(body) and body.transformers_model is not None:
+            body = body.transformers_model
+        else:
+            return body
+    return body.get_encoder() if body.config.is_encoder_decoder else body.base_model
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    """Without DDP and ``torch.compile`` around it."""
+    body: Any = model
+    while True:
+        if isinstance(body, nn.parallel.DistributedDataParallel | nn.DataParallel):
             body = body.module
         elif hasattr(body, "_orig_mod"):  # torch.compile
             body = body._orig_mod
         else:
             return body
-    return body.get_encoder() if body.config.is_encoder_decoder else body.base_model
+
+
+def _is_sentence_transformer(model: nn.Module) -> bool:
+    library = sys.modules.get("sentence_transformers")  # not loaded, none of its models
+    return library is not None and isinstance(model, library.SentenceTransformer)
 
 
 @contextmanager

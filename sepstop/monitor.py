@@ -46,8 +46,9 @@ class Monitor:
 
     Args:
         pool: see `sepstop.pool.read_pool`.
-        embedder: "mean", "cls", "last", a mapping as ``{"name": "mean", "layer": 6}``,
-            or a function ``(model, input_ids, attention_mask) -> (b, D)``.
+        embedder: "auto" (a SentenceTransformer's own, "mean" of any other model), "mean", "cls",
+            "last", a mapping as ``{"name": "mean", "layer": 6}``, or a function
+            ``(model, input_ids, attention_mask) -> (b, D)``.
         criterion: a name in `sepstop.criteria.CRITERIA` or a function with the attributes
             ``name`` and ``higher_is_better``; it gets embeddings ``(B, n, D)``, or what it names in
             ``needs`` (see `sepstop.criteria.INPUTS`), and returns ``(B,)`` scores.
@@ -73,7 +74,7 @@ class Monitor:
     def __init__(
         self,
         pool: Any,
-        embedder: Any = "mean",
+        embedder: Any = "auto",
         criterion: Any = "separability",
         resamples: int = 20,
         seed: int = 0,
@@ -254,9 +255,10 @@ class Monitor:
             )
         )
         back = torch.tensor(by_length).argsort().to(seen.points.device)
-        return Observation(
-            *[None if x is None else ranks.gathered(x, len(tokens))[back] for x in seen]
-        )
+        points = ranks.gathered(seen.points, len(tokens))[back]
+        if seen.logits is None:
+            return Observation(points, None)
+        return Observation(points, ranks.gathered(seen.logits, len(tokens))[back])
 
     def _note(self, seen: Observation, step: int) -> None:
         if not torch.isfinite(seen.points).all():

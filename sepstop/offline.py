@@ -33,7 +33,7 @@ from sepstop.pool import read_pool
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Record
 
-_DEFAULTS = {"criterion": "separability", "embedder": "mean"}
+_DEFAULTS = {"criterion": "separability", "embedder": "auto"}
 _SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
 
 
