@@ -314,14 +314,14 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
         import peft
     except ImportError as error:
         raise ValueError("a PEFT adapter needs peft: pip install 'sepstop[peft]'") from error
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = peft.PeftConfig.from_pretrained(str(path))
     # Names of the adapted modules start at the class that was trained.
-    base_class = {
+    base_class: Any = {
         "CAUSAL_LM": AutoModelForCausalLM,
         "SEQ_CLS": AutoModelForSequenceClassification,
-    }.get(str(getattr(config.task_type, "value", config.task_type)), AutoModel)
+    }.get(str(getattr(config.task_type, "value", config.task_type)), _adapted_class(config))
     classes = {}
     if base_class is AutoModelForSequenceClassification:
         # The head that was trained may have more labels than the base's.
@@ -341,7 +341,22 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
             f"the adapter does not fit {config.base_model_name_or_path}: {misfits[0]} has "
             "another shape"
         )
+    if "missing adapter keys" in report:  # a model without it would be scored in its place
+        raise ValueError(
+            f"the adapter does not fit {type(base).__name__} of {config.base_model_name_or_path}: "
+            "weights are missing, or their modules are called otherwise"
+        )
     return model
+
+
+def _adapted_class(config: Any) -> Any:
+    """The class of the base that PEFT notes where an adapter has no task, if it is a known one."""
+    import transformers
+
+    noted = config.auto_mapping or {}
+    if str(noted.get("parent_library", "")).startswith("transformers."):
+        return getattr(transformers, str(noted.get("base_model_class")), transformers.AutoModel)
+    return transformers.AutoModel
 
 
 def _labels_of_head(weights: dict[str, torch.Tensor]) -> int | None:

@@ -1,11 +1,14 @@
 """Trainers, models and tools of other libraries, as they come."""
 
+import json
+
 import datasets
 import pytest
 import torch
-from conftest import make_encoder
+from conftest import make_decoder, make_encoder
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-from sepstop import Monitor, SepStopCallback
+from sepstop import Monitor, SepStopCallback, select_checkpoint
 
 
 @pytest.fixture
@@ -82,3 +85,101 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
     record = Monitor(pool, resamples=4).measure(kept, step=best)
     score = next(record.score for record in callback.history if record.step == best)
     assert record.score == pytest.approx(score, rel=1e-4)
+
+
+def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path):
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    texts = datasets.Dataset.from_dict({"text": pool[:24]})
+    make_decoder().save_pretrained(tmp_path / "base")
+    callback = SepStopCallback(pool, resamples=4, embedder="last")
+    trainer = SFTTrainer(
+        LlamaForCausalLM.from_pretrained(tmp_path / "base"),
+        SFTConfig(
+            str(tmp_path / "run"),
+            max_steps=4,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            learning_rate=1e-2,
+            max_length=16,
+            eos_token="[SEP]",
+            gradient_checkpointing=True,
+            metric_for_best_model="separability",
+            load_best_model_at_end=True,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=texts,
+        eval_dataset=texts,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+        callbacks=[callback],
+    )
+    callback.attach(trainer)
+    trainer.train()
+    assert [record.step for record in callback.history] == [2, 4]
+    assert trainer.state.best_global_step == callback.decision.best_step
+    chosen = select_checkpoint(tmp_path / "run", pool)
+    assert chosen.best_step == callback.decision.best_step
+    assert [record.score for record in chosen.records] == pytest.approx(
+        [record.score for record in callback.history], rel=1e-4
+    )
+
+
+def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    make_decoder().save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(checkpoint)
+    tokenizer.save_pretrained(checkpoint)
+    assert select_checkpoint(tmp_path / "run", pool).best_step == 1
+    config = json.loads((checkpoint / "adapter_config.json").read_text())
+    config["auto_mapping"] = {"parent_library": "os", "base_model_class": "system"}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="checkpoint-1: ValueError: the adapter does not fit"):
+        select_checkpoint(tmp_path / "run", pool)
+
+
+def test_a_search_by_optuna_takes_the_score_for_its_objective(
+    pool, tokenizer, train_rows, tmp_path
+):
+    callback = SepStopCallback(pool, resamples=4)
+    trainer = Trainer(
+        model_init=lambda: make_encoder(),
+        args=TrainingArguments(
+            str(tmp_path / "run"),
+            max_steps=4,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=train_rows,
+        eval_dataset=train_rows.select(range(8)),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    scores = []
+
+    def objective(metrics):
+        scores.append(metrics["eval_separability"])
+        assert metrics["eval_separability"] == callback.history[-1].score
+        return metrics["eval_separability"]
+
+    best = trainer.hyperparameter_search(
+        lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)},
+        compute_objective=objective,
+        direction="maximize",
+        backend="optuna",
+        n_trials=3,
+    )
+    assert len(set(scores)) == 6  # two evaluations in each of three runs
+    assert best.objective == max(scores[1::2])
