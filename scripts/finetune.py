@@ -22,12 +22,14 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop import SepStopCallback
+from sepstop.offline import find_checkpoints
 
 POOL_FILE = "pool.jsonl"
 NO_LABEL = -1
@@ -260,14 +262,27 @@ def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any
 
 
 def last_checkpoint(output_dir: str, resume: bool) -> str | None:
-    """Where to go on from; refuses to mix two runs in one folder."""
-    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found and not resume:
+    """Where to go on from; refuses to mix two runs in one folder.
+
+    A run that was killed while it saved leaves a checkpoint without its state, which comes last.
+    """
+    try:
+        found = find_checkpoints(output_dir)
+    except FileNotFoundError:
+        return None
+    if not resume:
         raise SystemExit(
             f"{output_dir} holds checkpoints of an earlier run: go on with --resume true, "
             "or choose another --training.output_dir"
         )
-    return found
+    for _, path in sorted(found.items(), reverse=True):
+        try:
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        except (OSError, ValueError, TypeError) as error:
+            print(f"{path} was not saved whole ({error}); going on from the one before")
+        else:
+            return str(path)
+    return None
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

@@ -28,7 +28,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("development", "held_out_first", "held_out", "smollm2", "final")
+PARTS = ("development", "held_out_first", "held_out", "smollm2", "final", "confirmation")
 ROWS = 16
 LEAST_SAVED = 0.3  # of the steps, for a stop to count as one
 WHO = ("chosen", "default")
@@ -65,7 +65,7 @@ def main() -> None:
         if part == "development":
             text = text.replace("<!-- left out -->", left_out_table(judgement, runs))
         manifest[part] = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
-        if part in ("held_out", "final"):
+        if part in ("final", "confirmation"):
             regrets = judgement.find(DEFAULT).regrets
             shown += zip(regrets, runs, [cache] * len(runs), strict=True)
     curves(sorted(shown, key=lambda one: one[0]), images / "evidence-curves.png")

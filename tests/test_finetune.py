@@ -1,8 +1,13 @@
 """scripts/finetune.py as a user runs it, with a tiny model."""
 
 import csv
+import dataclasses
 import json
+import os
+import random
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,3 +205,49 @@ def test_the_configurations_are_valid(path):
     config = parser.instantiate(parser.parse_args([f"--config={path}"]))
     assert config.training.max_steps > 0
     assert config.sepstop["load_best_at_end"] is True
+
+
+def history_lines(tmp_path):
+    path = tmp_path / "run" / "sepstop_history.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(settings, tmp_path):
+    """SIGKILL at random moments: nothing is cleaned up, and what was half written stays so."""
+    options = [f"--config={settings}", '--sepstop.policy={"name": "patience", "patience": null}']
+    script = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *options]
+    quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
+    moments = random.Random(0)
+    killed = 0
+    for more in (1, 3, 3):
+        goal = history_lines(tmp_path) + more
+        run = subprocess.Popen([*script, "--resume=true"], **quiet)
+        while run.poll() is None and history_lines(tmp_path) < goal:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        killed += run.poll() is None
+        run.kill()
+        run.wait()
+        read_history(tmp_path / "run" / "sepstop_history.jsonl")  # whole, at any moment
+    assert killed == 3
+    subprocess.run([*script, "--resume=true"], check=True, **quiet)
+    found = read_history(tmp_path / "run" / "sepstop_history.jsonl")
+
+    _, callback = finetune.main([*options, f"--training.output_dir={tmp_path}/other"])
+    assert [record.step for record in found] == list(range(5, 61, 5))
+    whole = [dataclasses.replace(record, seconds=0) for record in callback.history]
+    assert [dataclasses.replace(record, seconds=0) for record in found] == whole
+    state = json.loads((tmp_path / "run" / "checkpoint-60" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == callback.decision.best_step
+
+
+@pytest.mark.parametrize("left", [None, '{"global_'])
+def test_a_checkpoint_that_was_not_saved_whole_is_passed_over(tmp_path, left):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    if left is not None:
+        (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(left)
+    assert finetune.last_checkpoint(str(tmp_path), resume=True).endswith("checkpoint-5")
+    with pytest.raises(SystemExit, match="go on with --resume true"):
+        finetune.last_checkpoint(str(tmp_path), resume=False)
