@@ -93,6 +93,21 @@ class LabelledData:
 
 def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
     """Run the script; returns what a caller may want to look at afterwards."""
+    trainer, callback, checkpoint = set_up(arguments)
+    output, pool = Path(trainer.args.output_dir), callback.monitor.pool
+    if trainer.is_world_process_zero():
+        datasets.Dataset.from_dict({"text": pool.rows}).to_json(output / POOL_FILE)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(output / "model"))
+        if callback.decision is not None:
+            print(f"best step {callback.decision.best_step}: {callback.decision.reason}")
+    return trainer, callback
+
+
+def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback, str | None]:
+    """Trainer and callback, ready to train, and the checkpoint to go on from."""
     parser = build_parser()
     config = parser.parse_args(arguments)
     config = parser.instantiate(config)
@@ -136,16 +151,7 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
     callback.attach(trainer)
     pool = callback.monitor.pool
     print(f"{len(data.train)} labelled rows, {len(data.names)} classes, pool of {len(pool)} texts")
-    output = Path(args.output_dir)
-    if trainer.is_world_process_zero():
-        datasets.Dataset.from_dict({"text": pool.rows}).to_json(output / POOL_FILE)
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    if trainer.is_world_process_zero():
-        trainer.save_model(str(output / "model"))
-        if callback.decision is not None:
-            print(f"best step {callback.decision.best_step}: {callback.decision.reason}")
-    return trainer, callback
+    return trainer, callback, checkpoint
 
 
 def build_parser() -> ArgumentParser:
