@@ -190,21 +190,30 @@ def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
         "last checkpoint": ("last checkpoint", "hindsight"),
         "training loss": ("training loss", "hindsight"),
         "infomax": ("infomax", "hindsight"),
+        "consistency": ("consistency", "hindsight"),
+        "churn": ("churn", "hindsight"),
         "separability": ("separability", "hindsight"),
     }
     by_noise: dict[str, list[list[float]]] = {}
+    by_part: list[list[list[float]]] = []
     for judgement, runs in seen:
+        by_part.append([])
         for i, run in enumerate(runs):
             noise = f"{float(run.settings['noise']):.0%}"
             kind = ", always as the next class" if run.settings["noise_kind"] == "class" else ""
             regrets = [judgement.find(*column).regrets[i] for column in columns.values()]
-            values = [*regrets, label_curve(run)[100]]
-            by_noise.setdefault(noise + kind, []).append([100 * value for value in values])
-    by_noise["all"] = [row for rows_of in by_noise.values() for row in rows_of]
+            values = [100 * value for value in (*regrets, label_curve(run)[100])]
+            by_noise.setdefault(noise + kind, []).append(values)
+            by_part[-1].append(values)
+    fresh = np.concatenate(by_part[1:])
+    means = [(share, np.array(by_noise[share])) for share in sorted(by_noise)]
+    means += [("all", np.concatenate(by_part)), ("all but development", fresh)]
     rows = [
-        [share, f"{len(values)}", *(f"{value:.1f}" for value in np.mean(values, axis=0))]
-        for share, values in sorted(by_noise.items(), key=lambda item: (item[0] == "all", item[0]))
+        [share, f"{len(values)}", *(f"{value:.1f}" for value in values.mean(axis=0))]
+        for share, values in means
     ]
+    middle = np.median(fresh, axis=0)
+    rows.append(["all but development, median", f"{len(fresh)}", *(f"{v:.1f}" for v in middle)])
     return markdown(["wrong labels", "runs", *columns, "100 labels"], rows)
 
 
