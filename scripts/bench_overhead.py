@@ -1,7 +1,8 @@
-"""What sepstop adds to the wall time of a fine-tuning run, and what it spends it on.
+r"""What sepstop adds to the wall time of a fine-tuning run, and what it spends it on.
 
     make demo                                     # writes the demo's data
-    python scripts/bench_overhead.py --config=configs/demo.yaml --training.max_steps=100
+    python scripts/bench_overhead.py --config=configs/demo.yaml --training.max_steps=60 \
+        --sepstop.criterion=separability --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
 Options are those of finetune.py. The run is made with the callback and without, in turns, without
 stopping or saving; the shares are of the run with it.

@@ -138,6 +138,9 @@ def main(out: Path) -> None:
         found["sharded encoder"] = measure(make_encoder(), shard)
         found["sharded causal"] = measure(make_decoder(), shard)
     (out / f"rank{rank}.json").write_text(json.dumps(found))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_a_criterion_of_ones_own(pool, tokenizer, encoder):
             {"criterion": "depth"},
             "unknown criterion 'depth'; known: alpha_req, bnm,",
         ),
-        ({"embedder": "max"}, "unknown embedder 'max'; known: cls, last, mean"),
+        ({"embedder": "max"}, "unknown embedder 'max'; known: auto, cls, last, mean"),
         ({"embedder": {"name": "mean", "depth": 3}}, "does not take these settings"),
     ],
 )
