@@ -154,7 +154,7 @@ def _backbone(model: nn.Module) -> nn.Module:
     """The module that makes the hidden states, without the task's head."""
     from transformers import PreTrainedModel
 
-    if dist.is_available() and isinstance(model, dist.fsdp.FSDPModule):
+    if _is_sharded(model):
         return model  # only the whole model gathers what it shares out over the ranks
     body: Any = model
     while not isinstance(body, PreTrainedModel):
@@ -184,9 +184,18 @@ def _unwrapped(model: nn.Module) -> Any:
             return body
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    """By FSDP2, which is not part of every build of torch."""
+    if not dist.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
 def _is_sentence_transformer(model: nn.Module) -> bool:
     library = sys.modules.get("sentence_transformers")  # not loaded, none of its models
-    return library is not None and isinstance(model, library.SentenceTransformer)
+    return isinstance(model, getattr(library, "SentenceTransformer", ()))
 
 
 @contextmanager
