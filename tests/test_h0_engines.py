@@ -19,7 +19,8 @@ def small_parts(monkeypatch):
     """Every branch of the filtered pass in clouds of a few hundred points."""
     for name, value in {
         "_FEW": 8,
-        "_BLOCK": 32,
+        "_RANDOM": 32,
+        "_NEAR": 32,
         "_PIVOT": 16,
         "_CLUMP": 6,
         "_CROWD": 60,

@@ -43,7 +43,8 @@ from sepstop.homology import dense
 from sepstop.homology.forest import merged, nested_order, spanning_forest
 
 _FEW = 256  # points that are solved as a block of their own
-_BLOCK = 384  # points in a block of the seed tree
+_RANDOM, _NEAR = 192, 256  # points in a block of the seed tree: random ones, and neighbours
+_DISTANCES = 2**22  # in such blocks, held at once
 _PIVOT = 192  # points a pivot
 _LEVELS = 64  # scales that the bounds tell apart
 _TIGHT = 16  # gaps below this many margins, squared, make a clump
@@ -79,7 +80,7 @@ def memory(points: int, dimensions: int) -> int:
     """Bytes above the input that `spanning_tree` takes at most."""
     copies = 2 * 4 * points * (dimensions + 4)  # of the points: as they come, and in order
     pairs = _most_pairs(points) * 120
-    blocks = 12 * _ROWS * _COLUMNS + 4 * 8 * _PAIRS + 24 * 16 * _BLOCK**2
+    blocks = 12 * _ROWS * _COLUMNS + 4 * 8 * _PAIRS + 13 * _DISTANCES
     return copies + pairs + blocks + 1500 * points
 
 
@@ -263,7 +264,8 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         ]
     )
     gathered = shuffled[nearest[shuffled].argsort(stable=True)]
-    found = [_block_edges(points, norms, order) for order in (shuffled, gathered)]
+    orders = ((shuffled, _RANDOM), (gathered, _NEAR))
+    found = [_block_edges(points, norms, order, size) for order, size in orders]
     first, second, squared = map(torch.cat, zip(*found, strict=True))
     kept = spanning_forest(n, first, second, squared)
     first, second = first[kept], second[kept]
@@ -275,17 +277,17 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _block_edges(points: Tensor, norms: Tensor, order: Tensor) -> _Edges:
-    """Edges that span each block of consecutive points in ``order``, about its shortest tree.
+def _block_edges(points: Tensor, norms: Tensor, order: Tensor, most: int) -> _Edges:
+    """Edges that span each block of at most so many consecutive points, about its shortest tree.
 
     Borůvka's algorithm on all blocks at once. These are bounds and no results: equal distances may
     close a cycle, and lengths are rounded, at worst below zero.
     """
-    count = -(-len(order) // _BLOCK)
+    count = -(-len(order) // most)
     size = -(-len(order) // count)
     padded = torch.cat([order, order[: count * size - len(order)]]).view(count, size)
     found = []
-    for blocks in padded.split(max(1, 2**22 // size**2)):
+    for blocks in padded.split(max(1, _DISTANCES // size**2)):
         rows = points.index_select(0, blocks.flatten()).unflatten(0, blocks.shape)
         heights = norms[blocks]
         squared = torch.baddbmm(heights[:, None, :] + heights[:, :, None], rows, rows.mT, alpha=-2)
