@@ -242,11 +242,10 @@ class Monitor:
         # A decoder's head finds the last token by the model's own padding token.
         own = getattr(getattr(model, "config", None), "pad_token_id", None)
         ranks = self.ranks
-        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
         seen = ranks.together(
             lambda: observe(
                 model,
-                [tokens[by_length[place]] for place in ranks.share(len(tokens))],
+                [tokens[place] for place in ranks.share(len(tokens))],
                 self.embedder,
                 self.batch_size,
                 self._pad_token_id if own is None else own,
@@ -254,11 +253,10 @@ class Monitor:
                 with_logits=bool(self._classifies),
             )
         )
-        back = torch.tensor(by_length).argsort().to(seen.points.device)
-        points = ranks.gathered(seen.points, len(tokens))[back]
+        points = ranks.gathered(seen.points, len(tokens))
         if seen.logits is None:
             return Observation(points, None)
-        return Observation(points, ranks.gathered(seen.logits, len(tokens))[back])
+        return Observation(points, ranks.gathered(seen.logits, len(tokens)))
 
     def _note(self, seen: Observation, step: int) -> None:
         if not torch.isfinite(seen.points).all():

@@ -10,6 +10,14 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from sepstop import Monitor, SepStopCallback, select_checkpoint
 
+EVERY_SECOND_STEP = {
+    "max_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+
 
 @pytest.fixture
 def sentence_model(tmp_path, tokenizer):
@@ -61,11 +69,7 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
         sentence_model,
         SentenceTransformerTrainingArguments(
             str(tmp_path / "run"),
-            max_steps=4,
-            eval_strategy="steps",
-            eval_steps=2,
-            save_strategy="steps",
-            save_steps=2,
+            **EVERY_SECOND_STEP,
             learning_rate=1e-3,
             metric_for_best_model="separability",
             load_best_model_at_end=True,
@@ -98,11 +102,7 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
         LlamaForCausalLM.from_pretrained(tmp_path / "base"),
         SFTConfig(
             str(tmp_path / "run"),
-            max_steps=4,
-            eval_strategy="steps",
-            eval_steps=2,
-            save_strategy="steps",
-            save_steps=2,
+            **EVERY_SECOND_STEP,
             learning_rate=1e-2,
             max_length=16,
             eos_token="[SEP]",
