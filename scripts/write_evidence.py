@@ -20,7 +20,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sepstop.bench.cli import POLICIES
-from sepstop.bench.judge import DEFAULT, Judgement, ScoreCache, judge, label_curve
+from sepstop.bench.judge import (
+    DEFAULT,
+    Judgement,
+    ScoreCache,
+    bootstrap_interval,
+    judge,
+    label_curve,
+)
 from sepstop.bench.runs import Run, find_runs, fingerprint, load_run
 from sepstop.criteria import CRITERIA
 
@@ -70,6 +77,7 @@ def main() -> None:
             shown += zip(regrets, runs, [cache] * len(runs), strict=True)
     curves(sorted(shown, key=lambda one: one[0]), images / "evidence-curves.png")
     text = text.replace("<!-- noise -->", noise_table(seen))
+    text = text.replace("<!-- embeddings -->", embeddings_table(seen))
     options.out.write_text(text)
     (options.out.parent / "evidence_runs.json").write_text(json.dumps(manifest, indent=1) + "\n")
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
@@ -103,6 +111,7 @@ def headline(judgement: Judgement) -> str:
     rows = {(row["criterion"], row["policy"]): row for row in judgement.summaries()}
     chosen = [(DEFAULT, "hindsight"), (DEFAULT, "auto")]
     named = ("last checkpoint", "training loss", "infomax", "consistency", "separability")
+    named += ("component_information",)
     chosen += [(name, "hindsight") for name in named]
     free = [row for row in rows.values() if row["label_free"] and row["criterion"] in CRITERIA]
     best = min((row for row in free if row["policy"] == "hindsight"), key=_regret)
@@ -192,6 +201,7 @@ def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
         "infomax": ("infomax", "hindsight"),
         "consistency": ("consistency", "hindsight"),
         "churn": ("churn", "hindsight"),
+        "component_information": ("component_information", "hindsight"),
         "separability": ("separability", "hindsight"),
     }
     by_noise: dict[str, list[list[float]]] = {}
@@ -215,6 +225,39 @@ def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
     middle = np.median(fresh, axis=0)
     rows.append(["all but development, median", f"{len(fresh)}", *(f"{v:.1f}" for v in middle)])
     return markdown(["wrong labels", "runs", *columns, "100 labels"], rows)
+
+
+def embeddings_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
+    """All runs as if their models had no predictions."""
+    alone = [
+        name
+        for name, criterion in CRITERIA.items()
+        if name != "weightwatcher"  # it looks at weights, which runs do not hold
+        and set(getattr(criterion(), "needs", ("points",))) <= {"points", "neighbors"}
+    ]
+
+    def regrets(name: str, policy: str) -> list[np.ndarray]:
+        return [100 * judgement.find(name, policy).regrets for judgement, _ in seen]
+
+    rows = []
+    for name in [*alone, "last checkpoint"]:
+        picked = regrets(name, "hindsight")
+        fresh = np.concatenate(picked[1:])
+        values = [picked[0].mean(), fresh.mean(), np.median(fresh), fresh.max()]
+        row = [name, *(f"{value:.1f}" for value in values)]
+        if name in CRITERIA:
+            saved = [judgement.find(name, "plateau").saved for judgement, _ in seen]
+            stopped = np.concatenate(regrets(name, "plateau")[1:])
+            row += [f"{stopped.mean():.1f}", f"{np.concatenate(saved[1:]).mean():.0%}"]
+            more = np.concatenate(picked) - np.concatenate(regrets("last checkpoint", "hindsight"))
+            low, high = bootstrap_interval(more)
+            row.append(f"{more.mean():.1f} [{low:.1f}, {high:.1f}]")
+        rows.append((np.concatenate(picked).mean(), row))
+    header = ["criterion", "development", "all others", "median", "max"]
+    return markdown(
+        [*header, "others, plateau", "steps saved", "all, against the last checkpoint"],
+        [row + [""] * (8 - len(row)) for _, row in sorted(rows, key=lambda pair: pair[0])],
+    )
 
 
 def runs_table(judgement: Judgement, runs: list[Run]) -> str:

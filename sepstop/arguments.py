@@ -79,7 +79,7 @@ def check_arguments(
             "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "
             "TrainingArguments(load_best_model_at_end=True, "
             f"metric_for_best_model={name!r}, greater_is_better={higher}), "
-            "or 'information' and True for a classifier"
+            "or 'information' and True"
         )
 
 

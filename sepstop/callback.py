@@ -55,10 +55,10 @@ class SepStopCallback(TrainerCallback):
     """Scores the unlabeled pool during training, stops by a policy, keeps the best checkpoint.
 
     With evaluations (``eval_strategy`` other than "no") the pool is scored at each of them,
-    and ``eval_separability`` joins their metrics, and where the model is a classifier
-    ``eval_information``; name one in ``metric_for_best_model`` and all that builds on it works.
-    Without evaluations, the pool is scored on a schedule of its own. Training itself is left
-    untouched: a run that is not stopped ends with the weights it would have had.
+    and ``eval_separability`` and ``eval_information`` join their metrics; name one in
+    ``metric_for_best_model`` and all that builds on it works. Without evaluations, the pool is
+    scored on a schedule of its own. Training itself is left untouched: a run that is not stopped
+    ends with the weights it would have had.
 
     What can be known to be wrong is raised before training begins. What goes wrong in a
     measurement later is a warning and a score of NaN, and training goes on.
@@ -70,9 +70,8 @@ class SepStopCallback(TrainerCallback):
             brings its criterion and embedder along.
         criterion, embedder: see `Monitor`, which has the defaults.
         policy: when to stop: "auto", "patience", "plateau", a mapping with the settings too, or a
-            function ``history -> Decision``. By default `Auto`, which decides by the information
-            where the model is a classifier; but `Plateau` where you name a criterion, here or
-            in ``metric_for_best_model``.
+            function ``history -> Decision``. By default `Auto`, which decides by the information;
+            but `Plateau` where you name a criterion, here or in ``metric_for_best_model``.
         every_n_steps: own schedule, for ``eval_strategy="no"`` only; each epoch by default.
         load_best_at_end: load the best checkpoint when training ends, for
             ``eval_strategy="no"``; with evaluations, Trainer's ``load_best_model_at_end``
@@ -177,11 +176,6 @@ class SepStopCallback(TrainerCallback):
         # The ranks of a tensor-parallel model have to see the same texts.
         self.monitor.distributed = getattr(model, "tp_size", None) in (None, 1)
         self.monitor.prepare(model, processing_class)
-        if names_information(args) and not self.monitor.classifies:
-            raise ValueError(
-                "metric_for_best_model='information' needs a classifier, whose logits are (b, k); "
-                f"{type(model).__name__} gives none. Name {self._criterion.name!r} instead"
-            )
         warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
         self._restore(args, state, control)
         self._recall_neighbors(args, state, model)
@@ -282,9 +276,8 @@ class SepStopCallback(TrainerCallback):
         self._publish(state, control, record, self.decision)
         if state.is_world_process_zero:
             rows.try_to_write(Path(args.output_dir) / rows.HISTORY_FILE, self.history)
-            if self.monitor.classifies:
-                path = Path(args.output_dir) / NEIGHBORS_FILE
-                self.monitor.neighborhoods.save(path, self.monitor.places)
+            path = Path(args.output_dir) / NEIGHBORS_FILE
+            self.monitor.neighborhoods.save(path, self.monitor.places)
 
     def _decide(self, history: list[Record]) -> Decision:
         try:
@@ -396,7 +389,7 @@ class SepStopCallback(TrainerCallback):
 
     def _recall_neighbors(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """The neighbours that the information refers to: from before training, or of the run."""
-        if not self.monitor.classifies or self._stopped_before:
+        if self._stopped_before:
             return
         if state.global_step > 0:
             path, places = Path(args.output_dir) / NEIGHBORS_FILE, self.monitor.places
@@ -486,7 +479,7 @@ class SepStopCallback(TrainerCallback):
     @property
     def _best_metric(self) -> str:
         """What ``metric_for_best_model`` is called that keeps what the policy picks."""
-        if isinstance(self.policy, Auto) and self.monitor.classifies:
+        if isinstance(self.policy, Auto):
             return Information.name
         return self._criterion.name
 

@@ -54,7 +54,7 @@ def from_dict(values: Mapping[str, Any]) -> Record:
 
 def scalars(record: Record) -> dict[str, float]:
     """What trackers and ``metric_for_best_model`` see: ``eval_<criterion>`` and its bounds, and
-    ``eval_information`` of a classifier."""
+    ``eval_information``."""
     key = f"eval_{record.criterion}"
     values = {key: record.score, f"{key}_low": record.low, f"{key}_high": record.high}
     if math.isfinite(record.information):

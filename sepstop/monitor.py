@@ -162,7 +162,7 @@ class Monitor:
 
     @property
     def classifies(self) -> bool:
-        """Whether the model seen last is a classifier, whose records have its information."""
+        """Whether the model seen last is a classifier, whose information is of its classes."""
         return bool(self._classifies)
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -217,10 +217,10 @@ class Monitor:
             if "corrupted_logits" in self._needs:
                 dropped = drop_tokens(tokens, DROPPED, self.seed)
                 corrupted = self._observe(model, dropped, progress=self.progress).logits
-            if self._classifies:
-                self._note(seen, step)
-            scores = self._score(model, seen, corrupted, step)
-            information = self._information(seen, step)
+            self._note(seen, step)
+            near = self._neighbors(seen, step)
+            scores = self._score(model, seen, corrupted, near, step)
+            information = self._information(seen, near)
         low, high = interval(scores, self.resample_size, len(tokens))
         return Record(
             step=step,
@@ -234,6 +234,7 @@ class Monitor:
             resample_size=self.resample_size,
             pool_size=len(tokens),
             information=information,
+            information_of="classes" if self._classifies else "components",
         )
 
     def _observe(
@@ -294,7 +295,12 @@ class Monitor:
         return True
 
     def _score(
-        self, model: nn.Module, seen: Observation, corrupted: Tensor | None, step: int
+        self,
+        model: nn.Module,
+        seen: Observation,
+        corrupted: Tensor | None,
+        near: dict[str, Tensor | None],
+        step: int,
     ) -> list[float]:
         """The score of each resample, all of them NaN if any point is not finite."""
         inputs: dict[str, Any] = {
@@ -303,7 +309,7 @@ class Monitor:
             "logits": seen.logits,
             "previous_logits": self._previous_logits,
             "corrupted_logits": corrupted,
-            "neighbor_classes": self._neighbor_classes(seen, step),
+            **near,
         }
         self._previous_logits = seen.logits
         given = {need: inputs[need] for need in self._needs}
@@ -319,16 +325,20 @@ class Monitor:
             )
         return scores
 
-    def _neighbor_classes(self, seen: Observation, step: int) -> Tensor | None:
-        return None if seen.logits is None else self.neighborhoods.classes(seen.logits, step)
+    def _neighbors(self, seen: Observation, step: int) -> dict[str, Tensor | None]:
+        """What `INPUTS` says of neighbours; None where points were not finite."""
+        near = self.neighborhoods.until(step)
+        if near is None:
+            return {"neighbors": None, "neighbor_classes": None}
+        near = near.to(seen.points.device)
+        classes = None if seen.logits is None else seen.logits.argmax(dim=-1)[near]
+        return {"neighbors": near, "neighbor_classes": classes}
 
-    def _information(self, seen: Observation, step: int) -> float:
-        """NaN where the model is no classifier or its outputs are not finite."""
-        given = {
-            "logits": seen.logits,
-            "neighbor_classes": self._neighbor_classes(seen, step),
-        }
-        criterion: Criterion = build("criterion", "information", CRITERIA)
+    def _information(self, seen: Observation, near: dict[str, Tensor | None]) -> float:
+        """NaN where the model's outputs are not finite."""
+        given = {"points": seen.points, "logits": seen.logits, **near}
+        name = "information" if self._classifies else "component_information"
+        criterion: Criterion = build("criterion", name, CRITERIA)
         scores = self._on_resamples(criterion, given)
         return sum(scores) / len(scores)
 

@@ -79,22 +79,18 @@ class Neighborhoods:
             known = mutual_information(classes, classes[:, near], logits.shape[-1])
             self._untrained = float(known) / math.log(logits.shape[-1])
 
-    def classes(self, logits: Tensor, step: int) -> Tensor | None:
-        """Predicted classes of each text's neighbours, as they were at the steps up to ``step``.
+    def until(self, step: int) -> Tensor | None:
+        """Each text's neighbours at the steps up to ``step``, the first first.
 
-        Of those at ``step`` alone if the start is no reference.
-
-        Args:
-            logits: ``(N, k)`` at ``step``.
+        Those at ``step`` alone if the start is no reference.
 
         Returns:
-            ``(N, S, m)`` int64, the first step first; None if ``step`` is not remembered.
+            ``(N, S, m)`` int64 on the CPU; None if ``step`` is not remembered.
         """
         if step not in self._by_step:
             return None
         steps = [known for known in self.steps if known <= step] if self.refers_back else [step]
-        near = torch.stack([self._by_step[known] for known in steps], dim=1)  # (N, S, m)
-        return logits.argmax(dim=-1)[near.to(logits.device, torch.int64)]
+        return torch.stack([self._by_step[known] for known in steps], dim=1).long()
 
     def save(self, path: str | os.PathLike[str], measured: str) -> None:
         """Write a file that is replaced as a whole or not at all; a full disk is a warning.

@@ -111,11 +111,11 @@ def select_checkpoint(
         pool: see `sepstop.pool.read_pool`.
         policy: replayed on the records, it ends the run in hindsight where it would have
             stopped; by default all checkpoints are candidates. The pick is that of the policy, or
-            by default the checkpoint with the most information where it is a classifier, unless a
-            criterion is given or the run was decided by its score.
-        start: folder or hub name of the model before training, which the information of a
-            classifier refers to. By default what the callback left in the folder, or the base of
-            an adapter, or else the earliest checkpoint.
+            by default the checkpoint with the most information, unless a criterion is given or the
+            run was decided by its score.
+        start: folder or hub name of the model before training, which the information refers
+            to. By default what the callback left in the folder, or the base of an adapter, or else
+            the earliest checkpoint.
         device: where the models run; by default a GPU if there is one.
         trust_remote_code: allow a model to bring code of its own.
         text_column, pool_size, **monitor_options: see `Monitor`.

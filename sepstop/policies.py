@@ -338,10 +338,10 @@ class PastPeak:
 
 @dataclass(frozen=True)
 class Auto:
-    """What you get by default: decides by the information of a classifier, else by the score.
+    """What you get by default: decides by the information, where the records have it.
 
-    Where the records have it, ``Record.information`` takes the place of the score, and `PastPeak`
-    decides. Else it is `Plateau` on the score.
+    ``Record.information`` takes the place of the score. That of a classifier's classes is judged by
+    `PastPeak`, that of components by `Plateau`, as is the score of records without.
     """
 
     mode: Mode = "max"
@@ -350,9 +350,11 @@ class Auto:
         _check_choices(self.mode, "skip")
 
     def __call__(self, history: Sequence[Record]) -> Decision:
-        if has_information(history):
-            return PastPeak()(scored_by_information(history))
-        return Plateau(mode=self.mode)(history)
+        if not has_information(history):
+            return Plateau(mode=self.mode)(history)
+        of_classes = history[-1].information_of == "classes"
+        policy: Policy = PastPeak() if of_classes else Plateau()
+        return policy(scored_by_information(history))
 
     def pick(self, history: Sequence[Record]) -> Record | None:
         """The record to keep; None while there is none after step 0."""
@@ -363,7 +365,7 @@ class Auto:
 
 
 def has_information(history: Sequence[Record]) -> bool:
-    """Whether the records are a classifier's."""
+    """Whether there is one to decide by."""
     return any(math.isfinite(record.information) for record in _trained(history))
 
 

@@ -36,31 +36,28 @@ def score_resamples(
     """The criterion on each resample; all NaN where an input is missing or not finite.
 
     Args:
-        criterion: called once, on all resamples; or its `on_resamples`, if it has one, with the
-            points of the whole pool.
+        criterion: called once, on all resamples; or its `on_resamples`, if it has one, with
+            what it needs of the whole pool.
         inputs: what the criterion may need, by name: of the whole pool ``(N, ...)``, or the model.
         resamples: ``(B, n)`` indices.
 
     Raises:
         ValueError: the criterion returned neither ``(B,)`` scores nor one for all, ``()``.
     """
-    resampled: list[Any] = []
-    points = inputs.get("points")
-    if hasattr(criterion, "on_resamples") and isinstance(points, Tensor):
-        if not torch.isfinite(points).all():
-            return [math.nan] * len(resamples)
-        scores = criterion.on_resamples(points, resamples.to(points.device))
-        return _checked(scores, criterion, resamples)
-    for need in getattr(criterion, "needs", ("points",)):
-        values = inputs[need]
-        if isinstance(values, nn.Module):
-            resampled.append(values)
-        elif values is None or not torch.isfinite(values).all():
-            return [math.nan] * len(resamples)
-        else:
-            resampled.append(values[resamples.to(values.device)])  # (B, n, ...)
-    scores = criterion(*resampled)
-    if scores.ndim == 0 and any(isinstance(values, nn.Module) for values in resampled):
+    given: list[Any] = [inputs[need] for need in getattr(criterion, "needs", ("points",))]
+    tensors = [values for values in given if not isinstance(values, nn.Module)]
+    if any(values is None or not torch.isfinite(values).all() for values in tensors):
+        return [math.nan] * len(resamples)
+    if hasattr(criterion, "on_resamples"):
+        chosen = resamples.to(tensors[0].device)
+        return _checked(criterion.on_resamples(*given, chosen), criterion, resamples)
+    scores = criterion(
+        *[
+            values if isinstance(values, nn.Module) else values[resamples.to(values.device)]
+            for values in given  # (N, ...) -> (B, n, ...)
+        ]
+    )
+    if scores.ndim == 0 and len(tensors) < len(given):
         scores = scores.expand(len(resamples))
     return _checked(scores, criterion, resamples)
 

@@ -26,8 +26,11 @@ class Record:
             step, so two records can be compared pair by pair.
         resample_size: points in a resample.
         pool_size: points in the pool.
-        information: of a classifier what `sepstop.criteria.Information` finds, by which it is
-            decided by default; NaN for other models.
+        information: what its neighbours tell about the group of a text, by which it is decided by
+            default; NaN where the outputs are not finite.
+        information_of: what the groups are: "classes" that a classifier predicts
+            (`sepstop.criteria.Information`), or "components" of the embeddings
+            (`sepstop.criteria.ComponentInformation`).
     """
 
     step: int
@@ -41,6 +44,7 @@ class Record:
     resample_size: int = 0
     pool_size: int = 0
     information: float = math.nan
+    information_of: str = "classes"
 
     @property
     def is_finite(self) -> bool:
@@ -75,9 +79,9 @@ class Criterion(Protocol):
     """A label-free score of a model on B resamples of the pool.
 
     It is called with what its attribute ``needs`` names, in that order; without the attribute
-    with the points, ``(B, n, D)`` float. See `sepstop.criteria.INPUTS`. One of the points alone may
-    have a method ``on_resamples(points, resamples)`` with the pool ``(N, D)`` and ``(B, n)`` index
-    sets, if it can share work between them.
+    with the points, ``(B, n, D)`` float. See `sepstop.criteria.INPUTS`. It may have a method
+    ``on_resamples(*inputs, resamples)`` that gets those of the whole pool, ``(N, ...)``, and
+    ``(B, n)`` index sets, if it can share work between them.
     """
 
     name: str

@@ -23,7 +23,7 @@ from sepstop.bench.judge import (
 from sepstop.bench.record import RunSettings, read_rows, record_run, split_rows, with_noise
 from sepstop.bench.runs import Run, find_runs, load_run, save_run
 from sepstop.cli import app
-from sepstop.criteria import InfoMax, Information, Separability
+from sepstop.criteria import ComponentInformation, InfoMax, Information, Separability
 from sepstop.criteria.information import neighbor_information
 from sepstop.neighbors import Neighborhoods
 from sepstop.policies import Auto
@@ -311,16 +311,18 @@ def test_weighted_spearman():
 def test_a_run_without_logits_is_judged_by_its_embeddings():
     run = toy_run()
     del run.arrays["pool_l"]
-    criteria = {"separability": Separability(), "infomax": InfoMax()}
+    criteria = {"component_information": ComponentInformation(), "infomax": InfoMax()}
     found = judge([run], criteria, {"plateau": {"name": "plateau"}})
     names = {verdict.criterion for verdict in found.verdicts}
-    assert names == {"oracle", "last checkpoint", "separability", "default"}
+    assert names == {"oracle", "last checkpoint", "component_information", "default"}
     for policies in (("hindsight", "hindsight"), ("plateau", "auto")):
         by_score, by_default = (
-            found.find("separability", policies[0]),
+            found.find("component_information", policies[0]),
             found.find("default", policies[1]),
         )
         assert by_default.picks == by_score.picks
+    (of,) = {record.information_of for record in default_history(run, score_run)}
+    assert of == "components"
     assert json.dumps(found.as_json(), allow_nan=False)
 
 
@@ -413,8 +415,9 @@ def test_the_default_is_the_callbacks(run, folder, tokenizer):
     by_monitor.add(1, torch.from_numpy(run.arrays["pool_e"][1]).float())
     logits = torch.from_numpy(run.arrays["pool_l"][1]).float()
     chosen = draw_resamples(len(logits), 20, len(logits) // 2, 0)
-    near = by_monitor.classes(logits, 1)
+    near = logits.argmax(dim=-1)[by_monitor.until(1)]
     expected = neighbor_information(logits[chosen], near[chosen]).mean().item()
     assert history[1].information == pytest.approx(expected)
     assert math.isfinite(monitor.measure(make_encoder(), 1).information)
-    assert math.isnan(monitor.measure(make_encoder().bert, 2).information)
+    record = monitor.measure(make_encoder().bert, 2)
+    assert (record.information_of, math.isfinite(record.information)) == ("components", True)

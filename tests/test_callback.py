@@ -754,14 +754,48 @@ def callback_file(trainer):
     return Path(trainer.args.output_dir) / NEIGHBORS_FILE
 
 
-def test_information_needs_a_classifier(make_trainer, pool, monkeypatch):
+class Similarity(torch.nn.Module):
+    """A model without predictions: it learns that texts of one label lie together."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = make_encoder().bert
+
+    @property
+    def config(self):
+        return self.body.config
+
+    def forward(self, input_ids, attention_mask, labels=None, **options):
+        out = self.body(input_ids, attention_mask, **options)
+        if labels is not None:
+            points = torch.nn.functional.normalize(out.last_hidden_state.mean(dim=1), dim=-1)
+            same = (labels[:, None] == labels).float()
+            out["loss"] = torch.nn.functional.mse_loss(points @ points.T, same)
+        return out
+
+
+def test_a_model_without_predictions_is_decided_by_its_components(make_trainer, pool):
     callback = SepStopCallback(pool)
     trainer = make_trainer(
-        callback, eval_strategy="steps", eval_steps=4, metric_for_best_model="information"
+        callback,
+        Similarity(),
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=4,
+        max_steps=20,
+        learning_rate=3e-2,
+        metric_for_best_model="information",
+        load_best_model_at_end=True,
+        save_total_limit=1,
     )
-    monkeypatch.setattr(callback.monitor, "_is_classifier", lambda model: False)
-    with pytest.raises(ValueError, match="'information' needs a classifier"):
-        trainer.train()
+    trainer.train()
+    assert {record.information_of for record in callback.history} == {"components"}
+    best = max(callback.history, key=lambda record: record.information)
+    assert best.information > 0
+    assert callback.decision.best_step == trainer.state.best_global_step == best.step
+    assert trainer.state.best_metric == pytest.approx(best.information)
+    assert callback_file(trainer).is_file()
 
 
 def test_the_default_policy_follows_the_metric_that_trainer_keeps_by(make_trainer, pool):

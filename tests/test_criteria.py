@@ -10,7 +10,11 @@ from sklearn.metrics import mutual_info_score, silhouette_score
 
 from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
-from sepstop.criteria.components import cluster_entropy, cluster_information
+from sepstop.criteria.components import (
+    cluster_entropy,
+    cluster_information,
+    component_information,
+)
 from sepstop.criteria.information import mutual_information, neighbor_information
 from sepstop.criteria.persistence import total_persistence
 from sepstop.criteria.predictions import (
@@ -143,6 +147,42 @@ def test_cluster_entropy_by_hand():
     assert cluster_entropy(points, least=3).item() == pytest.approx(expected)
     blob = directions(0, 1, 2, 3, 4, 5, 200)
     assert cluster_entropy(blob, least=3).item() < expected / 2
+
+
+def test_component_information_by_hand():
+    """Two clumps of five and one point alone; its neighbours are the next in a ring."""
+    clumps = (range(0, 10, 2), range(90, 100, 2))
+    points = directions(*clumps[0], *clumps[1], 200)[0]
+    ring = torch.tensor([1, 2, 3, 4, 0, 6, 7, 8, 9, 5, 9])[:, None, None]  # (N, 1, 1)
+    all_ = torch.arange(11)[None]
+    # Components 1, 2 and the rest; of the neighbours 1 and 2 alone.
+    parts = torch.tensor([5, 5, 1]) / 11, torch.tensor([5, 6]) / 11, torch.tensor([5, 5, 1]) / 11
+    rows, columns, both = (entropy(part) for part in parts)
+    expected = rows + columns - both - (3 - 3 - 2 + 1) / 22
+    assert component_information(points, ring, all_, least=5).item() == pytest.approx(expected)
+    # With neighbours across the clumps it tells as much; of any clump at random, less.
+    torn = torch.tensor([5, 1, 6, 2, 7, 0, 8, 3, 9, 4, 9])[:, None, None]
+    less = component_information(points, torn, all_, least=5).item()
+    assert less < expected / 2
+    # The mean over evaluations; a component has to have its least number of points.
+    both_ = torch.cat([ring, torn], dim=1)
+    mean = component_information(points, both_, all_, least=5).item()
+    assert mean == pytest.approx((expected + less) / 2)
+    assert component_information(points, ring, all_, least=6).item() < 0.2
+
+
+def test_component_information_of_resamples_is_at_the_scale_of_the_pool():
+    centres = torch.eye(6).repeat_interleave(100, dim=0) * 9
+    points = centres + normal(1, 600, 6)[0] / 3
+    near = nearest_neighbors(points)[:, None]
+    resamples = torch.stack([torch.randperm(600)[:300] for _ in range(4)])
+    found = component_information(points, near, resamples)
+    assert found.shape == (4,)
+    assert found.tolist() == pytest.approx([math.log(6)] * 4, abs=0.06)
+    unrelated = nearest_neighbors(normal(1, 600, 6, seed=1)[0])[:, None]
+    assert component_information(points, unrelated, resamples).max() < 0.1
+    blob = normal(1, 600, 6, seed=2)[0]
+    assert component_information(blob, near, resamples).max() < found.min() / 4
 
 
 def test_cluster_information_by_hand():
@@ -332,6 +372,7 @@ def test_a_batch_is_its_clouds_and_the_order_of_the_texts_does_not_matter(name):
         "logits": normal(3, 24, 3, seed=1),
         "previous_logits": normal(3, 24, 3, seed=2),
         "corrupted_logits": normal(3, 24, 3, seed=4),
+        "neighbors": normal(3, 24, 2, 3, 24, seed=6).argmax(dim=-1),
         "neighbor_classes": normal(3, 24, 2, 3, 3, seed=5).argmax(dim=-1),
     }
     scores = criterion(*inputs_of(criterion, **given))
@@ -341,6 +382,7 @@ def test_a_batch_is_its_clouds_and_the_order_of_the_texts_does_not_matter(name):
     if name not in ("silhouette", "calinski_harabasz"):  # k-means starts at some of the points
         order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
         moved = {key: value[:, order] for key, value in given.items()}
+        moved["neighbors"] = order.argsort()[moved["neighbors"]]
         torch.testing.assert_close(criterion(*inputs_of(criterion, **moved)), scores)
 
 
@@ -349,7 +391,7 @@ def test_a_collapsed_model_gives_a_number_or_nan_and_no_crash(name):
     criterion = CRITERIA[name]()
     for value in (0.0, 1.0):
         given = {key: torch.full((2, 10, 3), value) for key in INPUTS}
-        given["neighbor_classes"] = torch.zeros(2, 10, 1, 3, dtype=torch.int64)
+        given["neighbors"] = given["neighbor_classes"] = torch.zeros(2, 10, 1, 3, dtype=torch.int64)
         assert criterion(*inputs_of(criterion, **given)).shape == (2,)
 
 

@@ -26,17 +26,15 @@ def test_few_points_have_few_neighbors():
     assert nearest_neighbors(cloud(2)).tolist() == [[1], [0]]
 
 
-def test_classes_are_todays_of_all_neighbors_so_far():
+def test_neighbors_of_all_evaluations_so_far():
     known = Neighborhoods()
     for step in (0, 10, 20):
         known.add(step, cloud(30, seed=step))
-    logits = cloud(30, seed=99)
-    found = known.classes(logits, 10)
+    found = known.until(10)
     assert found.shape == (30, 2, 3)  # not those of step 20
-    classes = logits.argmax(dim=-1)
-    assert torch.equal(found[:, 0], classes[nearest_neighbors(cloud(30, seed=0))])
-    assert torch.equal(found[:, 1], classes[nearest_neighbors(cloud(30, seed=10))])
-    assert known.classes(logits, 15) is None
+    assert torch.equal(found[:, 0], nearest_neighbors(cloud(30, seed=0)))
+    assert torch.equal(found[:, 1], nearest_neighbors(cloud(30, seed=10)))
+    assert known.until(15) is None
 
 
 def two_clumps(rows):
@@ -51,8 +49,8 @@ def test_a_start_whose_classes_agree_anyway_is_no_reference(tmp_path):
     known.add(0, points, logits)
     known.add(10, cloud(30, seed=10), logits)
     assert not known.refers_back
-    alone = logits.argmax(dim=-1)[nearest_neighbors(cloud(30, seed=10))]
-    assert torch.equal(known.classes(logits, 10), alone[:, None])
+    alone = nearest_neighbors(cloud(30, seed=10))
+    assert torch.equal(known.until(10), alone[:, None])
     known.save(tmp_path / "neighbors.npz", "")
     assert not Neighborhoods.load(tmp_path / "neighbors.npz", "", until=10).refers_back
 
@@ -75,8 +73,7 @@ def test_a_file_gives_back_what_was_measured_alike(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["neighbors.npz"]
     found = Neighborhoods.load(path, "this pool", until=10)
     assert found.steps == [0, 10]
-    logits = cloud(30, seed=99)
-    assert torch.equal(found.classes(logits, 10), known.classes(logits, 10))
+    assert torch.equal(found.until(10), known.until(10))
     assert Neighborhoods.load(path, "another pool", until=10).steps == []
     assert Neighborhoods.load(tmp_path / "none.npz", "this pool", until=10).steps == []
 

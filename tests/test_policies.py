@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -412,6 +413,13 @@ def informed(*values):
 def test_auto_decides_by_information_where_there_is_any(values, stop_step, best_step):
     assert stop_and_best(Auto(), informed(*values)) == (stop_step, best_step)
     assert has_information(informed(*values))
+
+
+def test_auto_is_a_plateau_of_the_information_of_components():
+    values = (0.2, 0.5, 0.95, 1.0, 1.0, 1.0)
+    history = [replace(r, information_of="components") for r in informed(*values)]
+    assert stop_and_best(Auto(), history) == (60, 40)
+    assert stop_and_best(Auto(), informed(*values)) == (None, 40)
 
 
 def test_auto_is_a_plateau_of_the_score_elsewhere():

@@ -50,7 +50,14 @@ DEFAULT = "default"
 
 DEFAULT_CRITERION = "separability"
 
-OURS = (DEFAULT, "information", "consistency", "cluster_entropy", "cluster_information")
+OURS = (
+    DEFAULT,
+    "information",
+    "component_information",
+    "consistency",
+    "cluster_entropy",
+    "cluster_information",
+)
 """No peers: this project's own."""
 
 _DRAWS = 200
@@ -273,11 +280,11 @@ def _policies_for(
 def default_history(run: Run, score: Callable[[Run, Criterion], list[Record]]) -> list[Record]:
     """The records of a Monitor without a choice of criterion."""
     history = score(run, build("criterion", DEFAULT_CRITERION, CRITERIA))
-    if "pool_l" not in run.arrays:
-        return history
-    found = score(run, build("criterion", "information", CRITERIA))
+    of = "classes" if "pool_l" in run.arrays else "components"
+    name = "information" if of == "classes" else "component_information"
+    found = score(run, build("criterion", name, CRITERIA))
     return [
-        dataclasses.replace(record, information=other.score)
+        dataclasses.replace(record, information=other.score, information_of=of)
         for record, other in zip(history, found, strict=True)
     ]
 
@@ -290,6 +297,7 @@ def score_run(run: Run, criterion: Criterion, resamples: int = 20) -> list[Recor
     history: list[Record] = []
     previous = None
     neighborhoods = Neighborhoods()
+    needs = getattr(criterion, "needs", ("points",))
     for t, step in enumerate(run.steps):
         points, logits = _tensor(run, "pool_e", t), _tensor(run, "pool_l", t)
         inputs = {
@@ -298,10 +306,11 @@ def score_run(run: Run, criterion: Criterion, resamples: int = 20) -> list[Recor
             "previous_logits": previous,
             "corrupted_logits": _tensor(run, "pool_d", t),
         }
-        wanted = "neighbor_classes" in getattr(criterion, "needs", ())
-        if wanted and points is not None and logits is not None:
-            neighborhoods.add(step, points, logits)
-            inputs["neighbor_classes"] = neighborhoods.classes(logits, step)
+        if points is not None and {"neighbors", "neighbor_classes"} & set(needs):
+            neighborhoods.add(step, points, logits if "neighbor_classes" in needs else None)
+            near = neighborhoods.until(step)
+            inputs["neighbors"] = near
+            inputs["neighbor_classes"] = None if logits is None else logits.argmax(dim=-1)[near]
         scores = score_resamples(criterion, inputs, chosen)
         low, high = interval(scores, size, pool_size)
         history.append(
@@ -448,7 +457,7 @@ def _count(
 
 def _has(run: Run, criterion: Criterion) -> bool:
     needs = set(getattr(criterion, "needs", ("points",)))
-    has = {"points"}
+    has = {"points", "neighbors"}
     if "pool_l" in run.arrays:
         has |= {"logits", "previous_logits", "neighbor_classes"}
     if "pool_d" in run.arrays:

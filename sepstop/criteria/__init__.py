@@ -4,7 +4,7 @@ A criterion is called with what it names in ``needs``, in that order; `INPUTS` l
 """
 
 from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
-from sepstop.criteria.components import ClusterEntropy, ClusterInformation
+from sepstop.criteria.components import ClusterEntropy, ClusterInformation, ComponentInformation
 from sepstop.criteria.information import Information
 from sepstop.criteria.persistence import TotalPersistence
 from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
@@ -24,6 +24,8 @@ INPUTS = {
     "logits": "the classifier's logits on them, (B, n, k)",
     "previous_logits": "the same at the evaluation before, (B, n, k)",
     "corrupted_logits": "those of the same texts without 30 % of their tokens, (B, n, k)",
+    "neighbors": "the 3 nearest neighbours of each text at each of the S evaluations so far, as "
+    "places in the cloud, (B, n, S, 3)",
     "neighbor_classes": "predicted classes of the 3 nearest neighbours of each text, as they were "
     "at each of the S evaluations so far, (B, n, S, 3)",
     "model": "the model; a score of it alone is one number, ()",
@@ -32,6 +34,7 @@ INPUTS = {
 CRITERIA: dict[str, type] = {
     "separability": Separability,
     "information": Information,
+    "component_information": ComponentInformation,
     "cluster_entropy": ClusterEntropy,
     "cluster_information": ClusterInformation,
     "total_persistence": TotalPersistence,
@@ -52,4 +55,12 @@ CRITERIA: dict[str, type] = {
     "weightwatcher": WeightWatcher,
 }
 
-__all__ = ["CRITERIA", "INPUTS", "InfoMax", "Information", "Separability", "h0_separability"]
+__all__ = [
+    "CRITERIA",
+    "INPUTS",
+    "ComponentInformation",
+    "InfoMax",
+    "Information",
+    "Separability",
+    "h0_separability",
+]

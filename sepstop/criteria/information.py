@@ -41,15 +41,27 @@ def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
         The objective of arXiv:1807.06653 (Invariant Information Clustering), on hard classes of
         neighbours.
     """
-    classes = logits.argmax(dim=-1)  # (B, n)
-    information = torch.stack(
-        [
-            mutual_information(classes, neighbor_classes[..., s, :], logits.shape[-1])
-            for s in range(neighbor_classes.shape[-2])
-        ]
-    ).clamp(min=0)  # (S, B)
-    least = _CHANCE * (logits.shape[-1] - 1) / logits.shape[-2]
-    return (information[0].clamp(min=least) * information.mean(dim=0)).sqrt()
+    n, k = logits.shape[-2:]
+    information = told_by_neighbors(logits.argmax(dim=-1), neighbor_classes, k)
+    least = _CHANCE * (k - 1) / n
+    return (information[:, 0].clamp(min=least) * information.mean(dim=1)).sqrt()
+
+
+def told_by_neighbors(groups: Tensor, neighbor_groups: Tensor, count: int) -> Tensor:
+    """`mutual_information`, at least 0, of texts' groups and their neighbours' of each evaluation.
+
+    Args:
+        groups: ``(B, n)`` int64 from 0 to below ``count``.
+        neighbor_groups: ``(B, n, S, m)`` of the m neighbours at each of S evaluations.
+
+    Returns:
+        ``(B, S)`` float64, in nats.
+    """
+    evaluations = neighbor_groups.shape[2]
+    of_texts = groups.repeat_interleave(evaluations, dim=0)  # (B * S, n)
+    of_neighbors = neighbor_groups.transpose(1, 2).flatten(end_dim=1)  # (B * S, n, m)
+    information = mutual_information(of_texts, of_neighbors, count)
+    return information.clamp(min=0).reshape(-1, evaluations)
 
 
 def mutual_information(first: Tensor, second: Tensor, classes: int) -> Tensor:
@@ -68,16 +80,26 @@ def mutual_information(first: Tensor, second: Tensor, classes: int) -> Tensor:
     References:
         Miller (1955), Note on the bias of information estimates.
     """
-    n = first.shape[-1]
-    second = second.reshape(*first.shape, -1)  # (B, n, m)
-    cells = (first[..., None] * classes + second).flatten(start_dim=-2)  # (B, n * m)
-    counts = torch.zeros(len(first), classes**2, dtype=torch.float64, device=first.device)
-    counts.scatter_add_(-1, cells, torch.ones_like(cells, dtype=torch.float64))
-    joint = (counts / cells.shape[-1]).unflatten(-1, (classes, classes))
-    parts = joint.sum(dim=-1), joint.sum(dim=-2), joint.flatten(start_dim=-2)
-    rows, columns, both = (torch.special.entr(part).sum(dim=-1) for part in parts)
-    used = [(part > 0).sum(dim=-1) for part in parts]
-    return rows + columns - both - (used[2] - used[0] - used[1] + 1) / (2 * n)
+    size, n = first.shape
+    second = second.reshape(size, n, -1)  # (B, n, m)
+    each = torch.arange(size, device=first.device)[:, None, None] * classes
+    cells = (each + first[..., None]) * classes + second
+    found, counts = cells.unique(return_counts=True)
+    where = found.div(classes**2, rounding_mode="floor")
+    total = second[0].numel()
+    # Sums go by the values of the counts, which are few and in a fixed order.
+    by_count = (where * (total + 1) + counts).bincount(minlength=size * (total + 1))
+    by_count = by_count.reshape(size, -1)
+    shares = torch.arange(total + 1, device=first.device, dtype=torch.float64) / total
+    both = (by_count * torch.special.entr(shares)).sum(dim=-1)
+    used = by_count.sum(dim=-1)
+    information = -both
+    for labels in (first, second.flatten(start_dim=1)):
+        of_class = (each[..., 0] + labels).flatten().bincount(minlength=size * classes)
+        share = of_class.reshape(size, classes).double() / labels.shape[1]
+        information = information + torch.special.entr(share).sum(dim=-1)
+        used = used - (share > 0).sum(dim=-1)
+    return information - (used + 1) / (2 * n)
 
 
 @dataclass(frozen=True)
