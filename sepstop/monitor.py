@@ -222,7 +222,7 @@ class Monitor:
             scores = self._score(model, seen, corrupted, near, step)
             information = self._information(seen, near)
         low, high = interval(scores, self.resample_size, len(tokens))
-        return Record(
+        record = Record(
             step=step,
             epoch=epoch,
             score=sum(scores) / len(scores),
@@ -236,6 +236,7 @@ class Monitor:
             information=information,
             information_of="classes" if self._classifies else "components",
         )
+        return self.ranks.of_first(record)  # one for all, down to the last bit
 
     def _observe(
         self, model: nn.Module, tokens: Sequence[Tensor], progress: bool = False

@@ -97,7 +97,7 @@ def _llama_config(hidden_size: int = 16) -> LlamaConfig:
         hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=2 * hidden_size,
         max_position_embeddings=64,
         num_labels=2,
         pad_token_id=0,
@@ -113,9 +113,9 @@ def make_wider_decoder() -> LlamaForCausalLM:
     return LlamaForCausalLM(_llama_config(hidden_size=32))
 
 
-def make_decoder_classifier(seed: int = 0) -> LlamaForSequenceClassification:
+def make_decoder_classifier(seed: int = 0, hidden_size: int = 16) -> LlamaForSequenceClassification:
     torch.manual_seed(seed)
-    return LlamaForSequenceClassification(_llama_config())
+    return LlamaForSequenceClassification(_llama_config(hidden_size))
 
 
 @pytest.fixture
@@ -136,6 +136,14 @@ def train_rows(tokenizer: PreTrainedTokenizerFast) -> datasets.Dataset:
         lambda batch: tokenizer(batch["text"], padding="max_length", max_length=12),
         batched=True,
     )
+
+
+@pytest.fixture
+def batches(train_rows: datasets.Dataset) -> torch.utils.data.DataLoader:
+    rows = train_rows.rename_column("label", "labels").with_format(
+        "torch", columns=["input_ids", "attention_mask", "labels"]
+    )
+    return torch.utils.data.DataLoader(rows, batch_size=8)  # 8 steps an epoch
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 import torch
-from conftest import make_decoder, make_encoder
+from conftest import make_decoder, make_decoder_classifier, make_encoder
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from sepstop import Monitor, SepStopCallback, select_checkpoint
@@ -146,9 +146,9 @@ def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
         select_checkpoint(tmp_path / "run", pool)
 
 
-def test_a_search_by_optuna_takes_the_score_for_its_objective(
-    pool, tokenizer, train_rows, tmp_path
-):
+@pytest.fixture
+def searching(pool, tokenizer, train_rows, tmp_path):
+    """A Trainer to search with, and its callback."""
     callback = SepStopCallback(pool, resamples=4)
     trainer = Trainer(
         model_init=lambda: make_encoder(),
@@ -167,6 +167,25 @@ def test_a_search_by_optuna_takes_the_score_for_its_objective(
         processing_class=tokenizer,
         callbacks=[callback],
     )
+    return trainer, callback
+
+
+def search(trainer, objective, **options):
+    def space(trial):
+        return {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)}
+
+    return trainer.hyperparameter_search(
+        space,
+        compute_objective=objective,
+        direction="maximize",
+        backend="optuna",
+        n_trials=3,
+        **options,
+    )
+
+
+def test_a_search_by_optuna_takes_the_score_for_its_objective(searching):
+    trainer, callback = searching
     scores = []
 
     def objective(metrics):
@@ -174,12 +193,125 @@ def test_a_search_by_optuna_takes_the_score_for_its_objective(
         assert metrics["eval_separability"] == callback.history[-1].score
         return metrics["eval_separability"]
 
-    best = trainer.hyperparameter_search(
-        lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)},
-        compute_objective=objective,
-        direction="maximize",
-        backend="optuna",
-        n_trials=3,
-    )
+    best = search(trainer, objective)
     assert len(set(scores)) == 6  # two evaluations in each of three runs
     assert best.objective == max(scores[1::2])
+
+
+def test_a_search_by_optuna_prunes_by_the_score(searching):
+    import optuna
+
+    seen = {}
+
+    class Second(optuna.pruners.BasePruner):
+        """Gives up the second run at its first evaluation."""
+
+        def prune(self, study, trial):
+            seen[trial.number] = list(trial.intermediate_values.values())
+            assert seen[trial.number][-1] == searching[1].history[-1].information
+            return trial.number == 1
+
+    objective = lambda metrics: metrics["eval_information"]  # noqa: E731, as in the README
+    search(searching[0], objective, pruner=Second())
+    assert [len(values) for values in seen.values()] == [2, 1, 2]
+
+
+def test_the_trainer_of_sequence_to_sequence_models(pool, tokenizer, tmp_path):
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        Seq2SeqTrainer,
+        Seq2SeqTrainingArguments,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_heads=2,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=3,
+        )
+    )
+    rows = datasets.Dataset.from_dict({"text": pool[:24]}).map(
+        lambda row: {**tokenizer(row["text"]), "labels": tokenizer(row["text"])["input_ids"]},
+        remove_columns="text",
+    )
+    callback = SepStopCallback(pool, resamples=4)
+    trainer = Seq2SeqTrainer(
+        model,
+        Seq2SeqTrainingArguments(
+            str(tmp_path / "run"),
+            **EVERY_SECOND_STEP,
+            learning_rate=1e-2,
+            predict_with_generate=True,
+            generation_max_length=8,
+            metric_for_best_model="information",
+            load_best_model_at_end=True,
+            report_to=[],
+            use_cpu=True,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert [record.step for record in callback.history] == [2, 4]
+    assert {record.information_of for record in callback.history} == {"components"}
+    assert trainer.state.best_global_step == callback.decision.best_step
+    chosen = select_checkpoint(tmp_path / "run", pool)
+    assert chosen.best_step == callback.decision.best_step
+    assert [record.score for record in chosen.records] == pytest.approx(
+        [record.score for record in callback.history], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_decoder_with_an_adapter(bits, pool, tokenizer, train_rows, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig, LlamaForSequenceClassification
+
+    make_decoder_classifier(hidden_size=64).save_pretrained(tmp_path / "base")
+    monitor = Monitor(pool, resamples=4, tokenizer=tokenizer)
+    whole = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
+    base = LlamaForSequenceClassification.from_pretrained(
+        tmp_path / "base",
+        quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
+        device_map="cpu",
+    )
+    score = monitor.measure(base, 0).score
+    assert score != monitor.measure(whole, 0).score
+    assert score == pytest.approx(monitor.measure(whole, 0).score, abs=0.1)
+    model = get_peft_model(
+        prepare_model_for_kbit_training(base), LoraConfig(task_type="SEQ_CLS", r=4)
+    )
+    callback = SepStopCallback(pool, resamples=4)
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(tmp_path / "run"),
+            **EVERY_SECOND_STEP,
+            learning_rate=1e-2,
+            metric_for_best_model="information",
+            load_best_model_at_end=True,
+            report_to=[],
+            use_cpu=True,
+        ),
+        train_dataset=train_rows,
+        eval_dataset=train_rows.select(range(8)),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert [record.step for record in callback.history] == [2, 4]
+    assert {record.information_of for record in callback.history} == {"classes"}
+    assert trainer.state.best_global_step == callback.decision.best_step

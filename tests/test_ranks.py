@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sepstop.history import read_history
 from sepstop.ranks import Ranks
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -114,3 +115,61 @@ def test_pools_that_differ_are_said_before_the_first_step(ran, processes):
     for found in ran(processes):
         assert "expected the same pool on all" in found["other pool"]["failed"]
         assert found["other pool"]["steps"] == 0
+
+
+LOOP = """
+import sys
+from pathlib import Path
+
+import torch
+from conftest import make_encoder, make_texts, make_tokenizer
+
+torch.manual_seed(0)
+model, tokenizer = make_encoder(), make_tokenizer()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+pool, (texts, labels) = make_texts(41, seed=1)[0], make_texts(64)
+rows = tokenizer(texts, padding=True, return_tensors="pt")
+rows = [
+    {{"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(label)}}
+    for ids, mask, label in zip(rows["input_ids"], rows["attention_mask"], labels, strict=True)
+]
+loader = torch.utils.data.DataLoader(rows, batch_size=2, shuffle=True)
+
+{loop}
+from sepstop.history import write_history
+
+assert accelerator.num_processes == 2
+write_history(Path(sys.argv[1]) / f"rank{{accelerator.process_index}}.jsonl", history)
+accelerator.end_training()
+"""
+
+
+def test_the_readmes_loop_under_accelerate_launch(tmp_path):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    loop = next(part for part in readme.split("```") if "import Accelerator" in part)
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP.format(loop=loop.removeprefix("python\n")))
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    options = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    # Its launcher of several processes is named after GPUs; this makes them use the CPU.
+    own = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            *launch,
+            *options,
+            "--main_process_port=0",
+            str(script),
+            str(tmp_path),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | own,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (read_history(tmp_path / f"rank{rank}.jsonl") for rank in (0, 1))
+    assert first == second
+    assert [record.step for record in first] == [5, 10, 15]
+    assert all(math.isfinite(record.score + record.information) for record in first)

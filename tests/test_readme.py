@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_encoder
+from lightning_module import Classifier
 from torch.utils.data import DataLoader
 
 README = Path(__file__).parents[1] / "README.md"
@@ -13,7 +14,7 @@ BLOCKS = re.findall(r"<!-- run by [^\n]* -->\n```python\n(.*?)```", README.read_
 
 
 def test_all_python_is_run():
-    assert len(BLOCKS) == README.read_text().count("```python") == 3
+    assert len(BLOCKS) == README.read_text().count("```python") == 4
 
 
 @pytest.mark.filterwarnings("error:sepstop")
@@ -38,3 +39,10 @@ def test_the_examples_run(tmp_path, monkeypatch, pool, train_rows, tokenizer):
     assert names["trainer"].state.best_model_checkpoint
     exec(BLOCKS[2], names)
     assert names["history"][0].step == 5
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, few batches
+def test_the_lightning_example_runs(tmp_path, monkeypatch, pool, tokenizer, batches):
+    monkeypatch.chdir(tmp_path)
+    names = {"pool": pool, "tokenizer": tokenizer, "module": Classifier(), "loader": batches}
+    exec(BLOCKS[3], names | {"eval_loader": batches})

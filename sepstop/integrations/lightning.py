@@ -1,0 +1,184 @@
+"""Lightning's events to measure, decide, stop; all else is `sepstop.watch.Watch`.
+
+Relies on these habits of Lightning (2.6): values logged in ``on_validation_epoch_end`` are there
+for a ``ModelCheckpoint`` at the same validation; the state of a callback comes back before
+``on_train_start``; validation runs in inference mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+try:
+    import lightning.pytorch as pl
+except ImportError:  # its older name
+    import pytorch_lightning as pl
+
+from sepstop import history as rows
+from sepstop.ranks import Ranks
+from sepstop.types import Record
+from sepstop.watch import Watch
+
+
+class SepStopCallback(Watch, pl.Callback):
+    """`sepstop.SepStopCallback` for a Lightning Trainer.
+
+    The pool is scored at each validation, and ``separability`` and ``information`` are logged: name
+    one in ``ModelCheckpoint(monitor="information", mode="max")`` to keep its best. Without
+    validations the pool is scored on a schedule of its own. When the policy says so, the Trainer is
+    told to stop.
+
+    >>> # Trainer(callbacks=[SepStopCallback(texts, tokenizer=tokenizer),
+    >>> #                    ModelCheckpoint(monitor="information", mode="max")])
+
+    Args:
+        pool, criterion, policy, embedder, continue_after_stop, on_error, verbose,
+            **monitor_options: as of `sepstop.SepStopCallback`. Where the model does not tell its
+            folder or hub name, give the ``tokenizer``.
+        every_n_steps: own schedule, for runs without validation; each epoch by default.
+        model: the model to score, a name as "backbone.encoder" in the LightningModule, or a
+            function of the LightningModule; by default the only model of transformers in it.
+
+    Raises:
+        FileNotFoundError, ValueError: on construction, or before the first step.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        criterion: Any = None,
+        policy: Any = None,
+        embedder: Any = None,
+        *,
+        model: str | Callable[[Any], nn.Module] | None = None,
+        every_n_steps: int | None = None,
+        continue_after_stop: bool = False,
+        on_error: Literal["skip", "raise"] = "skip",
+        verbose: bool = True,
+        **monitor_options: Any,
+    ) -> None:
+        super().__init__(
+            pool,
+            criterion,
+            policy,
+            embedder,
+            every_n_steps=every_n_steps,
+            continue_after_stop=continue_after_stop,
+            on_error=on_error,
+            verbose=verbose,
+            **monitor_options,
+        )
+        self.model = model
+        self._saved: dict[str, Any] = {}
+
+    # Events, in the order in which the Trainer fires them
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        own = not trainer.enable_validation
+        if self.every_n_steps is not None and not own:
+            raise ValueError(
+                f"every_n_steps={self.every_n_steps} is for runs without validation; this one "
+                "scores at each validation (val_check_interval of the Trainer)"
+            )
+        model = self._model(pl_module)
+        self.monitor.distributed = True
+        self.monitor.prepare(model)
+        self._restore(*self._recorded(trainer))
+        if self._stays_stopped():
+            trainer.should_stop = True
+        else:
+            self._recall_neighbors(trainer.default_root_dir, trainer.global_step, model)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        every = self.every_n_steps
+        last = trainer.global_step == trainer.max_steps
+        if every and trainer.global_step and (trainer.global_step % every == 0 or last):
+            self._measure(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.enable_validation and not self.every_n_steps:
+            self._measure(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": [rows.to_dict(record) for record in self.history],
+            "settings": self.monitor.settings,
+        }
+
+    # Measure, decide, stop
+
+    def _recorded(self, trainer: pl.Trainer) -> tuple[list[Record], dict[str, Any]]:
+        """History and settings of the run that goes on; nothing of a new one.
+
+        A checkpoint that was saved before its step's score does not know it; the folder does.
+        """
+        saved, self._saved = self._saved, {}
+        history = [rows.from_dict(row) for row in saved.get("history", [])]
+        if saved:
+            path = Path(trainer.default_root_dir) / rows.HISTORY_FILE
+            whole = Ranks.of_run().of_first(rows.continuation(path, history))
+            history = [record for record in whole if record.step <= trainer.global_step]
+        return history, saved.get("settings", {})
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._stopped_before:
+            return
+        # What a module caches in inference mode could not be trained on afterwards.
+        with torch.inference_mode(False):
+            scored = self._score(
+                self._model(pl_module),
+                trainer.global_step,
+                float(trainer.current_epoch),
+                trainer.default_root_dir,
+            )
+        if self.history and self.history[-1].step == trainer.global_step:
+            found = rows.scalars(self.history[-1])
+            values = {key.removeprefix("eval_"): value for key, value in found.items()}
+            pl_module.log_dict(values, logger=False)  # for other callbacks; loggers get them below
+        if scored is None:
+            return
+        record, decision = scored
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        if decision.stop:
+            trainer.should_stop = True
+        self._announce(record, decision)
+
+    def _model(self, pl_module: pl.LightningModule) -> nn.Module:
+        if callable(self.model):
+            return self.model(pl_module)
+        if self.model is not None:
+            return pl_module.get_submodule(self.model)
+        inside = [name for name, part in pl_module.named_modules() if _is_model(part)]
+        outer = [name for name in inside if not any(_holds(other, name) for other in inside)]
+        if len(outer) != 1:
+            raise ValueError(
+                f"expected one model of transformers in {type(pl_module).__name__}, found "
+                f"{', '.join(outer) or 'none'}; name the one to score: model='...'"
+            )
+        return pl_module.get_submodule(outer[0])
+
+
+def _is_model(part: nn.Module) -> bool:
+    """Also a PEFT model and a SentenceTransformer, which hold one of transformers."""
+    kinds = {kind.__name__ for kind in type(part).__mro__}
+    return isinstance(part, PreTrainedModel) or bool(kinds & {"PeftModel", "SentenceTransformer"})
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return inner.startswith(f"{outer}.")

@@ -1,0 +1,184 @@
+"""The Lightning callback in real Lightning runs of a tiny model."""
+
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import make_decoder
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning_module import Classifier
+
+from sepstop import Monitor, Patience
+from sepstop.history import HISTORY_FILE, read_history
+from sepstop.integrations.lightning import SepStopCallback
+from sepstop.neighbors import NEIGHBORS_FILE
+from sepstop.policies import replay
+
+NEVER = Patience(patience=None)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def fit(tmp_path, batches):
+    def run(callback, *others, model=None, validates=True, ckpt_path=None, folder="run", **options):
+        torch.manual_seed(1)
+        model = model or Classifier()
+        defaults = {"max_epochs": 5, "val_check_interval": 4 if validates else None}
+        trainer = pl.Trainer(
+            default_root_dir=tmp_path / folder,
+            callbacks=[*([callback] if callback else []), *others],
+            **{"logger": False, "enable_checkpointing": bool(others)} | defaults | options,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, batches, batches if validates else None, ckpt_path=ckpt_path)
+        return trainer, model
+
+    return run
+
+
+def test_each_validation_is_scored_and_the_best_is_kept(fit, pool, tokenizer, tmp_path):
+    callback = SepStopCallback(pool, policy=NEVER, tokenizer=tokenizer, resamples=4)
+    keep = ModelCheckpoint(tmp_path / "best", monitor="separability", mode="max")
+    early = EarlyStopping("information", mode="max", patience=100)  # finds it, too
+    trainer, model = fit(callback, keep, early, logger=CSVLogger(tmp_path / "logs"))
+    assert [record.step for record in callback.history] == list(range(4, 41, 4))
+    best = callback.decision.best_step
+    assert f"step={best}.ckpt" in keep.best_model_path
+    record = next(record for record in callback.history if record.step == best)
+    assert float(keep.best_model_score) == pytest.approx(record.score)
+    assert trainer.callback_metrics["information"] == pytest.approx(
+        callback.history[-1].information
+    )
+    # The weights on disk have the score of their step; the model of the run, its last one.
+    monitor = Monitor(pool, tokenizer=tokenizer, resamples=4)
+    saved = torch.load(keep.best_model_path, weights_only=False)["state_dict"]
+    again = Classifier()
+    again.load_state_dict(saved)
+    assert monitor.measure(again.net, best).score == pytest.approx(record.score)
+    assert monitor.measure(model.net, 40).score == pytest.approx(callback.history[-1].score)
+    assert read_history(tmp_path / "run" / HISTORY_FILE) == callback.history
+    assert (tmp_path / "run" / NEIGHBORS_FILE).is_file()
+
+
+def test_loggers_have_the_scores_at_their_steps(fit, pool, tokenizer, tmp_path):
+    import csv
+
+    callback = SepStopCallback(pool, policy=NEVER, tokenizer=tokenizer, resamples=4)
+    logger = CSVLogger(tmp_path / "logs")
+    fit(callback, logger=logger, log_every_n_steps=1)
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["separability"]]
+    assert [int(row["step"]) for row in rows] == [record.step for record in callback.history]
+    for row, record in zip(rows, callback.history, strict=True):
+        assert float(row["separability"]) == pytest.approx(record.score)
+        assert float(row["information"]) == pytest.approx(record.information)
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_watched_run_trains_as_an_unwatched_one(fit, pool, tokenizer, validates):
+    _, plain = fit(None, validates=validates)
+    callback = SepStopCallback(pool, policy=NEVER, tokenizer=tokenizer, resamples=4)
+    _, watched = fit(callback, validates=validates)
+    assert callback.history
+    for before, after in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(None, [8, 16, 24, 32, 40]), (6, [6, 12, 18, 24, 30, 36, 40])]
+)
+def test_a_schedule_of_its_own(fit, pool, tokenizer, every, steps):
+    callback = SepStopCallback(
+        pool, policy=NEVER, tokenizer=tokenizer, resamples=2, every_n_steps=every
+    )
+    fit(callback, validates=False, max_steps=40, max_epochs=-1)
+    assert [record.step for record in callback.history] == steps
+
+
+def test_it_stops_and_a_resumed_run_goes_on_or_stays_stopped(fit, pool, tokenizer, tmp_path):
+    def callback(**options):
+        return SepStopCallback(
+            pool, "separability", tokenizer=tokenizer, resamples=4,
+            policy=Patience(patience=2, mode="max"), **options,
+        )  # fmt: skip
+
+    whole = SepStopCallback(pool, policy=NEVER, tokenizer=tokenizer, resamples=4)
+    keep = ModelCheckpoint(tmp_path / "all", save_top_k=-1, every_n_train_steps=4)
+    fit(whole, keep)
+    stop = replay(Patience(patience=2), whole.history)
+    assert stop.stop
+
+    first = callback()
+    trainer, _ = fit(first, ModelCheckpoint(tmp_path / "first", save_top_k=-1), folder="first")
+    assert trainer.global_step == first.history[-1].step == stop.step
+    assert first.decision.best_step == stop.best_step
+
+    # From the middle; Lightning itself does not restore the random states of dropout.
+    (middle,) = (tmp_path / "all").glob("*step=8.ckpt")
+    resumed = callback()
+    fit(resumed, ckpt_path=middle)
+    assert resumed.history[:2] == whole.history[:2]  # the second by the folder alone
+    steps = [record.step for record in resumed.history]
+    assert steps == [*range(4, steps[-1] + 1, 4)]
+    assert resumed.monitor.neighborhoods.steps == [0, *steps]
+
+    (end,) = (tmp_path / "first").glob(f"*step={stop.step}.ckpt")
+    stopped = callback()
+    trainer, _ = fit(stopped, ckpt_path=end, folder="first")
+    assert trainer.global_step == stop.step
+    assert stopped.history == first.history
+    onward = callback(continue_after_stop=True)
+    trainer, _ = fit(onward, ckpt_path=end, folder="first")
+    assert trainer.global_step > stop.step
+
+
+def test_a_failing_measurement_is_a_warning(fit, pool, tokenizer):
+    def broken(points):
+        raise RuntimeError("out of luck")
+
+    broken.name, broken.higher_is_better = "broken", True
+    callback = SepStopCallback(pool, broken, tokenizer=tokenizer, resamples=2)
+    with pytest.warns(RuntimeWarning, match="could not measure step 4.*out of luck"):
+        trainer, _ = fit(callback, max_epochs=1)
+    assert trainer.global_step == 8
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(SepStopCallback(pool, broken, tokenizer=tokenizer, on_error="raise"))
+
+
+def test_which_model_is_scored(fit, pool, tokenizer):
+    class Two(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.teacher = make_decoder()
+
+    with pytest.raises(ValueError, match=r"one model .* in Two, found net, teacher"):
+        fit(SepStopCallback(pool, tokenizer=tokenizer), model=Two())
+    scores = []
+    for model in ("net", "net.bert", lambda module: module.net):
+        callback = SepStopCallback(pool, tokenizer=tokenizer, model=model, policy=NEVER)
+        fit(callback, model=Two(), max_epochs=1)
+        scores.append([record.score for record in callback.history])
+        of = {record.information_of for record in callback.history}
+        assert of == {"components" if model == "net.bert" else "classes"}
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_a_schedule_is_for_runs_without_validation(fit, pool, tokenizer):
+    callback = SepStopCallback(pool, tokenizer=tokenizer, every_n_steps=2)
+    with pytest.raises(ValueError, match="every_n_steps=2 is for runs without validation"):
+        fit(callback)
+
+
+def test_validating_alone_is_no_score(fit, pool, tokenizer, batches):
+    callback = SepStopCallback(pool, policy=NEVER, tokenizer=tokenizer, resamples=2)
+    trainer, model = fit(callback, max_epochs=1)
+    seen = list(callback.history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        trainer.validate(model, batches, verbose=False)
+    assert callback.history == seen

@@ -1,0 +1,124 @@
+"""Each tracker's own files after a real run have the scores at their steps."""
+
+import json
+import sqlite3
+import struct
+import sys
+
+import pytest
+from conftest import make_encoder
+from transformers import Trainer, TrainingArguments
+
+from sepstop import Patience, SepStopCallback
+
+STEPS = [2, 4, 6]
+
+
+@pytest.fixture
+def tracked(tmp_path, pool, tokenizer, train_rows):
+    """The history of a run that reports to a tracker."""
+
+    def run(tracker):
+        callback = SepStopCallback(pool, policy=Patience(patience=None), resamples=3)
+        args = TrainingArguments(
+            str(tmp_path / "run"),
+            max_steps=6,
+            eval_strategy="steps",
+            eval_steps=2,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[tracker],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=make_encoder(),
+            args=args,
+            train_dataset=train_rows,
+            eval_dataset=train_rows.select(range(8)),
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
+        callback.attach(trainer)
+        trainer.train()
+        assert [record.step for record in callback.history] == STEPS
+        return callback.history
+
+    return run
+
+
+def check(found, history):
+    """``found``: rows with a step and the two scores."""
+    assert [row[0] for row in found] == STEPS
+    for _, separability, information in found:
+        record = history.pop(0)
+        assert separability == pytest.approx(record.score)
+        assert information == pytest.approx(record.information)
+
+
+def test_weights_and_biases_offline(tracked, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    history = tracked("wandb")
+    wandb.finish()
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    rows = [row for row in wandb_history(file.read_bytes()) if "eval/separability" in row]
+    keys = ("train/global_step", "eval/separability", "eval/information")
+    check([tuple(row[key] for key in keys) for row in rows], history)
+
+
+def wandb_history(data):
+    """Rows of a run's file: a LevelDB log after seven bytes, in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2 as protocol
+
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        left = 2**15 - at % 2**15
+        if left < 7:  # no piece begins so close to a block's end
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            row = protocol.Record.FromString(record).history.item
+            yield {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row
+            }
+            record = b""
+
+
+def test_mlflow(tracked, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"file:{tmp_path}/mlruns"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    history = tracked("mlflow")
+    mlflow.end_run()
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.search_experiments()[0].experiment_id])
+    separability, information = (
+        client.get_metric_history(run.info.run_id, f"eval_{name}")
+        for name in ("separability", "information")
+    )
+    check(
+        [(a.step, a.value, b.value) for a, b in zip(separability, information, strict=True)],
+        history,
+    )
+
+
+def test_trackio(tracked, tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # it looks at the folder on import
+    history = tracked("trackio")
+    (file,) = tmp_path.glob("trackio/*.db")
+    with sqlite3.connect(file) as connection:
+        rows = [
+            json.loads(row)
+            for (row,) in connection.execute("SELECT metrics FROM metrics ORDER BY id")
+        ]
+    keys = ("train/global_step", "eval/separability", "eval/information")
+    check([tuple(row[key] for key in keys) for row in rows if keys[1] in row], history)
