@@ -136,10 +136,11 @@ class SepStopCallback(Watch, TrainerCallback):
         control: TrainerControl,
         model: Any = None,
         processing_class: Any = None,
-        **_: Any,
+        **kwargs: Any,
     ) -> None:
         self._claim(state)
         self._check(args)
+        model = _trained(model, **kwargs)
         # The ranks of a tensor-parallel model have to see the same texts.
         self.monitor.distributed = getattr(model, "tp_size", None) in (None, 1)
         self.monitor.prepare(model, processing_class)
@@ -171,7 +172,7 @@ class SepStopCallback(Watch, TrainerCallback):
         if self._stopped_before:
             _leave_no_trace(control)
         elif own_schedule(args) and every and (state.global_step % every == 0 or last):
-            self._measure(args, state, control, kwargs["model"])
+            self._measure(args, state, control, _trained(**kwargs))
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -179,7 +180,7 @@ class SepStopCallback(Watch, TrainerCallback):
         if self._stopped_before:
             _leave_no_trace(control)
         elif own_schedule(args) and not self.every_n_steps:
-            self._measure(args, state, control, kwargs["model"])
+            self._measure(args, state, control, _trained(**kwargs))
 
     def on_evaluate(
         self,
@@ -192,7 +193,7 @@ class SepStopCallback(Watch, TrainerCallback):
         if not self._training or metrics is None:
             return
         if not own_schedule(args):
-            self._measure(args, state, control, kwargs["model"])
+            self._measure(args, state, control, _trained(**kwargs))
         if self.history and self.history[-1].step == state.global_step:
             metrics.update(rows.scalars(self.history[-1]))
 
@@ -338,6 +339,11 @@ class SepStopCallback(Watch, TrainerCallback):
         if getattr(state, "_sepstop_callback", self) is not self:
             raise ValueError(_TWO)
         state._sepstop_callback = self
+
+
+def _trained(model: Any, **others: Any) -> Any:
+    """The model of an event; SetFit's trainer passes the one that it trains beside its own."""
+    return others.get("st_model", model)
 
 
 def _checkpoint(args: TrainingArguments, step: int | None) -> Path:

@@ -6,8 +6,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sepstop import history as rows
+from sepstop.loading import load_model
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
@@ -278,97 +279,6 @@ def _device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def load_model(
-    checkpoint: str | Path, trust_remote_code: bool = False, with_head: bool = False
-) -> nn.Module:
-    """The model in a checkpoint folder.
-
-    Args:
-        with_head: with its classification head, where it has one.
-
-    Raises:
-        ValueError: weights are missing from the folder.
-    """
-    path = Path(checkpoint)
-    with _quiet_transformers():
-        if (path / "adapter_config.json").is_file():
-            return _load_adapter(path, trust_remote_code)
-        from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        trained = " ".join(config.architectures or ())
-        classifies = with_head and "ForSequenceClassification" in trained
-        auto_class = AutoModelForSequenceClassification if classifies else AutoModel
-        model, info = auto_class.from_pretrained(
-            path, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    # A pooler on top of the hidden states takes no part in the embedding.
-    missing = sorted(key for key in info["missing_keys"] if classifies or "pooler" not in key)
-    if missing:
-        raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
-    return model
-
-
-def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError("a PEFT adapter needs peft: pip install 'sepstop[peft]'") from error
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    config = peft.PeftConfig.from_pretrained(str(path))
-    # Names of the adapted modules start at the class that was trained.
-    base_class: Any = {
-        "CAUSAL_LM": AutoModelForCausalLM,
-        "SEQ_CLS": AutoModelForSequenceClassification,
-    }.get(str(getattr(config.task_type, "value", config.task_type)), _adapted_class(config))
-    classes = {}
-    if base_class is AutoModelForSequenceClassification:
-        # The head that was trained may have more labels than the base's.
-        labels = _labels_of_head(peft.load_peft_weights(str(path), device="cpu"))
-        classes = {"ignore_mismatched_sizes": True} | ({"num_labels": labels} if labels else {})
-    base = base_class.from_pretrained(
-        config.base_model_name_or_path, trust_remote_code=trust_remote_code, **classes
-    )
-    # PEFT reports what does not fit in a warning, a key a line.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = peft.PeftModel.from_pretrained(base, str(path), ignore_mismatched_sizes=True)
-    report = "\n".join(str(warning.message) for warning in caught)
-    misfits = re.findall(r"^\s*- (?!.*modules_to_save)(.+): found shape", report, re.MULTILINE)
-    if misfits:
-        raise ValueError(
-            f"the adapter does not fit {config.base_model_name_or_path}: {misfits[0]} has "
-            "another shape"
-        )
-    if "missing adapter keys" in report:  # a model without it would be scored in its place
-        raise ValueError(
-            f"the adapter does not fit {type(base).__name__} of {config.base_model_name_or_path}: "
-            "weights are missing, or their modules are called otherwise"
-        )
-    return model
-
-
-def _adapted_class(config: Any) -> Any:
-    """The class of the base that PEFT notes where an adapter has no task, if it is a known one."""
-    import transformers
-
-    noted = config.auto_mapping or {}
-    if str(noted.get("parent_library", "")).startswith("transformers."):
-        return getattr(transformers, str(noted.get("base_model_class")), transformers.AutoModel)
-    return transformers.AutoModel
-
-
-def _labels_of_head(weights: dict[str, torch.Tensor]) -> int | None:
-    """Rows of the last linear layer under one of the names that classification heads have."""
-    heads = [
-        weight.shape[0]
-        for key, weight in weights.items()
-        if re.search(r"\.(score|classifier|out_proj)\.weight$", key) and weight.ndim == 2
-    ]
-    return heads[-1] if heads else None
-
-
 def _set_padding(model: nn.Module, tokenizer: Any) -> None:
     """A decoder's head looks for the last token that is no padding; adapters do not keep which."""
     config: Any = getattr(model, "config", None)
@@ -440,19 +350,3 @@ def _epoch(checkpoint: Path) -> float | None:
             if "epoch" in row:
                 return float(row["epoch"])
     return None
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No report of unused head weights and no bar for each checkpoint."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

