@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,8 @@ from rich.console import Console
 
 from sepstop import __version__
 from sepstop.bench.cli import app as bench
+
+_WARNINGS = (UserWarning, RuntimeWarning)
 
 app = typer.Typer(
     help="When to stop a fine-tuning run and which checkpoint to keep, without labels.",
@@ -41,7 +45,9 @@ def _main(
 
 @app.command()
 def select(
-    run_dir: Annotated[Path, typer.Argument(help="Folder with checkpoint-<step> folders.")],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders with checkpoint-<step>.")
+    ],
     pool: Annotated[
         Path, typer.Option(help="Unlabeled texts: .txt (one a line), .jsonl, .csv or .parquet.")
     ],
@@ -57,6 +63,9 @@ def select(
     ] = None,
     criterion: Annotated[
         str | None, typer.Option(help="separability, infomax, ..., module:attribute.")
+    ] = None,
+    also: Annotated[
+        str | None, typer.Option(help="More criteria to show, as infomax,stable_rank.")
     ] = None,
     policy: Annotated[
         str | None,
@@ -80,16 +89,23 @@ def select(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings.")
     ] = False,
+    cache: Annotated[
+        bool, typer.Option(help="Keep embeddings in sepstop_cache of the run's folder.")
+    ] = True,
+    top: Annotated[int | None, typer.Option(help="Show the best so many only.", min=1)] = None,
+    link: Annotated[
+        Path | None, typer.Option(help="Make this a link to the checkpoint to keep.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
     ] = False,
 ) -> None:
-    """Rank the checkpoints of a run on unlabeled texts and name the one to keep.
+    """Rank the checkpoints of runs on unlabeled texts and name the one to keep.
 
-    What is not given is taken from the run's own log, if it was monitored. Exit status: 0,
-    or 2 when there is nothing to rank.
+    What is not given is taken from a run's own log, if it was monitored. What was embedded is kept,
+    so another call does only what is new. Exit status: 0, or 2 when there is nothing to rank.
     """
-    from sepstop.offline import select_checkpoint
+    from sepstop.offline import best_run, select_checkpoint
 
     given = {
         "criterion": criterion,
@@ -104,47 +120,85 @@ def select(
     if layer is not None:
         options["embedder"] = {"layer": layer} | ({"name": embedder} if embedder else {})
     messages = Console(stderr=True)
+    others = [name.strip() for name in also.split(",")] if also else []
+
+    def selected(run_dir: Path, **more: Any) -> Any:
+        return select_checkpoint(
+            run_dir,
+            pool,
+            policy=policy if not more else None,
+            start=start,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            text_column=text_column,
+            pool_size=pool_size,
+            batch_size=batch_size,
+            progress=messages.is_terminal,
+            write_history=not more,
+            **{"cache": scratch or cache} | options | more,
+        )
+
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, TemporaryDirectory() as folder:
+            # Several criteria are computed from one forward pass, kept for as long as it takes.
+            scratch = folder if others and not cache else ""
             warnings.simplefilter("always", UserWarning)
-            selection = select_checkpoint(
-                run_dir,
-                pool,
-                policy=policy,
-                start=start,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                text_column=text_column,
-                pool_size=pool_size,
-                batch_size=batch_size,
-                progress=messages.is_terminal,
-                **options,
-            )
+            selections = {path: selected(path) for path in run_dirs}
+            more = {
+                path: {name: selected(path, criterion=name) for name in others} for path in run_dirs
+            }
+            best = best_run(selections)
+            if link is not None:
+                _link(link, selections[best].best)
     except (OSError, ValueError) as error:
         messages.print(f"sepstop: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
-    for warning in caught:
-        if issubclass(warning.category, (UserWarning, RuntimeWarning)):
-            messages.print(f"sepstop: {warning.message}", style="yellow", markup=False)
-    for path, why in selection.skipped.items():
-        messages.print(f"sepstop: skipped {path.name}: {why}", style="yellow", markup=False)
+    said = {str(w.message): None for w in caught if issubclass(w.category, _WARNINGS)}
+    for message in said:
+        messages.print(f"sepstop: {message}", style="yellow", markup=False)
+    for path, why in (item for found in selections.values() for item in found.skipped.items()):
+        name = path.name if len(run_dirs) == 1 else path
+        messages.print(f"sepstop: skipped {name}: {why}", style="yellow", markup=False)
 
     if as_json:
-        typer.echo(json.dumps(_as_json(selection), indent=2, allow_nan=False))
+        runs = [_as_json(found, more[path], top) for path, found in selections.items()]
+        whole = {"best_checkpoint": str(selections[best].best), "runs": runs}
+        typer.echo(json.dumps(runs[0] if len(runs) == 1 else whole, indent=2, allow_nan=False))
         return
     from sepstop.report import ranking_table
 
     out = Console()
-    out.print(ranking_table(selection))
-    out.print(f"keep {selection.best}", style="bold", markup=False, soft_wrap=True)
-    out.print(selection.decision.reason, markup=False, soft_wrap=True)
-    online = selection.online_best_step
-    if online is not None:
-        said = "the same" if online == selection.best_step else f"step {online}"
-        out.print(f"the run itself kept {said}")
+    for path, found in selections.items():
+        if len(selections) > 1:
+            out.print(path, style="bold", markup=False, soft_wrap=True)
+        out.print(ranking_table(found, more[path], top))
+        if len(selections) == 1:
+            out.print(f"keep {found.best}", style="bold", markup=False, soft_wrap=True)
+        out.print(found.decision.reason, markup=False, soft_wrap=True)
+        online = found.online_best_step
+        if online is not None:
+            kept = "the same" if online == found.best_step else f"step {online}"
+            out.print(f"the run itself kept {kept}")
+    if len(selections) > 1:
+        out.print(
+            f"of all, keep {selections[best].best}", style="bold", markup=False, soft_wrap=True
+        )
 
 
-def _as_json(selection: Any) -> dict[str, Any]:
+def _link(link: Path, checkpoint: Path) -> None:
+    """A symbolic link in the place of an older one; a copy where the system has no links."""
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise ValueError(f"{link} is there already and no link; name another or remove it")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.symlink_to(checkpoint.resolve(), target_is_directory=True)
+    except (OSError, NotImplementedError):
+        shutil.copytree(checkpoint, link)
+
+
+def _as_json(selection: Any, more: dict[str, Any], top: int | None) -> dict[str, Any]:
     from sepstop.history import to_dict
 
     return {
@@ -159,7 +213,15 @@ def _as_json(selection: Any) -> dict[str, Any]:
                 "checkpoint": str(selection.paths[record.step]),
                 **to_dict(record),
             }
-            for record in selection.ranking
+            for record in selection.ranking[:top]
         ],
+        "also": {
+            name: {
+                "best_step": other.best_step,
+                "higher_is_better": other.higher_is_better,
+                "scores": {r.step: r.score if r.is_finite else None for r in other.records},
+            }
+            for name, other in more.items()
+        },
         "skipped": {str(path): why for path, why in selection.skipped.items()},
     }

@@ -202,22 +202,29 @@ def _is_sentence_transformer(model: nn.Module) -> bool:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; modes and random states come back as they were.
 
-    The states of torch (on the CPU and on the model's GPU), NumPy and Python. Not
-    ``inference_mode``: a module that caches a tensor inside it (rotary embeddings do) could not
-    be trained on afterwards.
+    Not ``inference_mode``: a module that caches a tensor inside it (rotary embeddings do) could
+    not be trained on afterwards.
     """
     modes = [(module, module.training) for module in model.modules()]
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with same_randomness(next(model.parameters()).device), torch.no_grad():
         model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def same_randomness(device: torch.device) -> Iterator[None]:
+    """The random states of torch (on the CPU and the device), NumPy and Python come back."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-            for module, training in modes:
-                module.training = training
 
 
 DROPPED = 0.3
@@ -244,10 +251,12 @@ class Observation(NamedTuple):
     Attributes:
         points: ``(N, D)`` embeddings, float.
         logits: ``(N, k)`` of the model's classifier, float32, if they were asked for.
+        corrupted_logits: ``(N, k)`` likewise, of the texts without `DROPPED` of their tokens.
     """
 
     points: Tensor
-    logits: Tensor | None
+    logits: Tensor | None = None
+    corrupted_logits: Tensor | None = None
 
 
 def embed(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sepstop.embedding import (
     classify,
     drop_tokens,
     observe,
+    same_randomness,
     untouched,
 )
 from sepstop.names import build, describe
@@ -100,8 +103,8 @@ class Monitor:
         for attribute in ("name", "higher_is_better"):
             if not hasattr(self.criterion, attribute):
                 raise ValueError(f"the criterion {criterion!r} has no attribute `{attribute}`")
-        self._needs: tuple[str, ...] = getattr(self.criterion, "needs", ("points",))
-        unknown = [need for need in self._needs if need not in INPUTS]
+        self.needs: tuple[str, ...] = getattr(self.criterion, "needs", ("points",))
+        unknown = [need for need in self.needs if need not in INPUTS]
         if unknown:
             raise ValueError(
                 f"the criterion {self.criterion.name!r} needs {', '.join(unknown)}; "
@@ -156,14 +159,19 @@ class Monitor:
         return json.dumps({key: self.settings[key] for key in keys})
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether the criterion looks at a classifier's predictions."""
-        return any(need.endswith("logits") for need in self._needs)
+    def token_fingerprint(self) -> str:
+        """SHA-256 of the pool's token ids; empty before a tokenizer is known."""
+        if self._tokens is None and self.tokenizer is None and not self.pool.is_tokenized:
+            return ""
+        digest = hashlib.sha256()
+        for ids in self._tokenized(None):
+            digest.update(ids.numpy().tobytes() + b";")
+        return digest.hexdigest()
 
     @property
-    def classifies(self) -> bool:
-        """Whether the model seen last is a classifier, whose information is of its classes."""
-        return bool(self._classifies)
+    def needs_logits(self) -> bool:
+        """Whether the criterion looks at a classifier's predictions."""
+        return any(need.endswith("logits") for need in self.needs)
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Tokenise the pool and try the model on its two longest texts.
@@ -193,9 +201,13 @@ class Monitor:
         The information of later records refers to it; see `sepstop.criteria.Information`. Measuring
         the model before training does the same.
         """
+        self.note(self.embed(model), step)
+
+    def embed(self, model: nn.Module) -> Observation:
+        """The forward pass over the pool, without logits."""
         tokens = self._tokenized(model)
         with untouched(model):
-            self._note(self._observe(model, tokens, progress=self.progress), step)
+            return self._observe(model, tokens, progress=self.progress, with_logits=False)
 
     def measure(self, model: nn.Module, step: int, epoch: float | None = None) -> Record:
         """Embed the pool with ``model`` and score it.
@@ -209,38 +221,66 @@ class Monitor:
             epoch: epochs taken, if counted.
         """
         start = time.perf_counter()
+        seen = self.observe(model)
+        with untouched(model):
+            record = self.score(seen, step, epoch, model)
+        record = replace(record, seconds=time.perf_counter() - start)
+        return self.ranks.of_first(record)  # one for all, down to the last bit
+
+    def observe(self, model: nn.Module) -> Observation:
+        """The forward passes over the pool: all that `score` needs of most models.
+
+        Raises:
+            ValueError: as `prepare`.
+        """
         tokens = self._tokenized(model)
         self._classifies = self.needs_logits or self._is_classifier(model)
         with untouched(model):
             seen = self._observe(model, tokens, progress=self.progress)
-            corrupted = None
-            if "corrupted_logits" in self._needs:
+            if "corrupted_logits" in self.needs:
                 dropped = drop_tokens(tokens, DROPPED, self.seed)
                 corrupted = self._observe(model, dropped, progress=self.progress).logits
-            self._note(seen, step)
+                seen = seen._replace(corrupted_logits=corrupted)
+        return seen
+
+    def score(
+        self, seen: Observation, step: int, epoch: float | None = None, model: Any = None
+    ) -> Record:
+        """The record of what was observed, after those of earlier steps.
+
+        Args:
+            model: for a criterion that needs it, as ``weightwatcher`` does.
+        """
+        with torch.no_grad(), same_randomness(seen.points.device):
+            self.note(seen, step)
             near = self._neighbors(seen, step)
-            scores = self._score(model, seen, corrupted, near, step)
+            scores = self._score(model, seen, near, step)
             information = self._information(seen, near)
-        low, high = interval(scores, self.resample_size, len(tokens))
-        record = Record(
+        size = len(seen.points)
+        low, high = interval(scores, self.resample_size, size)
+        return Record(
             step=step,
             epoch=epoch,
             score=sum(scores) / len(scores),
             low=low,
             high=high,
-            seconds=time.perf_counter() - start,
             criterion=self.criterion.name,
             resamples=tuple(scores),
             resample_size=self.resample_size,
-            pool_size=len(tokens),
+            pool_size=size,
             information=information,
-            information_of="classes" if self._classifies else "components",
+            information_of="components" if seen.logits is None else "classes",
         )
-        return self.ranks.of_first(record)  # one for all, down to the last bit
 
     def _observe(
-        self, model: nn.Module, tokens: Sequence[Tensor], progress: bool = False
+        self,
+        model: nn.Module,
+        tokens: Sequence[Tensor],
+        progress: bool = False,
+        with_logits: bool | None = None,
     ) -> Observation:
+        if with_logits is None:
+            with_logits = bool(self._classifies)
         # A decoder's head finds the last token by the model's own padding token.
         own = getattr(getattr(model, "config", None), "pad_token_id", None)
         ranks = self.ranks
@@ -252,7 +292,7 @@ class Monitor:
                 self.batch_size,
                 self._pad_token_id if own is None else own,
                 progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
-                with_logits=bool(self._classifies),
+                with_logits=with_logits,
             )
         )
         points = ranks.gathered(seen.points, len(tokens))
@@ -260,7 +300,8 @@ class Monitor:
             return Observation(points, None)
         return Observation(points, ranks.gathered(seen.logits, len(tokens)))
 
-    def _note(self, seen: Observation, step: int) -> None:
+    def note(self, seen: Observation, step: int = 0) -> None:
+        """Remember the neighbours in what was observed, for the information of later records."""
         if not torch.isfinite(seen.points).all():
             return
         self.neighborhoods.add(step, seen.points, seen.logits)
@@ -297,9 +338,8 @@ class Monitor:
 
     def _score(
         self,
-        model: nn.Module,
+        model: Any,
         seen: Observation,
-        corrupted: Tensor | None,
         near: dict[str, Tensor | None],
         step: int,
     ) -> list[float]:
@@ -309,11 +349,11 @@ class Monitor:
             "points": seen.points,
             "logits": seen.logits,
             "previous_logits": self._previous_logits,
-            "corrupted_logits": corrupted,
+            "corrupted_logits": seen.corrupted_logits,
             **near,
         }
         self._previous_logits = seen.logits
-        given = {need: inputs[need] for need in self._needs}
+        given = {need: inputs[need] for need in self.needs}
         scores = self._on_resamples(self.criterion, given)
         is_first = "previous_logits" in given and given["previous_logits"] is None
         if not np.isfinite(scores).all() and not is_first:
@@ -338,7 +378,7 @@ class Monitor:
     def _information(self, seen: Observation, near: dict[str, Tensor | None]) -> float:
         """NaN where the model's outputs are not finite."""
         given = {"points": seen.points, "logits": seen.logits, **near}
-        name = "information" if self._classifies else "component_information"
+        name = "component_information" if seen.logits is None else "information"
         criterion: Criterion = build("criterion", name, CRITERIA)
         scores = self._on_resamples(criterion, given)
         return sum(scores) / len(scores)
@@ -351,7 +391,7 @@ class Monitor:
         )
         return ranks.collected(part, count)
 
-    def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> list[Tensor]:
+    def _tokenized(self, model: nn.Module | None, tokenizer: Any = None) -> list[Tensor]:
         if self._tokens is None:
             tokenizer = self.tokenizer or tokenizer
             if self.pool.is_tokenized:
@@ -415,7 +455,7 @@ def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def _tokenizer_of(model: nn.Module) -> Any:
+def _tokenizer_of(model: nn.Module | None) -> Any:
     """The tokenizer in the folder or repository that the model was loaded from."""
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sepstop import history as rows
+from sepstop.embedding import Observation
 from sepstop.loading import load_model
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
@@ -32,6 +34,7 @@ from sepstop.policies import (
 )
 from sepstop.pool import read_pool
 from sepstop.resampling import improvement_p_value
+from sepstop.store import STORE, ObservationStore
 from sepstop.types import Decision, Record
 
 _DEFAULTS = {"criterion": "separability", "embedder": "auto"}
@@ -50,6 +53,8 @@ class Selection:
         higher_is_better: direction of the score.
         online_best_step: what the run itself kept, if it was monitored; else None.
         by_information: whether the information and not the score decided.
+        settings: how all were measured.
+        width: dimensions of the embeddings.
     """
 
     decision: Decision
@@ -59,6 +64,8 @@ class Selection:
     higher_is_better: bool
     online_best_step: int | None
     by_information: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    width: int = 0
 
     @property
     def best_step(self) -> int:
@@ -99,6 +106,7 @@ def select_checkpoint(
     pool_size: int | None = None,
     progress: bool = True,
     write_history: bool = True,
+    cache: bool | str | Path = True,
     **monitor_options: Any,
 ) -> Selection:
     """Score every ``checkpoint-*`` in a folder and pick the best, without labels.
@@ -122,6 +130,9 @@ def select_checkpoint(
         text_column, pool_size, **monitor_options: see `Monitor`.
         progress: show a bar.
         write_history: leave the records in ``run_dir/sepstop_selection.jsonl``.
+        cache: folder for what was observed of checkpoints, so that another call, interrupted or
+            with another criterion, embeds only what is new; by default ``run_dir/sepstop_cache``;
+            False keeps nothing. It takes 4 N (D + k) bytes a checkpoint.
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
@@ -155,14 +166,19 @@ def select_checkpoint(
         raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
     device = _device(device)
 
+    store = ObservationStore(Path(run_dir) / STORE if cache is True else cache or None)
     records: dict[int, Record] = {}
     skipped: dict[Path, str] = {}
-    _recall_start(monitor, Path(run_dir), start, checkpoints, device, trust_remote_code)
+    width = 0
+    loads = _Loader(device, trust_remote_code, monitor.tokenizer)
+    _recall_start(monitor, Path(run_dir), start, checkpoints, loads, store)
     for step, path in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
         try:
-            model = load_model(path, trust_remote_code, with_head=True).to(device)
-            _set_padding(model, monitor.tokenizer)
-            records[step] = monitor.measure(model, step, _epoch(path))
+            began = time.perf_counter()
+            seen, model = _observed(monitor, path, loads, store)
+            width = seen.points.shape[1]
+            record = monitor.score(seen, step, _epoch(path), model)
+            records[step] = replace(record, seconds=time.perf_counter() - began)
         except Exception as error:  # whatever a broken folder holds: the others still rank
             skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
     history = [records[step] for step in sorted(records)]
@@ -189,7 +205,86 @@ def select_checkpoint(
         higher_is_better=mode == "max",
         online_best_step=_online_best_step(log_history),
         by_information=by_information,
+        settings=monitor.settings,
+        width=width,
     )
+
+
+def best_run(selections: Mapping[Path, Selection]) -> Path:
+    """The run whose pick is best, the first of equals; a warning says why they may not compare.
+
+    Args:
+        selections: by the run's folder, of one pool.
+
+    Raises:
+        ValueError: the runs were decided by different criteria, which do not compare at all.
+    """
+    first = next(iter(selections.values()))
+    why = {_decider(found) for found in selections.values()}
+    if len(why) > 1:
+        raise ValueError(
+            f"the runs are decided by different scores, {' and '.join(sorted(why))}; name one for "
+            "all: criterion= (--criterion)"
+        )
+    for what in ("embeddings of another width", "another embedder", "resamples of another size"):
+        if len({_comparable(found)[what] for found in selections.values()}) > 1:
+            warnings.warn(
+                f"the runs have {what}, so their scores may not compare; those of `infomax` do, "
+                "which looks at the predictions alone",
+                stacklevel=2,
+            )
+    sign = 1 if first.higher_is_better or first.by_information else -1
+    return max(selections, key=lambda run: sign * _value(selections[run]))
+
+
+def _decider(selection: Selection) -> str:
+    record = selection.records[0]
+    if selection.by_information:
+        return f"information of {record.information_of}"
+    return record.criterion
+
+
+def _comparable(selection: Selection) -> dict[str, Any]:
+    return {
+        "embeddings of another width": selection.width,
+        "another embedder": json.dumps(selection.settings.get("embedder")),
+        "resamples of another size": selection.settings.get("resample_size"),
+    }
+
+
+def _value(selection: Selection) -> float:
+    (record,) = (r for r in selection.records if r.step == selection.best_step)
+    return record.information if selection.by_information else record.score
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Loads models, ready to be measured."""
+
+    device: torch.device
+    trust_remote_code: bool
+    tokenizer: Any
+
+    def __call__(self, source: str | Path, with_head: bool = True) -> nn.Module:
+        model = load_model(source, self.trust_remote_code, with_head).to(self.device)
+        if with_head:
+            _set_padding(model, self.tokenizer)
+        return model
+
+
+def _observed(
+    monitor: Monitor, path: Path, loads: _Loader, store: ObservationStore
+) -> tuple[Observation, Any]:
+    """What a checkpoint shows, from the store where it was seen before, and the model if needed."""
+    key = store.key(path, monitor)
+    seen = store.get(key, loads.device)
+    if seen is not None and "model" not in monitor.needs:
+        return seen, None
+    model = loads(path)
+    if seen is None:
+        seen = monitor.observe(model)
+        store.put(key, seen)
+    return seen, model
 
 
 def _recall_start(
@@ -197,8 +292,8 @@ def _recall_start(
     run_dir: Path,
     start: str | Path | None,
     checkpoints: dict[int, Path],
-    device: torch.device,
-    trust_remote_code: bool,
+    loads: _Loader,
+    store: ObservationStore,
 ) -> None:
     """The neighbours from before training, where they can be had."""
     named = start is not None
@@ -211,7 +306,13 @@ def _recall_start(
         if start is None:
             return
     try:
-        monitor.remember(load_model(start, trust_remote_code).to(device))
+        key = f"start{store.key(start, monitor)}" if Path(start).is_dir() else ""
+        seen = store.get(key, loads.device) if key else None
+        if seen is None:
+            seen = monitor.embed(loads(start, with_head=False))
+            if key:
+                store.put(key, seen)
+        monitor.note(seen)
     except Exception as error:
         if not named:
             return  # a checkpoint that needs it says so itself

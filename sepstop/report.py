@@ -23,8 +23,16 @@ def score_text(record: Record) -> str:
     return f"{record.score:.4f} [{record.low:.4f}, {record.high:.4f}]"
 
 
-def ranking_table(selection: Selection) -> Table:
-    """The checkpoints from best to worst; the pick is marked."""
+def ranking_table(
+    selection: Selection, others: Mapping[str, Selection] | None = None, top: int | None = None
+) -> Table:
+    """The checkpoints from best to worst; the pick is marked.
+
+    Args:
+        others: the same checkpoints by other criteria, a column each.
+        top: show so many.
+    """
+    others = others or {}
     from rich.table import Table
 
     criterion = selection.records[0].criterion
@@ -34,10 +42,11 @@ def ranking_table(selection: Selection) -> Table:
         title=f"information, more is better; {title}" if selection.by_information else title
     )
     information = ["information"] if selection.by_information else []
-    for column in ("rank", "step", "epoch", *information, criterion, "seconds"):
+    for column in ("rank", "step", "epoch", *information, criterion, *others, "seconds"):
         table.add_column(column, justify="right")
     table.add_column("")
-    for rank, record in enumerate(selection.ranking, start=1):
+    by_step = {name: {r.step: r for r in other.records} for name, other in others.items()}
+    for rank, record in enumerate(selection.ranking[:top], start=1):
         picked = record.step == selection.best_step
         table.add_row(
             str(rank),
@@ -45,11 +54,18 @@ def ranking_table(selection: Selection) -> Table:
             "" if record.epoch is None else f"{record.epoch:.2f}",
             *([f"{record.information:.4f}"] if information else []),
             score_text(record),
+            *(_other_text(others[name], found.get(record.step)) for name, found in by_step.items()),
             f"{record.seconds:.1f}",
             "◀ pick" if picked else "",
             style="bold" if picked else "",
         )
     return table
+
+
+def _other_text(selection: Selection, record: Record | None) -> str:
+    if record is None or not record.is_finite:
+        return "no score"
+    return f"{record.score:.4f}{' ◀' if record.step == selection.best_step else ''}"
 
 
 def draw_curve(

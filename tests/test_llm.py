@@ -72,16 +72,17 @@ def test_intents_by_lora(embedder, smollm2, intents, tmp_path, monkeypatch):
             "--data.labeled_rows=100",
             "--data.max_length=32",
             f"--sepstop.embedder={embedder}",
-            "--sepstop.every_n_steps=10",
+            "--sepstop.every_n_steps=15",
             "--sepstop.pool_size=300",
-            "--training.max_steps=200",
+            "--training.max_steps=300",
             "--training.per_device_train_batch_size=8",
-            "--training.save_steps=10",
+            "--training.save_steps=15",
             "--training.save_total_limit=null",
             f"--training.output_dir={run}",
         ]
     )
-    rows = [json.loads(line) for line in (intents / "test.jsonl").read_text().splitlines()]
+    lines = (intents / "test.jsonl").read_text().splitlines()
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: len(row["text"]))
     names = [trainer.model.config.id2label[i] for i in range(INTENTS)]
     tokenizer = trainer.processing_class
     tokenizer.padding_side = "right"

@@ -355,6 +355,81 @@ def test_the_command_speaks_json(run, pool_file, finished):
     assert "skipped checkpoint-4" in result.stderr
 
 
+def command(*arguments):
+    result = CliRunner().invoke(app, ["select", *map(str, arguments)])
+    return result, result.output
+
+
+def test_several_runs_are_compared_on_one_pool(run, pool_file, tmp_path, tokenizer, train_rows):
+    other = tmp_path / "other"
+    callback = SepStopCallback(
+        pool_file,
+        embedder={"name": "cls", "layer": 1},
+        policy=Plateau(),
+        every_n_steps=4,
+        resamples=7,
+        resample_size=25,
+        seed=3,
+        max_length=10,
+    )
+    train(other, tokenizer, train_rows, callback, make_encoder(seed=5), max_steps=12)
+    result, _ = command(run, other, "--pool", pool_file, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    best = [max(r["score"] for r in one["ranking"]) for one in found["runs"]]
+    winner = found["runs"][best.index(max(best))]["best_checkpoint"]
+    assert found["best_checkpoint"] == winner
+    _, said = command(run, other, "--pool", pool_file)
+    assert f"of all, keep {winner}" in said
+
+
+def test_runs_that_may_not_compare_are_said(run, pool_file, tmp_path, tokenizer, train_rows):
+    other = tmp_path / "other"
+    callback = SepStopCallback(pool_file, policy=Plateau(), every_n_steps=4, resamples=7)
+    train(other, tokenizer, train_rows, callback, make_encoder(seed=5), max_steps=8)
+    result, _ = command(run, other, "--pool", pool_file)
+    assert "the runs have another embedder, so their scores may not compare" in " ".join(
+        result.stderr.split()
+    )
+    informed = SepStopCallback(pool_file, every_n_steps=4)
+    train(other, tokenizer, train_rows, informed, make_encoder(seed=5), max_steps=8)
+    result, _ = command(run, other, "--pool", pool_file)
+    assert result.exit_code == 2
+    assert "decided by different scores, information of classes and separability" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_more_criteria_and_fewer_rows(run, pool_file):
+    options = ["--pool", pool_file, "--also", "infomax, total_persistence", "--top", "2"]
+    result, _ = command(run, *options, "--no-cache", "--json")
+    assert result.exit_code == 0, result.output
+    assert not (run / "sepstop_cache").exists()
+    found = json.loads(result.stdout)
+    assert len(found["ranking"]) == 2
+    alone = select_checkpoint(run, pool_file, criterion="total_persistence")
+    other = found["also"]["total_persistence"]
+    assert other["best_step"] == alone.best_step
+    assert not other["higher_is_better"]
+    assert list(other["scores"].values()) == [record.score for record in alone.records]
+    _, said = command(run, *options)
+    assert "infomax" in said
+    assert (run / "sepstop_cache").is_dir()
+
+
+def test_a_link_to_the_checkpoint_to_keep(run, pool_file, tmp_path):
+    link = tmp_path / "new" / "best"
+    for _ in range(2):  # the second takes the first one's place
+        result, _ = command(run, "--pool", pool_file, "--link", link)
+        assert result.exit_code == 0, result.output
+        assert link.resolve() == select_checkpoint(run, pool_file).best.resolve()
+    link.unlink()
+    link.mkdir()
+    result, _ = command(run, "--pool", pool_file, "--link", link)
+    assert result.exit_code == 2
+    assert "is there already and no link" in " ".join(result.stderr.split())
+
+
 def test_errors_are_a_sentence_and_status_two(run, pool_file):
     result = sepstop(run, "--pool", pool_file, "--text-column", "body")
     assert result.exit_code == 2
