@@ -64,8 +64,8 @@ def select(
     criterion: Annotated[
         str | None, typer.Option(help="separability, infomax, ..., module:attribute.")
     ] = None,
-    also: Annotated[
-        str | None, typer.Option(help="More criteria to show, as infomax,stable_rank.")
+    criteria: Annotated[
+        str | None, typer.Option(help="More to show beside what decides: infomax,stable_rank.")
     ] = None,
     policy: Annotated[
         str | None,
@@ -120,7 +120,7 @@ def select(
     if layer is not None:
         options["embedder"] = {"layer": layer} | ({"name": embedder} if embedder else {})
     messages = Console(stderr=True)
-    others = [name.strip() for name in also.split(",")] if also else []
+    others = [name.strip() for name in criteria.split(",")] if criteria else []
 
     def selected(run_dir: Path, **more: Any) -> Any:
         return select_checkpoint(

@@ -401,7 +401,7 @@ def test_runs_that_may_not_compare_are_said(run, pool_file, tmp_path, tokenizer,
 
 
 def test_more_criteria_and_fewer_rows(run, pool_file):
-    options = ["--pool", pool_file, "--also", "infomax, total_persistence", "--top", "2"]
+    options = ["--pool", pool_file, "--criteria", "infomax, total_persistence", "--top", "2"]
     result, _ = command(run, *options, "--no-cache", "--json")
     assert result.exit_code == 0, result.output
     assert not (run / "sepstop_cache").exists()
