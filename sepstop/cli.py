@@ -185,6 +185,20 @@ def select(
         )
 
 
+@app.command()
+def card(
+    run_dir: Annotated[Path, typer.Argument(help="Folder with checkpoint-<step> folders.")],
+) -> None:
+    """Print a section for the model card: how a monitored run's checkpoint was chosen."""
+    from sepstop.card import card as section
+
+    try:
+        typer.echo(section(run_dir), nl=False)
+    except (OSError, ValueError) as error:
+        Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+
+
 def _link(link: Path, checkpoint: Path) -> None:
     """A symbolic link in the place of an older one; a copy where the system has no links."""
     if link.is_symlink():

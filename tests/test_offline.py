@@ -430,6 +430,22 @@ def test_a_link_to_the_checkpoint_to_keep(run, pool_file, tmp_path):
     assert "is there already and no link" in " ".join(result.stderr.split())
 
 
+def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
+    result = CliRunner().invoke(app, ["card", str(run)])
+    assert result.exit_code == 0, result.output
+    callback = finished[1]
+    best = next(r for r in callback.history if r.step == callback.decision.best_step)
+    assert f"those of step {best.step}, of {callback.history[-1].step} that were" in result.output
+    assert f"| {best.score:.4f} [{best.low:.4f}, {best.high:.4f}] |" in result.output
+    assert callback.decision.reason in result.output
+    assert "(cls, layer 1)" in result.output
+    encoder.save_pretrained(tmp_path / "plain" / "checkpoint-1")
+    for folder in (tmp_path / "plain", tmp_path / "none"):
+        result = CliRunner().invoke(app, ["card", str(folder)])
+        assert result.exit_code == 2
+        assert result.stderr.startswith("sepstop: no ")
+
+
 def test_errors_are_a_sentence_and_status_two(run, pool_file):
     result = sepstop(run, "--pool", pool_file, "--text-column", "body")
     assert result.exit_code == 2

@@ -1,0 +1,83 @@
+"""How a run's checkpoint was chosen, as a section for its model card."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sepstop import __version__
+from sepstop import history as rows
+from sepstop.offline import find_checkpoints
+from sepstop.types import Record
+
+_VERSIONS = ("transformers", "torch")
+
+
+def card(run_dir: str | Path) -> str:
+    """Markdown on the choice that a monitored run made.
+
+    Args:
+        run_dir: folder with the run's ``checkpoint-*``.
+
+    Raises:
+        FileNotFoundError: no folder, or no checkpoints in it.
+        ValueError: the run was not monitored, or nothing could be scored.
+    """
+    checkpoints = find_checkpoints(run_dir)
+    log = max((rows.read_log_history(path) for path in checkpoints.values()), key=_last_step)
+    found = [row[rows.KEY] for row in log if rows.KEY in row]
+    if not found:
+        raise ValueError(f"no checkpoint in {run_dir} has scores: the run was not monitored")
+    decision, settings = found[-1]["decision"], found[-1]["settings"]
+    history = rows.records_in(log)
+    best = next((record for record in history if record.step == decision["best_step"]), None)
+    if best is None:
+        raise ValueError(f"nothing could be scored in {run_dir}: {decision['reason']}")
+    versions = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
+    return f"""## How this checkpoint was chosen
+
+The weights are those of step {best.step}, of {history[-1].step} that were trained, chosen without
+validation labels by sepstop {__version__} ({versions}): at
+{len(history)} evaluations the model embedded {settings["pool_size"]} unlabeled texts
+({_described(settings["embedder"])}), and the embeddings were scored.
+
+| | at step {best.step} | range over the run |
+| --- | ---: | ---: |
+{_rows(best, history)}
+
+The policy ({_described(found[-1].get("policy", {}))}) says: {decision["reason"]}.
+
+No labels were looked at, so these scores are no accuracy; measure that before you rely on it.
+"""
+
+
+def _rows(best: Record, history: list[Record]) -> str:
+    lines = []
+    for name, values, shown in (
+        (f"information of {best.information_of}", [r.information for r in history], ""),
+        (best.criterion, [r.score for r in history], f" [{best.low:.4f}, {best.high:.4f}]"),
+    ):
+        finite = [value for value in values if value == value]
+        at_best = values[history.index(best)]
+        if finite:
+            span = f"{min(finite):.4f} to {max(finite):.4f}"
+            lines.append(f"| {name} | {at_best:.4f}{shown} | {span} |")
+    return "\n".join(lines)
+
+
+def _described(settings: dict[str, Any]) -> str:
+    name = settings.get("name", settings.get("custom", "unknown"))
+    others = {key: value for key, value in settings.items() if key not in ("name", "custom")}
+    return ", ".join([str(name), *(f"{key} {value}" for key, value in others.items())])
+
+
+def _last_step(log: list[dict[str, Any]]) -> int:
+    return max((int(row.get("step", 0)) for row in log), default=0)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
