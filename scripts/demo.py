@@ -71,7 +71,7 @@ def main(options: list[str]) -> None:
         "seconds": time.perf_counter() - start,
     }
     table = Table(title="What the run saw, and the test accuracy that it did not see")
-    for column in ("step", "separability [95 %]", f"accuracy on {TEST_TEXTS}"):
+    for column in ("step", "information", "separability [95 %]", f"accuracy on {TEST_TEXTS}"):
         table.add_column(column, justify="right")
     table.add_column("")
     for record in callback.history:
@@ -81,7 +81,11 @@ def main(options: list[str]) -> None:
             if step == record.step
         ]
         table.add_row(
-            str(record.step), score_text(record), f"{accuracy[record.step]:.3f}", ", ".join(notes)
+            str(record.step),
+            f"{record.information:.4f}",
+            score_text(record),
+            f"{accuracy[record.step]:.3f}",
+            ", ".join(notes),
         )
     out.print(table)
     picture = draw_curve(

@@ -8,7 +8,7 @@ from typing import Any
 
 from sepstop import __version__
 from sepstop import history as rows
-from sepstop.offline import find_checkpoints
+from sepstop.offline import find_checkpoints, newest_log_history
 from sepstop.types import Record
 
 _VERSIONS = ("transformers", "torch")
@@ -24,8 +24,7 @@ def card(run_dir: str | Path) -> str:
         FileNotFoundError: no folder, or no checkpoints in it.
         ValueError: the run was not monitored, or nothing could be scored.
     """
-    checkpoints = find_checkpoints(run_dir)
-    log = max((rows.read_log_history(path) for path in checkpoints.values()), key=_last_step)
+    log = newest_log_history(find_checkpoints(run_dir))
     found = [row[rows.KEY] for row in log if rows.KEY in row]
     if not found:
         raise ValueError(f"no checkpoint in {run_dir} has scores: the run was not monitored")
@@ -70,10 +69,6 @@ def _described(settings: dict[str, Any]) -> str:
     name = settings.get("name", settings.get("custom", "unknown"))
     others = {key: value for key, value in settings.items() if key not in ("name", "custom")}
     return ", ".join([str(name), *(f"{key} {value}" for key, value in others.items())])
-
-
-def _last_step(log: list[dict[str, Any]]) -> int:
-    return max((int(row.get("step", 0)) for row in log), default=0)
 
 
 def _version(package: str) -> str:

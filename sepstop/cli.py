@@ -186,6 +186,31 @@ def select(
 
 
 @app.command()
+def plot(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that was scored.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")
+    ] = Path("sepstop.png"),
+) -> None:
+    """Draw the scores of a run over its steps, with the stop and the pick."""
+    from sepstop.report import draw_curve, history_of
+
+    try:
+        history, decision = history_of(run_dir)
+        draw_curve(
+            history,
+            output,
+            best_step=decision.best_step,
+            stop_step=decision.step if decision.stop else None,
+            title=run_dir.resolve().name,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    typer.echo(output)
+
+
+@app.command()
 def card(
     run_dir: Annotated[Path, typer.Argument(help="Folder with checkpoint-<step> folders.")],
 ) -> None:

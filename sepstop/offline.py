@@ -139,7 +139,7 @@ def select_checkpoint(
         ValueError: no checkpoint could be scored, or an unusable pool or setting.
     """
     checkpoints = find_checkpoints(run_dir)
-    log_history = _newest_log_history(checkpoints)
+    log_history = newest_log_history(checkpoints)
     recorded = rows.settings_in(log_history) or {}
     options = _with_recorded(monitor_options, recorded)
     texts = read_pool(
@@ -418,7 +418,8 @@ def _above(best: Record, other: Record, sign: int) -> bool:
         return not math.isclose(best.score, other.score)
 
 
-def _newest_log_history(checkpoints: dict[int, Path]) -> list[dict[str, Any]]:
+def newest_log_history(checkpoints: dict[int, Path]) -> list[dict[str, Any]]:
+    """That of the last checkpoint whose log can be read."""
     for step in sorted(checkpoints, reverse=True):
         try:
             return rows.read_log_history(checkpoints[step])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sepstop.types import Record
+from sepstop.types import Decision, Record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,6 +64,33 @@ def ranking_table(
     return table
 
 
+def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
+    """The records of a run, as its callback or `sepstop select` left them, and what was decided.
+
+    Raises:
+        FileNotFoundError: neither did.
+        ValueError: a file is broken.
+    """
+    from sepstop import history as rows
+    from sepstop.offline import find_checkpoints, newest_log_history
+    from sepstop.policies import Auto, replay
+
+    with suppress(FileNotFoundError):  # a run may have kept no checkpoint
+        log = newest_log_history(find_checkpoints(run_dir))
+        found = rows.records_in(log)
+        if found:
+            last = next(row[rows.KEY]["decision"] for row in reversed(log) if rows.KEY in row)
+            return found, Decision(**last, step=found[-1].step)
+    for name in (rows.HISTORY_FILE, rows.SELECTION_FILE):
+        if (Path(run_dir) / name).is_file():
+            found = rows.read_history(Path(run_dir) / name)
+            return found, replay(Auto(), found)
+    raise FileNotFoundError(
+        f"no scores in {run_dir}: a run with the callback leaves {rows.HISTORY_FILE}, and "
+        f"`sepstop select` {rows.SELECTION_FILE}"
+    )
+
+
 def _other_text(selection: Selection, record: Record | None) -> str:
     if record is None or not record.is_finite:
         return "no score"
@@ -78,10 +107,10 @@ def draw_curve(
     max_steps: int | None = None,
     title: str = "",
 ) -> Path:
-    """Picture of the score over the steps, and of the accuracy if it is known.
+    """Picture of the information and the score over the steps, and of the accuracy if it is known.
 
     Args:
-        history: in order of steps; records without a score are left out.
+        history: in order of steps; what is not finite is left out.
         path: .png, .svg or .pdf.
         best_step, stop_step: marked by lines.
         accuracy: step -> accuracy in [0, 1], for those who have labels to judge by.
@@ -96,28 +125,30 @@ def draw_curve(
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'sepstop[plot]'") from error
 
-    shown = [record for record in history if record.is_finite]
-    if not shown:
+    scored = [record for record in history if record.is_finite]
+    informed = [record for record in history if math.isfinite(record.information)]
+    if not scored and not informed:
         raise ValueError("no record of the history has a score to draw")
-    steps = [record.step for record in shown]
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.fill_between(
-        steps,
-        [record.low for record in shown],
-        [record.high for record in shown],
-        color=_BLUE,
-        alpha=0.2,
-        linewidth=0,
-    )
-    name = shown[0].criterion
-    axes.plot(steps, [r.score for r in shown], color=_BLUE, marker="o", label=f"{name} (no labels)")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"{name}, 95 % interval", color=_BLUE)
-    axes.set_xlim(0, max_steps)
-    lines, labels = axes.get_legend_handles_labels()
+    panels = int(bool(scored)) + int(bool(informed))
+    figure = Figure(figsize=(7.5, 1.6 + 2.6 * panels), layout="constrained")
+    column = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+    if informed:
+        axes, name = column[0], f"information of {informed[0].information_of}"
+        values = [record.information for record in informed]
+        _line(axes, informed, values, name)
+        axes.set_ylabel(name, color=_BLUE)
+    if scored:
+        axes, name = column[-1], scored[0].criterion
+        low, high = ([getattr(r, end) for r in scored] for end in ("low", "high"))
+        steps = [record.step for record in scored]
+        axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, linewidth=0)
+        _line(axes, scored, [record.score for record in scored], name)
+        axes.set_ylabel(f"{name}, 95 % interval", color=_BLUE)
+    column[-1].set_xlabel("optimizer step")
+    column[-1].set_xlim(0, max_steps)
+    lines, labels = column[0].get_legend_handles_labels()
     if accuracy:
-        right = axes.twinx()
+        right = column[0].twinx()
         ordered = sorted(accuracy)
         right.plot(
             ordered,
@@ -135,10 +166,15 @@ def draw_curve(
         marks = {"pick and stop": best_step}
     for (label, step), style in zip(marks.items(), ("-", ":"), strict=False):
         if step is not None:
-            line = axes.axvline(step, color=_GREY, linestyle=style, zorder=0)
-            lines, labels = [*lines, line], [*labels, f"{label}: step {step}"]
-    axes.legend(lines, labels, loc="lower right", frameon=True)
+            drawn = [ax.axvline(step, color=_GREY, linestyle=style, zorder=0) for ax in column]
+            lines, labels = [*lines, drawn[0]], [*labels, f"{label}: step {step}"]
+    column[0].legend(lines, labels, loc="lower right", frameon=True)
     if title:
-        axes.set_title(title)
+        column[0].set_title(title)
     figure.savefig(path, dpi=150)
     return Path(path)
+
+
+def _line(axes: Any, history: Sequence[Record], values: Sequence[float], name: str) -> None:
+    steps = [record.step for record in history]
+    axes.plot(steps, values, color=_BLUE, marker="o", label=f"{name} (no labels)")

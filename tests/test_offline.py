@@ -16,6 +16,7 @@ from sepstop.cli import app
 from sepstop.history import HISTORY_FILE, SELECTION_FILE, read_history
 from sepstop.neighbors import NEIGHBORS_FILE
 from sepstop.offline import find_checkpoints, load_model
+from sepstop.report import history_of
 
 
 @pytest.fixture(scope="module")
@@ -444,6 +445,22 @@ def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
         result = CliRunner().invoke(app, ["card", str(folder)])
         assert result.exit_code == 2
         assert result.stderr.startswith("sepstop: no ")
+
+
+def test_a_picture_of_a_run(run, finished, tmp_path):
+    history, decision = history_of(run)
+    assert history == finished[1].history
+    assert decision == finished[1].decision
+    picture = tmp_path / "run.png"
+    result = CliRunner().invoke(app, ["plot", str(run), "-o", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert picture.stat().st_size > 5000
+    for checkpoint in find_checkpoints(run).values():
+        shutil.rmtree(checkpoint)
+    assert history_of(run)[0] == finished[1].history  # by the file beside them
+    result = CliRunner().invoke(app, ["plot", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no scores in" in result.stderr
 
 
 def test_errors_are_a_sentence_and_status_two(run, pool_file):
