@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,37 @@ import torch
 from torch import nn
 
 
+class Bases:
+    """The base of the adapter that was loaded last, so that the next one needs no other."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._adapted: Any = None
+
+    def base(self, key: Any, load: Callable[[], nn.Module]) -> nn.Module:
+        """The base of that key, without the last adapter; loaded if it is another."""
+        adapted, self._adapted = self._adapted, None
+        if adapted is not None and key == self._key:
+            whole = adapted.active_peft_config.is_prompt_learning
+            return adapted.get_base_model() if whole else adapted.unload()
+        self._key = key
+        return load()
+
+    def keep(self, adapted: nn.Module) -> None:
+        self._adapted = adapted
+
+
 def load_model(
-    checkpoint: str | Path, trust_remote_code: bool = False, with_head: bool = False
+    checkpoint: str | Path,
+    trust_remote_code: bool = False,
+    with_head: bool = False,
+    bases: Bases | None = None,
 ) -> nn.Module:
     """The model in a checkpoint folder.
 
     Args:
         with_head: with its classification head, where it has one.
+        bases: keeps the base of an adapter for the next; the last model is then taken apart.
 
     Raises:
         ValueError: weights are missing from the folder.
@@ -28,7 +52,7 @@ def load_model(
     path = Path(checkpoint)
     with _quiet_transformers():
         if (path / "adapter_config.json").is_file():
-            return _load_adapter(path, trust_remote_code)
+            return _load_adapter(path, trust_remote_code, Bases() if bases is None else bases)
         if (path / "modules.json").is_file():
             return _load_sentence_transformer(path, trust_remote_code)
         from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -67,7 +91,7 @@ def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module
     return SentenceTransformer(str(path), device="cpu", trust_remote_code=trust_remote_code)
 
 
-def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
+def _load_adapter(path: Path, trust_remote_code: bool, bases: Bases) -> nn.Module:
     try:
         import peft
     except ImportError as error:
@@ -85,8 +109,10 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
         # The head that was trained may have more labels than the base's.
         labels = _labels_of_head(peft.load_peft_weights(str(path), device="cpu"))
         classes = {"ignore_mismatched_sizes": True} | ({"num_labels": labels} if labels else {})
-    base = base_class.from_pretrained(
-        config.base_model_name_or_path, trust_remote_code=trust_remote_code, **classes
+    source = config.base_model_name_or_path
+    base = bases.base(
+        (source, base_class, classes),
+        lambda: base_class.from_pretrained(source, trust_remote_code=trust_remote_code, **classes),
     )
     # PEFT reports what does not fit in a warning, a key a line.
     with warnings.catch_warnings(record=True) as caught:
@@ -95,15 +121,13 @@ def _load_adapter(path: Path, trust_remote_code: bool) -> nn.Module:
     report = "\n".join(str(warning.message) for warning in caught)
     misfits = re.findall(r"^\s*- (?!.*modules_to_save)(.+): found shape", report, re.MULTILINE)
     if misfits:
-        raise ValueError(
-            f"the adapter does not fit {config.base_model_name_or_path}: {misfits[0]} has "
-            "another shape"
-        )
+        raise ValueError(f"the adapter does not fit {source}: {misfits[0]} has another shape")
     if "missing adapter keys" in report:  # a model without it would be scored in its place
         raise ValueError(
-            f"the adapter does not fit {type(base).__name__} of {config.base_model_name_or_path}: "
+            f"the adapter does not fit {type(base).__name__} of {source}: "
             "weights are missing, or their modules are called otherwise"
         )
+    bases.keep(model)
     return model
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sepstop import history as rows
 from sepstop.embedding import Observation
-from sepstop.loading import load_model
+from sepstop.loading import Bases, load_model
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
@@ -264,9 +264,10 @@ class _Loader:
     device: torch.device
     trust_remote_code: bool
     tokenizer: Any
+    bases: Bases = field(default_factory=Bases)
 
     def __call__(self, source: str | Path, with_head: bool = True) -> nn.Module:
-        model = load_model(source, self.trust_remote_code, with_head).to(self.device)
+        model = load_model(source, self.trust_remote_code, with_head, self.bases).to(self.device)
         if with_head:
             _set_padding(model, self.tokenizer)
         return model

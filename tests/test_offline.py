@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_decoder, make_encoder, make_wider_decoder
-from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 from typer.testing import CliRunner
 
 from sepstop import Patience, Plateau, SepStopCallback, select_checkpoint
@@ -188,7 +193,9 @@ def test_checkpoints_of_nan_rank_last(run, pool_file):
     assert selection.ranking[-1].step == 4
 
 
-def test_adapters_are_loaded_onto_their_base(tmp_path, tokenizer, train_rows, pool_file):
+def test_adapters_are_loaded_onto_their_base(
+    tmp_path, tokenizer, train_rows, pool_file, monkeypatch
+):
     peft = pytest.importorskip("peft")
     base = tmp_path / "base"
     make_decoder().save_pretrained(base)
@@ -200,7 +207,15 @@ def test_adapters_are_loaded_onto_their_base(tmp_path, tokenizer, train_rows, po
     model = peft.get_peft_model(model, config)
     options = {"max_steps": 12, "learning_rate": 3e-2}
     train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
+    loaded = []
+    load = AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification,
+        "from_pretrained",
+        lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs),
+    )
     selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    assert len(loaded) == 1  # the base, for all three
     assert selection.skipped == {}
     for offline, online in zip(selection.records, callback.history, strict=True):
         assert offline.resamples == pytest.approx(online.resamples, abs=1e-5)
