@@ -70,8 +70,10 @@ def main(options: list[str]) -> None:
         "reason": decision.reason,
         "seconds": time.perf_counter() - start,
     }
-    table = Table(title="What the run saw, and the test accuracy that it did not see")
-    for column in ("step", "information", "separability [95 %]", f"accuracy on {TEST_TEXTS}"):
+    table = Table(
+        title=f"What the run saw, and the accuracy on {TEST_TEXTS} texts that it did not see"
+    )
+    for column in ("step", "information", "separability [95 %]", "accuracy"):
         table.add_column(column, justify="right")
     table.add_column("")
     for record in callback.history:

