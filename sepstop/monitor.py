@@ -251,6 +251,9 @@ class Monitor:
         Args:
             model: for a criterion that needs it, as ``weightwatcher`` does.
         """
+        if seen.points.device.type == "mps":  # it has no float64
+            parts = seen._asdict().items()
+            seen = Observation(**{name: part.cpu() for name, part in parts if part is not None})
         with torch.no_grad(), same_randomness(seen.points.device):
             self.note(seen, step)
             near = self._neighbors(seen, step)

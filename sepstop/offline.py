@@ -307,12 +307,12 @@ def _recall_start(
         if start is None:
             return
     try:
-        key = f"start{store.key(start, monitor)}" if Path(start).is_dir() else ""
-        seen = store.get(key, loads.device) if key else None
+        key = store.key(start, monitor) if Path(start).is_dir() else ""
+        key = key and f"start{key}"  # without its head
+        seen = store.get(key, loads.device)
         if seen is None:
             seen = monitor.embed(loads(start, with_head=False))
-            if key:
-                store.put(key, seen)
+            store.put(key, seen)
         monitor.note(seen)
     except Exception as error:
         if not named:

@@ -36,7 +36,13 @@ class ObservationStore:
         self.folder = None if folder is None else Path(folder)
 
     def key(self, checkpoint: str | os.PathLike[str], monitor: Monitor) -> str:
-        """SHA-256 over the checkpoint's content and how ``monitor`` looks at it."""
+        """SHA-256 over the checkpoint's content and how ``monitor`` looks at it.
+
+        Empty where nothing can be kept: without a folder, or with an embedder of the user's own,
+        whose name says nothing of what it does.
+        """
+        if self.folder is None or "custom" in monitor.settings["embedder"]:
+            return ""
         corrupted = "corrupted_logits" in monitor.needs
         looks = (_FORMAT, monitor.places, monitor.token_fingerprint, monitor.seed, corrupted)
         digest = hashlib.sha256(repr(looks).encode())
@@ -47,7 +53,7 @@ class ObservationStore:
         return digest.hexdigest()
 
     def get(self, key: str, device: torch.device) -> Observation | None:
-        if self.folder is None:
+        if not key:
             return None
         try:
             with np.load(self._path(key), allow_pickle=False) as arrays:
@@ -58,7 +64,7 @@ class ObservationStore:
 
     def put(self, key: str, seen: Observation) -> None:
         """A full disk or a folder that is not ours to write is a warning."""
-        if self.folder is None:
+        if self.folder is None or not key:
             return
         path = self._path(key)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -70,7 +76,7 @@ class ObservationStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, **arrays)
             unfinished.replace(path)
         except OSError as error:
             warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=2)

@@ -114,6 +114,16 @@ def test_a_broken_file_is_as_good_as_none(run, pool, observed, content):
     assert len(observed) == 6
 
 
+def test_an_embedder_of_ones_own_is_asked_every_time(run, pool, observed):
+    def first(model, input_ids, attention_mask):
+        return model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1][:, 0]
+
+    for _ in range(2):
+        select_checkpoint(run, pool, embedder=first)
+    assert len(observed) == 6
+    assert not (run / STORE).exists()
+
+
 def test_a_folder_that_can_not_be_written_is_a_warning(run, pool):
     (run / STORE).write_text("a file where the folder would be")
     with pytest.warns(RuntimeWarning, match="could not write"):
