@@ -1,8 +1,8 @@
 r"""What the levers on the cost of a measurement do to its scores.
 
-    python scripts/demo.py '--sepstop.policy={"name": "patience", "patience": null}' \
-        --training.max_steps=200 --training.save_steps=20 --training.save_total_limit=null
-    python scripts/bench_levers.py runs/demo runs/demo/pool.jsonl FOLDER_OF_ALL_MINILM_L6_V2
+    python scripts/demo.py --sepstop.policy=auto  # a run that is not stopped, with 20 checkpoints
+    python scripts/bench_levers.py runs/demo/run runs/demo/run/pool.jsonl \
+        FOLDER_OF_ALL_MINILM_L6_V2
 
 Every checkpoint of a run is measured with the default settings and with a smaller pool, shorter
 texts and an earlier layer; each setting's scores are compared to those of the first over the run.
@@ -25,13 +25,12 @@ from sepstop.offline import find_checkpoints
 from sepstop.policies import Auto, best_record
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "1000 texts, 256 tokens": {},
+    "1000 texts, 48 tokens": {"pool_size": 1000, "max_length": 48},
     "500 texts": {"pool_size": 500},
     "250 texts": {"pool_size": 250},
     "100 texts": {"pool_size": 100},
-    "64 tokens": {"max_length": 64},
-    "32 tokens": {"max_length": 32},
-    "16 tokens": {"max_length": 16},
+    "24 tokens": {"max_length": 24},
+    "12 tokens": {"max_length": 12},
     "the middle layer": {"embedder": {"name": "mean", "layer": 3}},
 }
 
@@ -42,9 +41,9 @@ def main() -> None:
     parser.add_argument("pool", help="file of unlabeled texts")
     parser.add_argument("start", help="folder or hub name of the model before training")
     options = parser.parse_args()
+    usual = next(iter(SETTINGS.values())) | {"tokenizer": options.start}
     monitors = {
-        name: Monitor(options.pool, **({"pool_size": 1000, "tokenizer": options.start} | settings))
-        for name, settings in SETTINGS.items()
+        name: Monitor(options.pool, **(usual | settings)) for name, settings in SETTINGS.items()
     }
     base = load_model(options.start)
     histories: dict[str, list[Record]] = {name: [] for name in monitors}

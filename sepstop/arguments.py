@@ -49,7 +49,6 @@ def check_policy(policy: Policy, monitor: Monitor) -> None:
 def check_arguments(
     args: TrainingArguments,
     criterion: Criterion,
-    every_n_steps: int | None,
     load_best_at_end: bool,
 ) -> None:
     """
@@ -69,11 +68,6 @@ def check_arguments(
         raise ValueError(f"metric_for_best_model={metric!r}, but the criterion is {name!r}")
     if own_schedule(args):
         return
-    if every_n_steps is not None:
-        raise ValueError(
-            f"every_n_steps={every_n_steps} is for runs with eval_strategy='no'; this "
-            f"one scores at each evaluation (eval_strategy={args.eval_strategy.value!r})"
-        )
     if load_best_at_end:
         raise ValueError(
             "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "

@@ -55,7 +55,9 @@ class SepStopCallback(Watch, TrainerCallback):
         policy: when to stop: "auto", "patience", "plateau", a mapping with the settings too, or a
             function ``history -> Decision``. By default `Auto`, which decides by the information;
             but `Plateau` where you name a criterion, here or in ``metric_for_best_model``.
-        every_n_steps: own schedule, for ``eval_strategy="no"`` only; each epoch by default.
+        every_n_steps: score at those evaluations that come so many steps after the last score, by
+            default at all; with ``eval_strategy="no"`` a schedule of its own, by default each
+            epoch.
         load_best_at_end: load the best checkpoint when training ends, for
             ``eval_strategy="no"``; with evaluations, Trainer's ``load_best_model_at_end``
             does that.
@@ -192,9 +194,11 @@ class SepStopCallback(Watch, TrainerCallback):
     ) -> None:
         if not self._training or metrics is None:
             return
-        if not own_schedule(args):
+        is_last = state.global_step >= state.max_steps
+        if not own_schedule(args) and self._is_due(state.global_step, is_last):
             self._measure(args, state, control, _trained(**kwargs))
-        if self.history and self.history[-1].step == state.global_step:
+        # Where none was due the last score stands in, since Trainer wants its metric every time.
+        if self.history and (self.every_n_steps or self.history[-1].step == state.global_step):
             metrics.update(rows.scalars(self.history[-1]))
 
     def on_save(
@@ -321,7 +325,7 @@ class SepStopCallback(Watch, TrainerCallback):
         return bool(self.load_best_at_end or args.load_best_model_at_end)
 
     def _check(self, args: TrainingArguments) -> None:
-        check_arguments(args, self._criterion, self.every_n_steps, self.load_best_at_end)
+        check_arguments(args, self._criterion, self.load_best_at_end)
         if not self._has_own_policy:
             by_score = best_metric(args) == self._criterion.name and not own_schedule(args)
             default = Auto if self._is_default and not by_score else Plateau

@@ -85,6 +85,11 @@ class Watch:
         """What the metric is called whose best is the policy's pick."""
         return Information.name if isinstance(self.policy, Auto) else self._criterion.name
 
+    def _is_due(self, step: int, is_last: bool) -> bool:
+        """Whether an evaluation is to be scored: the first, the last, and one ``every_n_steps``."""
+        every = self.every_n_steps
+        return not every or not self.history or is_last or step - self.history[-1].step >= every
+
     def _restore(self, history: list[Record], settings: dict[str, Any]) -> None:
         """History and decision of a resumed run, or of a new one from nothing."""
         self.history = [record for record in history if record.criterion == self._criterion.name]

@@ -167,8 +167,8 @@ def test_attach_adds_a_callback_that_is_not_there_yet(make_trainer, pool):
 
 def test_a_failed_attach_leaves_the_trainer_as_it_was(make_trainer, pool):
     trainer = make_trainer(None)
-    with pytest.raises(ValueError, match="every_n_steps=5 is for runs with"):
-        SepStopCallback(pool, every_n_steps=5).attach(trainer)
+    with pytest.raises(ValueError, match="load_best_at_end is for runs with"):
+        SepStopCallback(pool, load_best_at_end=True).attach(trainer)
     SepStopCallback(pool).attach(trainer)
     with pytest.raises(ValueError, match="two SepStopCallbacks"):
         SepStopCallback(pool).attach(trainer)
@@ -605,7 +605,6 @@ def test_two_callbacks_are_refused(make_trainer, pool):
     ("callback", "options", "message"),
     [
         ({}, BEST | {"greater_is_better": False}, "needs greater_is_better=True, got False"),
-        ({"every_n_steps": 5}, {}, "every_n_steps=5 is for runs with eval_strategy='no'"),
         ({"load_best_at_end": True}, {}, "load_best_at_end is for runs with eval_strategy='no'"),
     ],
 )
@@ -667,6 +666,34 @@ def test_another_best_metric_is_pointed_out(make_trainer, pool):
     trainer = make_trainer(SepStopCallback(pool, policy=NEVER), load_best_model_at_end=True)
     with pytest.warns(UserWarning, match="metric_for_best_model is 'loss'"):
         trainer.train()
+
+
+@pytest.mark.parametrize("resume", [None, 4, 8])
+def test_not_every_evaluation_needs_to_be_scored(make_trainer, pool, resume):
+    """The first, the last, and those that come so many steps after a score."""
+
+    def run(resume=None):
+        callback = SepStopCallback(pool, "separability", NEVER, every_n_steps=4)
+        trainer = make_trainer(
+            callback,
+            max_steps=13,
+            eval_steps=1,
+            save_steps=1,
+            metric_for_best_model="separability",
+            load_best_model_at_end=True,
+        )
+        folder = Path(trainer.args.output_dir)
+        trainer.train(resume_from_checkpoint=resume and str(folder / f"checkpoint-{resume}"))
+        return trainer, callback
+
+    trainer, callback = run()
+    assert steps(callback) == [1, 5, 9, 13]
+    assert trainer.state.best_global_step == callback.decision.best_step
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(rows) == 13
+    if resume is not None:
+        again = run(resume)[1]
+        assert [r.score for r in again.history] == [r.score for r in callback.history]
 
 
 def test_a_classifier_is_decided_by_its_information(make_trainer, pool):

@@ -168,10 +168,14 @@ def test_which_model_is_scored(fit, pool, tokenizer):
     assert scores[0] == scores[1] == scores[2]
 
 
-def test_a_schedule_is_for_runs_without_validation(fit, pool, tokenizer):
-    callback = SepStopCallback(pool, tokenizer=tokenizer, every_n_steps=2)
-    with pytest.raises(ValueError, match="every_n_steps=2 is for runs without validation"):
-        fit(callback)
+def test_not_every_validation_needs_to_be_scored(fit, pool, tokenizer, tmp_path):
+    callback = SepStopCallback(
+        pool, "separability", policy=NEVER, tokenizer=tokenizer, resamples=2, every_n_steps=10
+    )
+    keep = ModelCheckpoint(tmp_path / "best", monitor="separability", mode="max")
+    fit(callback, keep)
+    assert [record.step for record in callback.history] == [4, 16, 28, 40]
+    assert f"step={callback.decision.best_step}.ckpt" in keep.best_model_path
 
 
 def test_validating_alone_is_no_score(fit, pool, tokenizer, batches):

@@ -22,7 +22,7 @@ except ImportError:  # its older name
 
 from sepstop import history as rows
 from sepstop.ranks import Ranks
-from sepstop.types import Record
+from sepstop.types import Decision, Record
 from sepstop.watch import Watch
 
 
@@ -41,7 +41,8 @@ class SepStopCallback(Watch, pl.Callback):
         pool, criterion, policy, embedder, continue_after_stop, on_error, verbose,
             **monitor_options: as of `sepstop.SepStopCallback`. Where the model does not tell its
             folder or hub name, give the ``tokenizer``.
-        every_n_steps: own schedule, for runs without validation; each epoch by default.
+        every_n_steps: score at those validations that come so many steps after the last score, by
+            default at all; without validation a schedule of its own, by default each epoch.
         model: the model to score, a name as "backbone.encoder" in the LightningModule, or a
             function of the LightningModule; by default the only model of transformers in it.
 
@@ -83,12 +84,6 @@ class SepStopCallback(Watch, pl.Callback):
         self._saved = state_dict
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        own = not trainer.enable_validation
-        if self.every_n_steps is not None and not own:
-            raise ValueError(
-                f"every_n_steps={self.every_n_steps} is for runs without validation; this one "
-                "scores at each validation (val_check_interval of the Trainer)"
-            )
         model = self._model(pl_module)
         self.monitor.distributed = True
         self.monitor.prepare(model)
@@ -101,7 +96,7 @@ class SepStopCallback(Watch, pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
-        every = self.every_n_steps
+        every = 0 if trainer.enable_validation else self.every_n_steps
         last = trainer.global_step == trainer.max_steps
         if every and trainer.global_step and (trainer.global_step % every == 0 or last):
             self._measure(trainer, pl_module)
@@ -138,15 +133,11 @@ class SepStopCallback(Watch, pl.Callback):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._stopped_before:
             return
-        # What a module caches in inference mode could not be trained on afterwards.
-        with torch.inference_mode(False):
-            scored = self._score(
-                self._model(pl_module),
-                trainer.global_step,
-                float(trainer.current_epoch),
-                trainer.default_root_dir,
-            )
-        if self.history and self.history[-1].step == trainer.global_step:
+        last = trainer.global_step == trainer.max_steps
+        scored = None
+        if self._is_due(trainer.global_step, last):
+            scored = self._scored(trainer, pl_module)
+        if self.history:
             found = rows.scalars(self.history[-1])
             values = {key.removeprefix("eval_"): value for key, value in found.items()}
             pl_module.log_dict(values, logger=False)  # for other callbacks; loggers get them below
@@ -158,6 +149,18 @@ class SepStopCallback(Watch, pl.Callback):
         if decision.stop:
             trainer.should_stop = True
         self._announce(record, decision)
+
+    def _scored(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> tuple[Record, Decision] | None:
+        # What a module caches in inference mode could not be trained on afterwards.
+        with torch.inference_mode(False):
+            return self._score(
+                self._model(pl_module),
+                trainer.global_step,
+                float(trainer.current_epoch),
+                trainer.default_root_dir,
+            )
 
     def _model(self, pl_module: pl.LightningModule) -> nn.Module:
         if callable(self.model):
