@@ -7,7 +7,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +107,7 @@ def select_checkpoint(
     progress: bool = True,
     write_history: bool = True,
     cache: bool | str | Path = True,
+    on_observed: Callable[[int, Observation], None] | None = None,
     **monitor_options: Any,
 ) -> Selection:
     """Score every ``checkpoint-*`` in a folder and pick the best, without labels.
@@ -133,6 +134,8 @@ def select_checkpoint(
         cache: folder for what was observed of checkpoints, so that another call, interrupted or
             with another criterion, embeds only what is new; by default ``run_dir/sepstop_cache``;
             False keeps nothing. It takes 4 N (D + k) bytes a checkpoint.
+        on_observed: called with the step and what was observed of each checkpoint that could be
+            scored, in order of steps.
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
@@ -179,6 +182,8 @@ def select_checkpoint(
             width = seen.points.shape[1]
             record = monitor.score(seen, step, _epoch(path), model)
             records[step] = replace(record, seconds=time.perf_counter() - began)
+            if on_observed is not None:
+                on_observed(step, seen)
         except Exception as error:  # whatever a broken folder holds: the others still rank
             skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
     history = [records[step] for step in sorted(records)]
