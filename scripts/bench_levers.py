@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from sepstop import Monitor, Record
 from sepstop.loading import load_model
-from sepstop.offline import find_checkpoints
 from sepstop.policies import Auto, best_record
+from sepstop.sources import find_checkpoints
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "1000 texts, 48 tokens": {"pool_size": 1000, "max_length": 48},

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop import SepStopCallback
-from sepstop.offline import find_checkpoints
+from sepstop.sources import find_checkpoints
 
 POOL_FILE = "pool.jsonl"
 NO_LABEL = -1

@@ -8,7 +8,8 @@ from typing import Any
 
 from sepstop import __version__
 from sepstop import history as rows
-from sepstop.offline import find_checkpoints, newest_log_history
+from sepstop.offline import newest_log_history
+from sepstop.sources import find_checkpoints
 from sepstop.types import Record
 
 _VERSIONS = ("transformers", "torch")

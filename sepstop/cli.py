@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import shutil
 import warnings
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -45,8 +48,13 @@ def _main(
 
 @app.command()
 def select(
-    run_dirs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders with checkpoint-<step>.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders of checkpoints or of runs, models, names on the hub, or a text file "
+            "that lists models.",
+        ),
     ],
     pool: Annotated[
         Path, typer.Option(help="Unlabeled texts: .txt (one a line), .jsonl, .csv or .parquet.")
@@ -73,6 +81,10 @@ def select(
             help="Replay auto, past_peak, patience, plateau, first_optimum or module:attr."
         ),
     ] = None,
+    ties: Annotated[
+        str,
+        typer.Option(help="Of those no worse than the best, keep the best, earliest or latest."),
+    ] = "best",
     start: Annotated[
         str | None,
         typer.Option(help="The model before training, if the run left no trace of it."),
@@ -81,21 +93,32 @@ def select(
     resample_size: Annotated[int | None, typer.Option(help="Texts in a resample.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the resamples.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut at.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Texts in a forward pass, halved until they fit in memory.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name, if the checkpoints have none.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default as saved.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings.")
     ] = False,
     cache: Annotated[
         bool, typer.Option(help="Keep embeddings in sepstop_cache of the run's folder.")
     ] = True,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Keep embeddings in this folder instead.")
+    ] = None,
     top: Annotated[int | None, typer.Option(help="Show the best so many only.", min=1)] = None,
     link: Annotated[
         Path | None, typer.Option(help="Make this a link to the checkpoint to keep.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 if a checkpoint had to be skipped.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
     ] = False,
@@ -103,9 +126,14 @@ def select(
     """Rank the checkpoints of runs on unlabeled texts and name the one to keep.
 
     What is not given is taken from a run's own log, if it was monitored. What was embedded is kept,
-    so another call does only what is new. Exit status: 0, or 2 when there is nothing to rank.
+    so another call does only what is new. `accelerate launch -m sepstop select ...` divides the
+    checkpoints over processes. Exit status: 0; 2 when there is nothing to rank or an argument is
+    wrong; 3 with --strict when a checkpoint was skipped; 130 when interrupted.
     """
-    from sepstop.offline import best_run, select_checkpoint
+    from sepstop.offline import select_checkpoint
+    from sepstop.ranks import RankError, Ranks
+    from sepstop.selection import best_run, tied_runs
+    from sepstop.sources import find_runs
 
     given = {
         "criterion": criterion,
@@ -114,6 +142,7 @@ def select(
         "resample_size": resample_size,
         "seed": seed,
         "max_length": max_length,
+        "batch_size": batch_size,
         "tokenizer": tokenizer,
     }
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -121,68 +150,108 @@ def select(
         options["embedder"] = {"layer": layer} | ({"name": embedder} if embedder else {})
     messages = Console(stderr=True)
     others = [name.strip() for name in criteria.split(",")] if criteria else []
+    own_device = _join_processes()
 
-    def selected(run_dir: Path, **more: Any) -> Any:
+    def selected(run: str, **more: Any) -> Any:
         return select_checkpoint(
-            run_dir,
+            run,
             pool,
             policy=policy if not more else None,
+            ties=ties,  # type: ignore[arg-type]  # which says what it knows
             start=start,
-            device=device,
+            device=device or own_device,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             text_column=text_column,
             pool_size=pool_size,
-            batch_size=batch_size,
             progress=messages.is_terminal,
             write_history=not more,
-            **{"cache": scratch or cache} | options | more,
+            distributed=True,
+            **{"cache": scratch or cache_dir or cache} | options | more,
         )
 
     try:
         with warnings.catch_warnings(record=True) as caught, TemporaryDirectory() as folder:
             # Several criteria are computed from one forward pass, kept for as long as it takes.
-            scratch = folder if others and not cache else ""
+            scratch = Ranks.of_run().of_first(folder) if others and not cache else ""
             warnings.simplefilter("always", UserWarning)
-            selections = {path: selected(path) for path in run_dirs}
-            more = {
-                path: {name: selected(path, criterion=name) for name in others} for path in run_dirs
-            }
+            runs = list(dict.fromkeys(run for path in paths for run in find_runs(path)))
+            selections = {run: selected(run) for run in runs}
+            more = {run: {name: selected(run, criterion=name) for name in others} for run in runs}
             best = best_run(selections)
-            if link is not None:
+            tied = tied_runs(selections, best)
+            if link is not None and Ranks.of_run().rank == 0:
                 _link(link, selections[best].best)
     except (OSError, ValueError) as error:
         messages.print(f"sepstop: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
+    except RankError as error:  # its own process says what
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        kept = "" if not cache else "; what was embedded is kept, and the same command goes on"
+        messages.print(f"sepstop: interrupted{kept}", style="red", markup=False)
+        raise typer.Exit(130) from error
+    if Ranks.of_run().rank > 0:
+        return
     said = {str(w.message): None for w in caught if issubclass(w.category, _WARNINGS)}
     for message in said:
         messages.print(f"sepstop: {message}", style="yellow", markup=False)
-    for path, why in (item for found in selections.values() for item in found.skipped.items()):
-        name = path.name if len(run_dirs) == 1 else path
+    skipped = [item for found in selections.values() for item in found.skipped.items()]
+    for path, why in skipped:
+        name = path.name if len(runs) == 1 else path
         messages.print(f"sepstop: skipped {name}: {why}", style="yellow", markup=False)
 
     if as_json:
-        runs = [_as_json(found, more[path], top) for path, found in selections.items()]
-        whole = {"best_checkpoint": str(selections[best].best), "runs": runs}
-        typer.echo(json.dumps(runs[0] if len(runs) == 1 else whole, indent=2, allow_nan=False))
-        return
-    from sepstop.report import ranking_table
+        each = [_as_json(found, more[run], top) for run, found in selections.items()]
+        whole = {"best_checkpoint": str(selections[best].best), "ties": tied, "runs": each}
+        typer.echo(json.dumps(each[0] if len(runs) == 1 else whole, indent=2, allow_nan=False))
+    else:
+        _print_tables(selections, more, best, tied, top)
+    if strict and skipped:
+        raise typer.Exit(3)
+
+
+def _print_tables(
+    selections: dict[str, Any], more: dict[str, Any], best: str, tied: list[str], top: int | None
+) -> None:
+    from sepstop.report import ranking_table, runs_table
 
     out = Console()
-    for path, found in selections.items():
+
+    def say(line: Any, style: str = "") -> None:
+        out.print(line, style=style, markup=False, soft_wrap=True)
+
+    for run, found in selections.items():
+        if len(selections) > 1 and len(found.records) == 1:
+            continue  # a model by itself has its row below
         if len(selections) > 1:
-            out.print(path, style="bold", markup=False, soft_wrap=True)
-        out.print(ranking_table(found, more[path], top))
+            say(run, "bold")
+        out.print(ranking_table(found, more[run], top))
         if len(selections) == 1:
-            out.print(f"keep {found.best}", style="bold", markup=False, soft_wrap=True)
-        out.print(found.decision.reason, markup=False, soft_wrap=True)
-        online = found.online_best_step
-        if online is not None:
-            kept = "the same" if online == found.best_step else f"step {online}"
-            out.print(f"the run itself kept {kept}")
+            say(f"keep {found.best}", "bold")
+        say(found.decision.reason)
+        if found.online_best_step is not None and found.online_best_step in found.paths:
+            kept = found.online_best_step
+            say(f"the run itself kept {'the same' if kept == found.best_step else f'step {kept}'}")
     if len(selections) > 1:
-        out.print(
-            f"of all, keep {selections[best].best}", style="bold", markup=False, soft_wrap=True
-        )
+        out.print(runs_table(selections, best, tied, more))
+        say(f"of all, keep {selections[best].best}", "bold")
+
+
+def _join_processes() -> str | None:
+    """Meet the other processes that a launcher started; the device that is this one's."""
+    import torch
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
+        return None
+    if not dist.is_initialized():
+        # They exchange a few words, and wait for the slowest as long as it takes.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        atexit.register(dist.destroy_process_group)
+    if not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 @app.command()
@@ -247,6 +316,7 @@ def _as_json(selection: Any, more: dict[str, Any], top: int | None) -> dict[str,
         "by_information": selection.by_information,
         "higher_is_better": selection.higher_is_better,
         "online_best_step": selection.online_best_step,
+        "ties": list(selection.ties),
         "ranking": [
             {
                 "checkpoint": str(selection.paths[record.step]),

@@ -7,7 +7,7 @@ import inspect
 import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -279,6 +280,7 @@ def observe(
     pad_token_id: int = 0,
     progress: bool = False,
     with_logits: bool = False,
+    on_smaller: Callable[[int], None] | None = None,
 ) -> Observation:
     """Points of the tokenised texts, and their logits from the same forward pass.
 
@@ -287,6 +289,7 @@ def observe(
 
     Args:
         tokens: one ``(length,)`` int64 tensor a text.
+        on_smaller: told the new batch size when it was halved.
 
     Raises:
         ValueError: the embedder returned something else than ``(b, D)`` floats, or the model
@@ -304,11 +307,14 @@ def observe(
             batch = [tokens[i] for i in order[done : done + batch_size]]
             try:
                 seen.append(_observe_batch(model, batch, embedder, pad_token_id, with_logits))
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
+            except RuntimeError as error:
+                full = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+                if len(batch) == 1 or not full:
                     raise
-                batch_size //= 2
-                torch.cuda.empty_cache()
+                batch_size = len(batch) // 2
+                if on_smaller is not None:
+                    on_smaller(batch_size)
+                clear_device_cache()
                 continue
             done += len(batch)
             bar.update(len(batch))

@@ -26,11 +26,7 @@ _FIELDS = {field.name for field in dataclasses.fields(Record)}
 def to_dict(record: Record) -> dict[str, Any]:
     """``record`` as JSON-ready values, NaN and infinity as None."""
     values = dataclasses.asdict(record)
-    values["resamples"] = [_finite_or_none(value) for value in record.resamples]
-    return {
-        key: _finite_or_none(value) if isinstance(value, float) else value
-        for key, value in values.items()
-    }
+    return {key: _jsonable(value) for key, value in values.items()}
 
 
 def from_dict(values: Mapping[str, Any]) -> Record:
@@ -43,10 +39,11 @@ def from_dict(values: Mapping[str, Any]) -> Record:
         known = {key: value for key, value in values.items() if key in _FIELDS}
         known.setdefault("epoch", None)
         known["score"] = _nan_if_none(known["score"])
-        for key in ("low", "high", "information"):
+        for key in ("low", "high", "information", "information_low", "information_high"):
             known[key] = _nan_if_none(known.get(key))
         known["step"] = int(known["step"])
-        known["resamples"] = tuple(_nan_if_none(value) for value in known.get("resamples", ()))
+        for key in ("resamples", "information_resamples"):
+            known[key] = tuple(_nan_if_none(value) for value in known.get(key, ()))
         return Record(**known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"expected a sepstop record, got {values!r:.200}") from error
@@ -54,12 +51,17 @@ def from_dict(values: Mapping[str, Any]) -> Record:
 
 def scalars(record: Record) -> dict[str, float]:
     """What trackers and ``metric_for_best_model`` see: ``eval_<criterion>`` and its bounds, and
-    ``eval_information``."""
-    key = f"eval_{record.criterion}"
-    values = {key: record.score, f"{key}_low": record.low, f"{key}_high": record.high}
+    ``eval_information`` and its bounds."""
+    values = {}
     if math.isfinite(record.information):
-        values.setdefault("eval_information", record.information)
-    return values
+        values = _scalars(
+            "information", record.information, record.information_low, record.information_high
+        )
+    return values | _scalars(record.criterion, record.score, record.low, record.high)
+
+
+def _scalars(name: str, score: float, low: float, high: float) -> dict[str, float]:
+    return {f"eval_{name}": score, f"eval_{name}_low": low, f"eval_{name}_high": high}
 
 
 def records_in(log_history: Iterable[Mapping[str, Any]]) -> list[Record]:
@@ -149,8 +151,10 @@ def continuation(path: str | os.PathLike[str], history: list[Record]) -> list[Re
     return stored if list(map(to_dict, prefix)) == list(map(to_dict, history)) else history
 
 
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_jsonable(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _nan_if_none(value: float | None) -> float:

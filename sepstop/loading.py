@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Of weights, by the name that a user gives."""
+
 
 class Bases:
     """The base of the adapter that was loaded last, so that the next one needs no other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from sepstop.pool import read_pool
 from sepstop.ranks import Ranks
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Embedder, Record
+
+logger = logging.getLogger(__name__)
 
 _LONG_POOL = 2000  # texts from which on a progress bar is worth its line
 _NO_LIMIT = 10**6  # tokenizers without a maximum length report a huge one
@@ -64,7 +67,7 @@ class Monitor:
         text_column: the pool's column with the texts.
         pool_size: a larger pool is sampled down to this many texts; None takes all.
         max_length: texts are cut at this many tokens (or at the tokenizer's own limit).
-        batch_size: texts in a forward pass; halved when memory runs out.
+        batch_size: texts in a forward pass; halved for good when memory runs out.
         progress: show a bar on long pools.
         distributed: divide the work over the processes of torch.distributed, which all have to
             make the same calls; each gets the same records. Of a model that is itself divided
@@ -261,6 +264,7 @@ class Monitor:
             information = self._information(seen, near)
         size = len(seen.points)
         low, high = interval(scores, self.resample_size, size)
+        least, most = interval(information, self.resample_size, size)
         return Record(
             step=step,
             epoch=epoch,
@@ -271,8 +275,11 @@ class Monitor:
             resamples=tuple(scores),
             resample_size=self.resample_size,
             pool_size=size,
-            information=information,
+            information=sum(information) / len(information),
             information_of="components" if seen.logits is None else "classes",
+            information_low=least,
+            information_high=most,
+            information_resamples=tuple(information),
         )
 
     def _observe(
@@ -296,12 +303,17 @@ class Monitor:
                 self._pad_token_id if own is None else own,
                 progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
                 with_logits=with_logits,
+                on_smaller=self._take_smaller_batches,
             )
         )
         points = ranks.gathered(seen.points, len(tokens))
         if seen.logits is None:
             return Observation(points, None)
         return Observation(points, ranks.gathered(seen.logits, len(tokens)))
+
+    def _take_smaller_batches(self, size: int) -> None:
+        logger.info("out of memory: the pool is embedded %d texts at a time from now on", size)
+        self.batch_size = size
 
     def note(self, seen: Observation, step: int = 0) -> None:
         """Remember the neighbours in what was observed, for the information of later records."""
@@ -378,13 +390,12 @@ class Monitor:
         classes = None if seen.logits is None else seen.logits.argmax(dim=-1)[near]
         return {"neighbors": near, "neighbor_classes": classes}
 
-    def _information(self, seen: Observation, near: dict[str, Tensor | None]) -> float:
-        """NaN where the model's outputs are not finite."""
+    def _information(self, seen: Observation, near: dict[str, Tensor | None]) -> list[float]:
+        """Of each resample; NaN where the model's outputs are not finite."""
         given = {"points": seen.points, "logits": seen.logits, **near}
         name = "component_information" if seen.logits is None else "information"
         criterion: Criterion = build("criterion", name, CRITERIA)
-        scores = self._on_resamples(criterion, given)
-        return sum(scores) / len(scores)
+        return self._on_resamples(criterion, given)
 
     def _on_resamples(self, criterion: Criterion, given: dict[str, Any]) -> list[float]:
         """`score_resamples`, divided over the ranks."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -19,79 +19,21 @@ from tqdm.auto import tqdm
 
 from sepstop import history as rows
 from sepstop.embedding import Observation
-from sepstop.loading import Bases, load_model
+from sepstop.loading import DTYPES, Bases, load_model
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
-from sepstop.policies import (
-    POLICIES,
-    Auto,
-    Mode,
-    best_record,
-    has_information,
-    replay,
-    scored_by_information,
-)
+from sepstop.policies import POLICIES, Mode
 from sepstop.pool import read_pool
-from sepstop.resampling import improvement_p_value
+from sepstop.ranks import Ranks
+from sepstop.selection import Rule, Selection, choose
+from sepstop.sources import Run, find_run
 from sepstop.store import STORE, ObservationStore
-from sepstop.types import Decision, Record
+from sepstop.types import Record
 
 _DEFAULTS = {"criterion": "separability", "embedder": "auto"}
+_ON_GPU = 512  # texts in a forward pass, to begin with
 _SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The checkpoints of a run, scored.
-
-    Attributes:
-        decision: which to keep and why.
-        records: one a checkpoint, in order of steps.
-        paths: step -> folder of the checkpoint.
-        skipped: folder -> why it could not be scored.
-        higher_is_better: direction of the score.
-        online_best_step: what the run itself kept, if it was monitored; else None.
-        by_information: whether the information and not the score decided.
-        settings: how all were measured.
-        width: dimensions of the embeddings.
-    """
-
-    decision: Decision
-    records: tuple[Record, ...]
-    paths: dict[int, Path]
-    skipped: dict[Path, str]
-    higher_is_better: bool
-    online_best_step: int | None
-    by_information: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    width: int = 0
-
-    @property
-    def best_step(self) -> int:
-        assert self.decision.best_step is not None  # select_checkpoint raises otherwise
-        return self.decision.best_step
-
-    @property
-    def best(self) -> Path:
-        """Folder of the checkpoint to keep."""
-        return self.paths[self.best_step]
-
-    @property
-    def ranking(self) -> list[Record]:
-        """Records from best to worst by what decided, those without it last."""
-        sign = 1 if self.higher_is_better else -1
-        values = {
-            r.step: r.information if self.by_information else sign * r.score for r in self.records
-        }
-        return sorted(
-            self.records,
-            key=lambda r: (
-                not math.isfinite(values[r.step]),
-                -values[r.step] if math.isfinite(values[r.step]) else 0.0,
-                r.step,
-            ),
-        )
 
 
 def select_checkpoint(
@@ -99,52 +41,124 @@ def select_checkpoint(
     pool: Any,
     *,
     policy: Any = None,
+    ties: Rule = "best",
     start: str | Path | None = None,
     device: str | torch.device | None = None,
+    dtype: str | None = None,
     trust_remote_code: bool = False,
     text_column: str = "text",
     pool_size: int | None = None,
     progress: bool = True,
     write_history: bool = True,
     cache: bool | str | Path = True,
+    distributed: bool = False,
     on_observed: Callable[[int, Observation], None] | None = None,
     **monitor_options: Any,
 ) -> Selection:
-    """Score every ``checkpoint-*`` in a folder and pick the best, without labels.
+    """Score the checkpoints of a run and pick the best, without labels.
 
     A run that was monitored left its settings in trainer_state.json; they are the defaults
     here, so that the scores and the pick are the ones seen during training. Weights are
     loaded from safetensors, or from pickles with ``weights_only``.
 
     Args:
-        run_dir: folder with the checkpoints of full models or PEFT adapters.
+        run_dir: folder with the checkpoints of full models, PEFT adapters or SentenceTransformers,
+            named ``checkpoint-<step>`` or otherwise with a number at the end; or one model, by its
+            folder or its name on the hub.
         pool: see `sepstop.pool.read_pool`.
         policy: replayed on the records, it ends the run in hindsight where it would have
             stopped; by default all checkpoints are candidates. The pick is that of the policy, or
             by default the checkpoint with the most information, unless a criterion is given or the
             run was decided by its score.
+        ties: which is kept of those that the best does not beat significantly (5 %, on the paired
+            resamples): the "best" of them as during training, the "earliest" or the "latest".
         start: folder or hub name of the model before training, which the information refers
             to. By default what the callback left in the folder, or the base of an adapter, or else
             the earliest checkpoint.
         device: where the models run; by default a GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16" for all models; by default as they were saved.
         trust_remote_code: allow a model to bring code of its own.
-        text_column, pool_size, **monitor_options: see `Monitor`.
+        text_column, pool_size, **monitor_options: see `Monitor`; the ``batch_size`` starts here at
+            512 on a GPU, which has nothing else to hold, and is halved until it fits.
         progress: show a bar.
         write_history: leave the records in ``run_dir/sepstop_selection.jsonl``.
         cache: folder for what was observed of checkpoints, so that another call, interrupted or
-            with another criterion, embeds only what is new; by default ``run_dir/sepstop_cache``;
-            False keeps nothing. It takes 4 N (D + k) bytes a checkpoint.
+            with another criterion, embeds only what is new; by default ``sepstop_cache`` in the
+            run's folder, or beside that of a single model; False keeps nothing. It takes
+            4 N (D + k) bytes a checkpoint.
+        distributed: divide the checkpoints over the processes of torch.distributed, which all have
+            to make the same call, see the same disk, and get the same selection.
         on_observed: called with the step and what was observed of each checkpoint that could be
-            scored, in order of steps.
+            scored, in order of steps; of several processes on the first.
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
         ValueError: no checkpoint could be scored, or an unusable pool or setting.
     """
-    checkpoints = find_checkpoints(run_dir)
-    log_history = newest_log_history(checkpoints)
+    for name, value, known in (("ties", ties, get_args(Rule)), ("dtype", dtype, (None, *DTYPES))):
+        if value not in known:
+            raise ValueError(f"expected `{name}` among {', '.join(map(str, known))}, got {value!r}")
+    run = find_run(run_dir)
+    log_history = newest_log_history(run.checkpoints)
+    on = _device(device)
+    if on.type != "cpu":
+        monitor_options = {"batch_size": _ON_GPU} | monitor_options
+    monitor = _monitor_as_in(
+        run, log_history, pool, text_column, pool_size, trust_remote_code, monitor_options
+    )
+    mode: Mode = "max" if monitor.criterion.higher_is_better else "min"
+    policy = None if policy is None else build("policy", policy, POLICIES)
+    if getattr(policy, "mode", mode) != mode:
+        raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
+    loads = _Loader(on, dtype, trust_remote_code, monitor.tokenizer)
+    ranks = Ranks.of_run() if distributed else Ranks()
+
+    def scored(store: ObservationStore) -> Selection:
+        records, skipped, width = _score(run, monitor, loads, store, start, progress, on_observed)
+        by_score = "criterion" in monitor_options or _decided_by_score(log_history)
+        decision, by_information, tied = choose(records, policy, mode, by_score, ties)
+        if decision.best_step is None:
+            causes = [f"{path.name}: {why}" for path, why in skipped.items()]
+            raise ValueError(
+                f"none of the {len(run.checkpoints)} checkpoints in {run_dir} could be scored; "
+                + ("; ".join(causes[:3]) or "every score is NaN")
+            )
+        if write_history and run.is_trained:
+            rows.try_to_write(run.home / rows.SELECTION_FILE, records)
+        return Selection(
+            decision=decision,
+            records=tuple(records),
+            paths=run.checkpoints,
+            skipped=skipped,
+            higher_is_better=mode == "max",
+            online_best_step=_online_best_step(log_history),
+            by_information=by_information,
+            ties=tied,
+            settings=monitor.settings,
+            width=width,
+        )
+
+    folder = run.home / STORE if cache is True else cache or None
+    if ranks.size == 1:
+        return scored(ObservationStore(folder))
+    with _shared_folder(folder, ranks) as shared:
+        store = ObservationStore(shared)
+        ranks.together(lambda: _observe_share(run, monitor, loads, store, ranks, progress))
+        return ranks.of_first(ranks.together(lambda: scored(store) if ranks.rank == 0 else None))  # type: ignore[return-value]  # the first has one
+
+
+def _monitor_as_in(
+    run: Run,
+    log_history: list[dict[str, Any]],
+    pool: Any,
+    text_column: str,
+    pool_size: int | None,
+    trust_remote_code: bool,
+    given: dict[str, Any],
+) -> Monitor:
+    """The Monitor that the run had, but for what is ``given``."""
     recorded = rows.settings_in(log_history) or {}
-    options = _with_recorded(monitor_options, recorded)
+    options = _with_recorded(given, recorded)
     texts = read_pool(
         pool, text_column, pool_size or recorded.get("pool_size", 2000), options.get("seed", 0)
     )
@@ -153,113 +167,16 @@ def select_checkpoint(
         warnings.warn(
             "this is not the pool that the run was monitored with, so its scores differ from "
             "those in the log; the ranking holds among these checkpoints",
-            stacklevel=2,
+            stacklevel=3,
         )
-        if "resample_size" not in monitor_options:
+        if "resample_size" not in given:
             options["resample_size"] = None
     tokenizer = options.get("tokenizer")
     if tokenizer is None:
-        options["tokenizer"] = _saved_tokenizer(checkpoints, trust_remote_code)
+        options["tokenizer"] = _saved_tokenizer(run.checkpoints, trust_remote_code)
     elif isinstance(tokenizer, (str, Path)):
         options["tokenizer"] = load_tokenizer(tokenizer, trust_remote_code)
-    monitor = Monitor(texts, **options)
-    mode: Mode = "max" if monitor.criterion.higher_is_better else "min"
-    policy = None if policy is None else build("policy", policy, POLICIES)
-    if getattr(policy, "mode", mode) != mode:
-        raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
-    device = _device(device)
-
-    store = ObservationStore(Path(run_dir) / STORE if cache is True else cache or None)
-    records: dict[int, Record] = {}
-    skipped: dict[Path, str] = {}
-    width = 0
-    loads = _Loader(device, trust_remote_code, monitor.tokenizer)
-    _recall_start(monitor, Path(run_dir), start, checkpoints, loads, store)
-    for step, path in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
-        try:
-            began = time.perf_counter()
-            seen, model = _observed(monitor, path, loads, store)
-            width = seen.points.shape[1]
-            record = monitor.score(seen, step, _epoch(path), model)
-            records[step] = replace(record, seconds=time.perf_counter() - began)
-            if on_observed is not None:
-                on_observed(step, seen)
-        except Exception as error:  # whatever a broken folder holds: the others still rank
-            skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
-    history = [records[step] for step in sorted(records)]
-    by_score = "criterion" in monitor_options or _decided_by_score(log_history)
-    by_information = policy is None and not by_score and has_information(history)
-    if policy is not None:
-        decision = replay(policy, history)
-        by_information = isinstance(policy, Auto) and has_information(history)
-    else:
-        decision = _pick(scored_by_information(history) if by_information else history, mode)
-    if decision.best_step is None:
-        causes = [f"{path.name}: {why}" for path, why in skipped.items()]
-        raise ValueError(
-            f"none of the {len(checkpoints)} checkpoints in {run_dir} could be scored; "
-            + ("; ".join(causes[:3]) or "every score is NaN")
-        )
-    if write_history:
-        rows.try_to_write(Path(run_dir) / rows.SELECTION_FILE, history)
-    return Selection(
-        decision=decision,
-        records=tuple(history),
-        paths=checkpoints,
-        skipped=skipped,
-        higher_is_better=mode == "max",
-        online_best_step=_online_best_step(log_history),
-        by_information=by_information,
-        settings=monitor.settings,
-        width=width,
-    )
-
-
-def best_run(selections: Mapping[Path, Selection]) -> Path:
-    """The run whose pick is best, the first of equals; a warning says why they may not compare.
-
-    Args:
-        selections: by the run's folder, of one pool.
-
-    Raises:
-        ValueError: the runs were decided by different criteria, which do not compare at all.
-    """
-    first = next(iter(selections.values()))
-    why = {_decider(found) for found in selections.values()}
-    if len(why) > 1:
-        raise ValueError(
-            f"the runs are decided by different scores, {' and '.join(sorted(why))}; name one for "
-            "all: criterion= (--criterion)"
-        )
-    for what in ("embeddings of another width", "another embedder", "resamples of another size"):
-        if len({_comparable(found)[what] for found in selections.values()}) > 1:
-            warnings.warn(
-                f"the runs have {what}, so their scores may not compare; those of `infomax` do, "
-                "which looks at the predictions alone",
-                stacklevel=2,
-            )
-    sign = 1 if first.higher_is_better or first.by_information else -1
-    return max(selections, key=lambda run: sign * _value(selections[run]))
-
-
-def _decider(selection: Selection) -> str:
-    record = selection.records[0]
-    if selection.by_information:
-        return f"information of {record.information_of}"
-    return record.criterion
-
-
-def _comparable(selection: Selection) -> dict[str, Any]:
-    return {
-        "embeddings of another width": selection.width,
-        "another embedder": json.dumps(selection.settings.get("embedder")),
-        "resamples of another size": selection.settings.get("resample_size"),
-    }
-
-
-def _value(selection: Selection) -> float:
-    (record,) = (r for r in selection.records if r.step == selection.best_step)
-    return record.information if selection.by_information else record.score
+    return Monitor(texts, **options)
 
 
 @dataclass(frozen=True)
@@ -267,22 +184,104 @@ class _Loader:
     """Loads models, ready to be measured."""
 
     device: torch.device
+    dtype: str | None
     trust_remote_code: bool
     tokenizer: Any
     bases: Bases = field(default_factory=Bases)
 
     def __call__(self, source: str | Path, with_head: bool = True) -> nn.Module:
-        model = load_model(source, self.trust_remote_code, with_head, self.bases).to(self.device)
+        model = load_model(source, self.trust_remote_code, with_head, self.bases)
+        model = model.to(self.device, DTYPES[self.dtype] if self.dtype else None)
         if with_head:
             _set_padding(model, self.tokenizer)
         return model
+
+
+def _score(
+    run: Run,
+    monitor: Monitor,
+    loads: _Loader,
+    store: ObservationStore,
+    start: str | Path | None,
+    progress: bool,
+    on_observed: Callable[[int, Observation], None] | None,
+) -> tuple[list[Record], dict[Path, str], int]:
+    """The records, why the others have none, and the embeddings' dimensions."""
+    records: list[Record] = []
+    skipped: dict[Path, str] = {}
+    width = 0
+    _recall_start(monitor, run, start, loads, store)
+    steps = sorted(run.checkpoints)
+    paths = _reading_ahead([run.checkpoints[step] for step in steps], store)
+    bar = tqdm(paths, total=len(steps), desc="checkpoints", disable=not progress)
+    for step, path in zip(steps, bar, strict=True):
+        try:
+            began = time.perf_counter()
+            seen, model = _observed(monitor, path, loads, store)
+            width = seen.points.shape[1]
+            record = monitor.score(seen, step, _epoch(path), model)
+            records.append(replace(record, seconds=time.perf_counter() - began))
+            if on_observed is not None:
+                on_observed(step, seen)
+        except Exception as error:  # whatever a broken folder holds: the others still rank
+            skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return records, skipped, width
+
+
+def _observe_share(
+    run: Run,
+    monitor: Monitor,
+    loads: _Loader,
+    store: ObservationStore,
+    ranks: Ranks,
+    progress: bool,
+) -> None:
+    """This process's part of the checkpoints into the store, from which the first scores all."""
+    if not store.keeps(monitor):
+        raise ValueError(
+            "an embedder of your own can't be divided over processes, which exchange what they "
+            "observed by its name; expected one process, or the name of an embedder"
+        )
+    paths = [run.checkpoints[step] for step in sorted(run.checkpoints)][ranks.rank :: ranks.size]
+    bar = tqdm(total=len(paths), desc="checkpoints", disable=not progress or ranks.rank > 0)
+    for path in _reading_ahead(paths, store):
+        with suppress(Exception):  # the first process finds out again and says why
+            _observed(monitor, path, loads, store)
+        bar.update()
+    bar.close()
+
+
+def _reading_ahead(paths: Sequence[Path], store: ObservationStore) -> Iterator[Path]:
+    """The paths; while one is embedded, another thread reads the next, to tell what it holds.
+
+    Reading alone: a model can't be built beside another at work, since transformers sets torch's
+    default dtype for the whole process meanwhile.
+    """
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        reading = reader.submit(store.content, paths[0]) if paths else None
+        for path, following in zip(paths, [*paths[1:], None], strict=True):
+            if reading is not None:
+                reading.exception()  # whatever it is, it comes again where the path is used
+            reading = reader.submit(store.content, following) if following else None
+            yield path
+
+
+@contextmanager
+def _shared_folder(folder: str | Path | None, ranks: Ranks) -> Iterator[Path]:
+    """``folder``, or one for the time being where none is to be kept."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with TemporaryDirectory(prefix="sepstop-") as scratch:
+        yield Path(ranks.of_first(scratch))
+        ranks.together(lambda: None)  # nobody needs it any longer
 
 
 def _observed(
     monitor: Monitor, path: Path, loads: _Loader, store: ObservationStore
 ) -> tuple[Observation, Any]:
     """What a checkpoint shows, from the store where it was seen before, and the model if needed."""
-    key = store.key(path, monitor)
+    key = store.key(path, monitor, loads.dtype)
     seen = store.get(key, loads.device)
     if seen is not None and "model" not in monitor.needs:
         return seen, None
@@ -295,24 +294,23 @@ def _observed(
 
 def _recall_start(
     monitor: Monitor,
-    run_dir: Path,
+    run: Run,
     start: str | Path | None,
-    checkpoints: dict[int, Path],
     loads: _Loader,
     store: ObservationStore,
 ) -> None:
     """The neighbours from before training, where they can be had."""
     named = start is not None
     if start is None:
-        path = run_dir / NEIGHBORS_FILE
-        monitor.neighborhoods = Neighborhoods.load(path, monitor.places, max(checkpoints))
+        path, latest = run.home / NEIGHBORS_FILE, max(run.checkpoints)
+        monitor.neighborhoods = Neighborhoods.load(path, monitor.places, latest)
         if monitor.neighborhoods.steps:
             return
-        start = _base_of_adapter(checkpoints[min(checkpoints)])
+        start = _base_of_adapter(run.checkpoints[min(run.checkpoints)])
         if start is None:
             return
     try:
-        key = store.key(start, monitor) if Path(start).is_dir() else ""
+        key = store.key(Path(start), monitor, loads.dtype) if Path(start).is_dir() else ""
         key = key and f"start{key}"  # without its head
         seen = store.get(key, loads.device)
         if seen is None:
@@ -354,29 +352,6 @@ def _with_recorded(options: dict[str, Any], recorded: dict[str, Any]) -> dict[st
     return options
 
 
-def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:
-    """Step -> folder of each ``checkpoint-<step>`` in ``run_dir``.
-
-    Raises:
-        FileNotFoundError: there is none; the message says what is there.
-    """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise FileNotFoundError(f"no folder at {run_dir}")
-    found = {
-        int(match[1]): path
-        for path in run_dir.iterdir()
-        if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    if not found:
-        names = ", ".join(sorted(path.name for path in run_dir.iterdir())[:8]) or "nothing"
-        hint = "; give the folder above it" if run_dir.name.startswith("checkpoint-") else ""
-        raise FileNotFoundError(
-            f"expected folders named checkpoint-<step> in {run_dir}, found {names}{hint}"
-        )
-    return found
-
-
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -400,28 +375,6 @@ def _saved_tokenizer(checkpoints: dict[int, Path], trust_remote_code: bool) -> A
             with suppress(ValueError):  # a broken folder; the next may do
                 return load_tokenizer(path, trust_remote_code)
     return None
-
-
-def _pick(history: list[Record], mode: Mode) -> Decision:
-    best = best_record(history, mode)
-    if best is None:
-        return Decision(False, None, "nothing could be scored")
-    sign = 1 if mode == "max" else -1
-    ties = [r.step for r in history if r is not best and r.is_finite and not _above(best, r, sign)]
-    why = f"best {best.criterion} of {len(history)} checkpoints"
-    if ties:
-        steps = ", ".join(map(str, ties))
-        why += f"; not significantly better than step{'s' * (len(ties) > 1)} {steps}"
-    return Decision(False, best.step, why, history[-1].step)
-
-
-def _above(best: Record, other: Record, sign: int) -> bool:
-    """Whether ``best`` beats ``other`` significantly (5 %) on the paired resamples."""
-    gains = [sign * (high - low) for high, low in zip(best.resamples, other.resamples, strict=True)]
-    try:
-        return improvement_p_value(gains, best.resample_size, best.pool_size) < 0.05
-    except ValueError:  # one resample: nothing to tell them apart by
-        return not math.isclose(best.score, other.score)
 
 
 def newest_log_history(checkpoints: dict[int, Path]) -> list[dict[str, Any]]:

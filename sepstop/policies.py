@@ -372,7 +372,14 @@ def has_information(history: Sequence[Record]) -> bool:
 def scored_by_information(history: Sequence[Record]) -> list[Record]:
     """The records with their information for a score."""
     return [
-        replace(record, score=record.information, criterion="information", resamples=())
+        replace(
+            record,
+            score=record.information,
+            low=record.information_low,
+            high=record.information_high,
+            criterion="information",
+            resamples=record.information_resamples,
+        )
         for record in history
     ]
 

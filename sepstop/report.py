@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from sepstop.types import Decision, Record
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sepstop.offline import Selection
+    from sepstop.selection import Selection
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#6b6b6b"  # Okabe and Ito: safe for colour-blind eyes
 
@@ -23,6 +24,12 @@ def score_text(record: Record) -> str:
     if not record.is_finite:
         return "no score"
     return f"{record.score:.4f} [{record.low:.4f}, {record.high:.4f}]"
+
+
+def information_text(record: Record) -> str:
+    """As `score_text`."""
+    values = (record.information, record.information_low, record.information_high)
+    return score_text(replace(record, score=values[0], low=values[1], high=values[2]))
 
 
 def ranking_table(
@@ -54,12 +61,43 @@ def ranking_table(
             str(rank),
             str(record.step),
             "" if record.epoch is None else f"{record.epoch:.2f}",
-            *([f"{record.information:.4f}"] if information else []),
+            *([information_text(record)] if information else []),
             score_text(record),
             *(_other_text(others[name], found.get(record.step)) for name, found in by_step.items()),
             f"{record.seconds:.1f}",
-            "◀ pick" if picked else "",
+            "◀ pick" if picked else "≈ tie" if record.step in selection.ties else "",
             style="bold" if picked else "",
+        )
+    return table
+
+
+def runs_table(
+    selections: Mapping[str, Selection],
+    best: str,
+    tied: Sequence[str],
+    others: Mapping[str, Mapping[str, Selection]],
+) -> Table:
+    """The picks of several runs from best to worst; the best and its ties are marked."""
+    from rich.table import Table
+
+    picks = {run: found.pick for run, found in selections.items()}
+    decider = picks[best].criterion
+    names = list(others[best])
+    direction = "more" if selections[best].mode == "max" else "less"
+    table = Table(title=f"the picks, {direction} {decider} is better, with 95 % interval")
+    table.add_column("run", overflow="fold")
+    for column in ("step", decider, *names, ""):
+        table.add_column(column, justify="right")
+    sign = -1 if selections[best].mode == "max" else 1
+    for run in sorted(picks, key=lambda run: sign * picks[run].score):
+        steps = {name: {r.step: r for r in others[run][name].records} for name in names}
+        table.add_row(
+            run,
+            str(picks[run].step),
+            score_text(picks[run]),
+            *(_other_text(others[run][name], steps[name].get(picks[run].step)) for name in names),
+            "◀ best" if run == best else "≈ tie" if run in tied else "",
+            style="bold" if run == best else "",
         )
     return table
 
@@ -72,8 +110,9 @@ def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
         ValueError: a file is broken.
     """
     from sepstop import history as rows
-    from sepstop.offline import find_checkpoints, newest_log_history
+    from sepstop.offline import newest_log_history
     from sepstop.policies import Auto, replay
+    from sepstop.sources import find_checkpoints
 
     with suppress(FileNotFoundError):  # a run may have kept no checkpoint
         log = newest_log_history(find_checkpoints(run_dir))
@@ -135,6 +174,12 @@ def draw_curve(
     if informed:
         axes, name = column[0], f"information of {informed[0].information_of}"
         values = [record.information for record in informed]
+        low, high = (
+            [getattr(r, f"information_{end}") for r in informed] for end in ("low", "high")
+        )
+        axes.fill_between(
+            [r.step for r in informed], low, high, color=_BLUE, alpha=0.2, linewidth=0
+        )
         _line(axes, informed, values, name)
         axes.set_ylabel(name, color=_BLUE)
     if scored:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from sepstop.monitor import Monitor
 STORE = "sepstop_cache"
 """Folder of a run's observations, in the run's folder."""
 
+_CONTENTS = "contents.json"  # in it: what was read of files
 _FORMAT = 1  # to be raised when the same checkpoint would be observed otherwise
 _NO_PART = {"trainer_state.json", "training_args.bin", "README.md"}  # of the model
 _NO_PART_ENDINGS = (".pt", ".pth")  # of optimizer, scheduler and random states
@@ -34,23 +37,46 @@ class ObservationStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
+        self._contents = self._known_contents()
+        self._written = len(self._contents)
 
-    def key(self, checkpoint: str | os.PathLike[str], monitor: Monitor) -> str:
+    def keeps(self, monitor: Monitor) -> bool:
+        """Not what an embedder of the user's own sees, whose name says nothing of what it does."""
+        return self.folder is not None and "custom" not in monitor.settings["embedder"]
+
+    def key(self, checkpoint: Path, monitor: Monitor, dtype: str | None = None) -> str:
         """SHA-256 over the checkpoint's content and how ``monitor`` looks at it.
 
-        Empty where nothing can be kept: without a folder, or with an embedder of the user's own,
-        whose name says nothing of what it does.
+        Empty where nothing can be kept.
+
+        Args:
+            dtype: of the weights, if they are not taken as they are.
         """
-        if self.folder is None or "custom" in monitor.settings["embedder"]:
+        if not self.keeps(monitor):
             return ""
         corrupted = "corrupted_logits" in monitor.needs
         looks = (_FORMAT, monitor.places, monitor.token_fingerprint, monitor.seed, corrupted)
-        digest = hashlib.sha256(repr(looks).encode())
-        for path in _parts(Path(checkpoint)):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        seen_as = repr(looks if dtype is None else (*looks, dtype)) + self.content(checkpoint)
+        if len(self._contents) > self._written:
+            self._written = len(self._contents)
+            self._write(_CONTENTS, json.dumps(dict(self._contents)).encode())
+        return hashlib.sha256(seen_as.encode()).hexdigest()
+
+    def content(self, checkpoint: Path) -> str:
+        """SHA-256 over the files that make the model; a file that was not touched is read once."""
+        digest = hashlib.sha256()
+        for path in _parts(checkpoint):
+            digest.update(path.name.encode() + self._content_of_file(path).encode())
         return digest.hexdigest()
+
+    def _content_of_file(self, path: Path) -> str:
+        state = path.stat()
+        version = [str(path.resolve()), state.st_size, state.st_mtime_ns]
+        name = hashlib.sha256(repr(version).encode()).hexdigest()
+        if name not in self._contents:
+            with path.open("rb") as file:
+                self._contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._contents[name]
 
     def get(self, key: str, device: torch.device) -> Observation | None:
         if not key:
@@ -64,22 +90,34 @@ class ObservationStore:
 
     def put(self, key: str, seen: Observation) -> None:
         """A full disk or a folder that is not ours to write is a warning."""
-        if self.folder is None or not key:
+        if not key:
             return
-        path = self._path(key)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         arrays = {
             name: values.float().cpu().numpy()
             for name, values in seen._asdict().items()
             if values is not None
         }
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        self._write(self._path(key).name, file.getbuffer())
+
+    def _write(self, name: str, content: bytes | memoryview) -> None:
+        assert self.folder is not None
+        path, unfinished = self.folder / name, self.folder / f".{name}.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                np.savez(file, **arrays)
+            unfinished.write_bytes(content)
             unfinished.replace(path)
         except OSError as error:
-            warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=3)
+
+    def _known_contents(self) -> dict[str, str]:
+        """What files held, by their place, size and time of the last change."""
+        with suppress(OSError, ValueError):
+            known = {} if self.folder is None else json.loads((self.folder / _CONTENTS).read_text())
+            if isinstance(known, dict):
+                return {str(version): str(content) for version, content in known.items()}
+        return {}
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

@@ -31,6 +31,7 @@ class Record:
         information_of: what the groups are: "classes" that a classifier predicts
             (`sepstop.criteria.Information`), or "components" of the embeddings
             (`sepstop.criteria.ComponentInformation`).
+        information_low, information_high, information_resamples: as of the score.
     """
 
     step: int
@@ -45,6 +46,9 @@ class Record:
     pool_size: int = 0
     information: float = math.nan
     information_of: str = "classes"
+    information_low: float = math.nan
+    information_high: float = math.nan
+    information_resamples: tuple[float, ...] = ()
 
     @property
     def is_finite(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sepstop import select_checkpoint
-from sepstop.offline import load_model
+from sepstop.loading import load_model
 
 ROOT = Path(__file__).parents[1]
 INTENTS = 10

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +22,11 @@ from typer.testing import CliRunner
 from sepstop import Patience, Plateau, SepStopCallback, select_checkpoint
 from sepstop.cli import app
 from sepstop.history import HISTORY_FILE, SELECTION_FILE, read_history
+from sepstop.loading import load_model
 from sepstop.neighbors import NEIGHBORS_FILE
-from sepstop.offline import find_checkpoints, load_model
 from sepstop.report import history_of
+from sepstop.sources import find_checkpoints
+from sepstop.store import STORE
 
 
 @pytest.fixture(scope="module")
@@ -336,13 +341,56 @@ def test_a_run_that_was_never_monitored(tmp_path, tokenizer, train_rows, pool_fi
     [
         ("nowhere", "no folder at"),
         ("empty", "expected folders named checkpoint-<step> in .* found nothing"),
-        ("run/checkpoint-4", "give the folder above it"),
+        ("file", "no folder at"),
     ],
 )
 def test_folders_without_checkpoints(run, pool_file, folder, message):
     (run.parent / "empty").mkdir()
+    (run.parent / "file").touch()
     with pytest.raises(FileNotFoundError, match=message):
         select_checkpoint(run.parent / folder, pool_file)
+
+
+def test_checkpoints_may_be_named_one_by_one(run, pool_file):
+    whole = select_checkpoint(run, pool_file, cache=False, progress=False)
+    found = select_checkpoint(run / "checkpoint-4", pool_file, progress=False)
+    assert found.records[0].resamples == pytest.approx(whole.records[0].resamples)
+    assert found.best == run / "checkpoint-4"
+    assert not (run / "checkpoint-4" / STORE).exists()
+    assert (run / STORE).exists()
+    assert (run / SELECTION_FILE).read_text().count("\n") > 1  # that is the whole run's
+
+
+def test_the_weights_may_be_taken_otherwise(run, pool_file):
+    saved = select_checkpoint(run, pool_file, progress=False)
+    halved = select_checkpoint(run, pool_file, dtype="float16", progress=False)
+    scores = [record.score for record in saved.records]
+    assert [record.score for record in halved.records] != scores
+    assert [record.score for record in halved.records] == pytest.approx(scores, abs=0.05)
+    assert select_checkpoint(run, pool_file, progress=False).records[0].score == scores[0]
+    with pytest.raises(ValueError, match=r"expected `dtype` among None, float32, .* got 'int8'"):
+        select_checkpoint(run, pool_file, dtype="int8")
+
+
+def test_ties_are_told_and_the_rule_among_them_can_be_chosen(run, pool_file):
+    shutil.copytree(run / "checkpoint-4", run / "checkpoint-2")
+    last = max(find_checkpoints(run))
+    shutil.copytree(run / f"checkpoint-{last}", run / f"checkpoint-{last + 8}")
+    found = {
+        rule: select_checkpoint(run, pool_file, ties=rule, progress=False)
+        for rule in ("best", "earliest", "latest")
+    }
+    best = found["best"].best_step
+    together = sorted([best, *found["best"].ties])
+    assert len(together) > 1
+    assert [found[rule].best_step for rule in found] == [best, together[0], together[-1]]
+    assert all(
+        f"of which the {rule} is kept" in found[rule].decision.reason
+        for rule in ("earliest", "latest")
+        if found[rule].best_step != best
+    )
+    with pytest.raises(ValueError, match="expected `ties` among best, earliest, latest, got 'any'"):
+        select_checkpoint(run, pool_file, ties="any")
 
 
 # The command
@@ -484,7 +532,8 @@ def test_errors_are_a_sentence_and_status_two(run, pool_file):
     assert "no column 'body'" in result.stderr
     assert "text, label" in result.stderr
     assert "Traceback" not in result.output
-    assert sepstop(run.parent, "--pool", pool_file).exit_code == 2
+    assert sepstop(run.parent / "none", "--pool", pool_file).exit_code == 2
+    assert sepstop(run, "--pool", pool_file, "--ties", "first").exit_code == 2
     assert sepstop(run, "--pool", run / "none.txt").exit_code == 2
     result = sepstop(run, "--pool", pool_file, "--device", "gpu")
     assert result.exit_code == 2
@@ -494,6 +543,62 @@ def test_errors_are_a_sentence_and_status_two(run, pool_file):
     result = sepstop(run, "--pool", pool_file, "--tokenizer", run)
     assert result.exit_code == 2
     assert "no tokenizer loads from" in " ".join(result.stderr.split())
+
+
+def test_the_exit_status_tells_of_skipped_checkpoints_if_asked(run, pool_file):
+    (run / "checkpoint-4" / "model.safetensors").write_bytes(b"torn")
+    assert sepstop(run, "--pool", pool_file).exit_code == 0
+    result = sepstop(run, "--pool", pool_file, "--strict")
+    assert result.exit_code == 3
+    assert "skipped checkpoint-4" in result.stderr
+
+
+def test_an_interrupted_command_says_that_it_goes_on(run, pool_file, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sepstop.offline.choose", interrupted)
+    result = sepstop(run, "--pool", pool_file)
+    assert result.exit_code == 130
+    assert "what was embedded is kept" in " ".join(result.stderr.split())
+
+
+def test_models_by_themselves_share_a_table(run, pool_file, tmp_path):
+    names = [run / "checkpoint-4", run / "checkpoint-8"]
+    result = sepstop(*names, "--pool", pool_file, "--criteria", "stable_rank")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("┏") == 1
+    assert "◀ best" in result.stdout
+    listed = tmp_path / "models.txt"
+    listed.write_text("run/checkpoint-4\nrun/checkpoint-8\n")
+    again = json.loads(sepstop(listed, "--pool", pool_file, "--json").stdout)
+    assert again["best_checkpoint"].endswith(("checkpoint-4", "checkpoint-8"))
+    assert len(again["runs"]) == 2
+
+
+def test_processes_divide_the_checkpoints(run, pool_file):
+    """As one process, also without a cache that outlives the call, and with a broken checkpoint."""
+    (run / "checkpoint-8" / "model.safetensors").write_bytes(b"torn")
+    one = json.loads(sepstop(run, "--pool", pool_file, "--no-cache", "--json").stdout)
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    options = ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command = ["-m", "sepstop", "select", str(run), "--pool", str(pool_file), "--json"]
+    for more in ([], ["--no-cache"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *launch, *options, *command, *more],
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        two = json.loads(done.stdout)
+        assert two["best_step"] == one["best_step"]
+        assert list(two["skipped"]) == [str(run / "checkpoint-8")]
+        scores = [[row["score"] for row in found["ranking"]] for found in (one, two)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert (run / STORE).exists()
 
 
 def test_version():

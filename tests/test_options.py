@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from sepstop import Monitor, Patience, SepStopCallback
 from sepstop.history import read_log_history, records_in
-from sepstop.offline import load_model
+from sepstop.loading import load_model
 
 STEPS = 8
 NEVER = Patience(patience=None)

@@ -1,0 +1,57 @@
+"""What to keep among checkpoints that cannot be told apart: the best, the earliest or the latest.
+
+    python scripts/bench_ties.py FOLDER_OF_SUITES
+
+A tie is a checkpoint that the best one does not beat significantly (5 %) on the paired resamples.
+Printed is what each rule loses against the best checkpoint of its run, in points of test accuracy,
+on the recorded runs in the folder's subfolders.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sepstop.bench.judge import ScoreCache
+from sepstop.bench.runs import load_run
+from sepstop.criteria import CRITERIA
+from sepstop.names import build
+from sepstop.policies import best_record
+from sepstop.selection import ties_of
+
+SHOWN = ("information", "component_information", "infomax", "stable_rank", "separability")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("suites", type=Path, help="folder of folders of recorded runs")
+    suites = parser.parse_args().suites
+    losses = defaultdict(list)
+    for path in sorted(suites.glob("*/*.npz")):
+        run, score = load_run(path), ScoreCache(path.parent / "scores")
+        accuracy = dict(zip(run.steps, 100 * run.test_accuracy, strict=True))
+        suite = "development" if path.parent.name == "development" else "others"
+        for name in SHOWN:
+            criterion = build("criterion", name, CRITERIA)
+            history = score(run, criterion)
+            mode = "max" if criterion.higher_is_better else "min"
+            best = best_record(history, mode)
+            tied = sorted([best.step, *ties_of(best, history, mode)])
+            loss = [max(accuracy.values()) - accuracy[s] for s in (best.step, tied[0], tied[-1])]
+            losses[name, suite].append([*loss, len(tied)])
+    table = Table(title="Points of test accuracy lost, and checkpoints tied, on average")
+    for column in ("criterion", "runs", "", "the best", "the earliest", "the latest", "tied"):
+        table.add_column(column, justify="right")
+    for (name, suite), rows in losses.items():
+        means = [f"{mean:.1f}" for mean in np.mean(rows, axis=0)]
+        table.add_row(name, suite, str(len(rows)), *means)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
