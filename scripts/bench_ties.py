@@ -38,7 +38,7 @@ def main() -> None:
         suite = "development" if path.parent.name == "development" else "others"
         for name in SHOWN:
             criterion = build("criterion", name, CRITERIA)
-            history = score(run, criterion)
+            history = [record for record in score(run, criterion) if record.step > 0]
             mode = "max" if criterion.higher_is_better else "min"
             best = best_record(history, mode)
             tied = sorted([best.step, *ties_of(best, history, mode)])

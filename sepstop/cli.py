@@ -280,6 +280,23 @@ def plot(
 
 
 @app.command()
+def watch(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that is being trained.")],
+    once: Annotated[bool, typer.Option("--once", help="Show what is there and end.")] = False,
+) -> None:
+    """Follow a run's scores in the terminal until its policy stops it; Ctrl-C leaves it alone."""
+    from sepstop.live import follow
+
+    try:
+        follow(run_dir, Console(), once)
+    except (OSError, ValueError) as error:
+        Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(0) from error
+
+
+@app.command()
 def card(
     run_dir: Annotated[Path, typer.Argument(help="Folder with checkpoint-<step> folders.")],
 ) -> None:

@@ -20,9 +20,11 @@ _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#6b6b6b"  # Okabe and Ito: safe f
 
 
 def score_text(record: Record) -> str:
-    """``0.4123 [0.4050, 0.4196]``, or "no score"."""
+    """``0.4123 [0.4050, 0.4196]``, without an interval that is unknown, or "no score"."""
     if not record.is_finite:
         return "no score"
+    if not math.isfinite(record.low + record.high):
+        return f"{record.score:.4f}"
     return f"{record.score:.4f} [{record.low:.4f}, {record.high:.4f}]"
 
 
