@@ -2,9 +2,9 @@
 
     python scripts/check_interval.py
 
-Pools are drawn from a known distribution, a mixture of Gaussians on the sphere, so the expected
-score of n fresh points is known from many draws. A 95 % interval should hold it in 95 % of the
-pools.
+Pools are drawn from a known distribution, a mixture of Gaussians, so the expected score is known
+from many draws: the separability of n fresh points, and the information that a classifier's
+neighbours have in a pool of N. A 95 % interval should hold it in 95 % of the pools.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from sepstop import h0_separability
+from sepstop.criteria.information import neighbor_information
+from sepstop.neighbors import nearest_neighbors
 from sepstop.resampling import draw_resamples, interval
 
 
@@ -31,9 +33,9 @@ def main() -> None:
     chosen = draw_resamples(pool_size, 20, size, seed=0)
     generator = torch.Generator().manual_seed(0)
     table = Table(box=None)
-    for column in ("classes", "spread", "expected score", "coverage", "mean width"):
+    for column in ("score", "classes", "spread", "expected", "coverage", "mean width"):
         table.add_column(column, justify="right")
-    for classes, spread in ((2, 0.05), (5, 0.1), (20, 0.1), (20, 0.5)):
+    for classes, spread in ((2, 0.05), (5, 0.1), (20, 0.1), (20, 0.5), (20, 2), (20, 4)):
         centres = torch.randn(classes, arguments.dimensions, generator=generator)
 
         def draw(
@@ -43,21 +45,30 @@ def main() -> None:
             noise = torch.randn(count, centres.shape[1], generator=generator)
             return centres[label] + spread * noise
 
+        def information(points: torch.Tensor, centres: torch.Tensor = centres) -> torch.Tensor:
+            """Of each resample of a pool, by a classifier that errs."""
+            guess = torch.randn(centres.shape, generator=generator)
+            logits = -torch.cdist(points, centres + 0.5 * guess)
+            near = logits.argmax(dim=-1)[nearest_neighbors(points)][:, None]  # (N, 1, m)
+            return neighbor_information(logits[chosen], near[chosen])
+
+        def separability(points: torch.Tensor) -> torch.Tensor:
+            return h0_separability(points[chosen])
+
         fresh = torch.stack([draw(size) for _ in range(2000)])
-        expected = float(h0_separability(fresh).mean())
-        bounds = [
-            interval(h0_separability(draw(pool_size)[chosen]).tolist(), size, pool_size)
-            for _ in tqdm(range(arguments.pools), desc=f"{classes} classes", leave=False)
-        ]
-        low, high = np.array(bounds).T
-        coverage = np.mean((low <= expected) & (expected <= high))
-        table.add_row(
-            str(classes),
-            f"{spread:g}",
-            f"{expected:.3f}",
-            f"{coverage:.1%}",
-            f"{np.mean(high - low):.3f}",
-        )
+        many = [float(information(draw(pool_size)).mean()) for _ in range(2000)]
+        for name, score, expected in (
+            ("separability", separability, float(h0_separability(fresh).mean())),
+            ("information", information, float(np.mean(many))),
+        ):
+            bounds = [
+                interval(score(draw(pool_size)).tolist(), size, pool_size)
+                for _ in tqdm(range(arguments.pools), desc=f"{classes} classes", leave=False)
+            ]
+            low, high = np.array(bounds).T
+            coverage = np.mean((low <= expected) & (expected <= high))
+            numbers = (f"{expected:.3f}", f"{coverage:.1%}", f"{np.mean(high - low):.3f}")
+            table.add_row(name, str(classes), f"{spread:g}", *numbers)
     Console().print(table)
 
 
