@@ -1,27 +1,43 @@
-"""The unlabeled pool: whatever a user has, read as texts or token ids, labels never touched."""
+"""The unlabeled pool: whatever a user has, read as texts or token ids, labels never touched.
+
+A pool larger than its limit is sampled in two passes, one that counts the rows with text and one
+that takes those chosen, so that files and datasets of any length are never held whole.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
 _SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+_BATCH = 4096  # rows of a table that are held at once
+_BLOCK = 4 << 20  # bytes of a .csv file, and its longest row
+
+Row = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of the pool in the user's order: strings, or token ids if they came tokenised."""
+    """Rows of the pool in the user's order: strings, or token ids if they came tokenised.
+
+    Attributes:
+        rows: those that were kept.
+        row_numbers: of each in what they were read from, counted from 0 with the empty rows; empty
+            if they were not read.
+    """
 
     rows: tuple[str, ...] | tuple[tuple[int, ...], ...]
+    row_numbers: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,7 +64,8 @@ def read_pool(
         pool: a sequence of strings; a ``datasets.Dataset`` with ``text_column`` or, already
             tokenised, with ``input_ids`` (and ``attention_mask``); or the path of a .txt
             (a text a line), .jsonl, .json, .csv or .parquet file. No other column is read.
-            A `Pool` is returned as it is.
+            A `Pool` is returned as it is. Files and datasets are never held whole, but for a
+            .json file that is one array.
         text_column: the column with the texts.
         limit: keep a random sample of this many rows, the same for the same ``seed``.
         seed: of the sample.
@@ -57,35 +74,92 @@ def read_pool(
         FileNotFoundError: no such file.
         ValueError: nothing usable in it; the message says what was found.
     """
-    import datasets
-
     if isinstance(pool, Pool):
         return pool
     if limit is not None and limit < 4:
         raise ValueError(f"expected at least 4 as the pool's size, got {limit}")
+    read = _reader(pool, text_column)
+    usable = _count_usable(read())
+    chosen = None
+    if limit is not None and usable > limit:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(usable, generator=generator)[:limit].sort().values.tolist()
+    rows, numbers = zip(*_taken(read(), chosen), strict=True)
+    return Pool(rows, numbers)
+
+
+def _reader(pool: Any, text_column: str) -> Callable[[], Iterator[Any]]:
+    """What gives the pool's rows anew whenever it is called."""
+    import datasets
+
     if isinstance(pool, (str, Path)):
-        rows = _file_rows(Path(pool), text_column)
-    elif isinstance(pool, (dict, datasets.IterableDatasetDict)):  # a DatasetDict is a dict
+        return lambda: _file_rows(Path(pool), text_column)
+    if isinstance(pool, (dict, datasets.IterableDatasetDict)):  # a DatasetDict is a dict
         raise ValueError(
             f"expected one split as the pool, got a dictionary of {list(pool)}; "
             "pass one of them, as in pool=splits['train']"
         )
-    elif isinstance(pool, datasets.IterableDataset):
+    if isinstance(pool, datasets.IterableDataset):
         raise ValueError(
             "a streamed dataset has no fixed rows to compare; take some first: "
             "datasets.Dataset.from_list(list(stream.take(2000)))"
         )
-    elif isinstance(pool, datasets.Dataset):
+    if isinstance(pool, datasets.Dataset):
         columns = _columns(pool.column_names, text_column)
-        rows = _rows_of(pool.select_columns(columns).with_format(None)[:], columns)
-    elif isinstance(pool, Iterable) and not hasattr(pool, "columns"):  # a DataFrame has them
+        table = pool.select_columns(columns).with_format(None)
+        return lambda: _table_rows(table.iter(_BATCH), columns)
+    if isinstance(pool, Iterable) and not hasattr(pool, "columns"):  # a DataFrame has them
         rows = list(pool)
-    else:
-        raise ValueError(
-            "expected a list of strings, a datasets.Dataset or a path as the pool, "
-            f"got {type(pool).__name__}"
-        )
-    return Pool(tuple(_sample(_checked(rows), limit, seed)))
+        return lambda: iter(rows)
+    raise ValueError(
+        "expected a list of strings, a datasets.Dataset or a path as the pool, "
+        f"got {type(pool).__name__}"
+    )
+
+
+def _count_usable(rows: Iterator[Any]) -> int:
+    """Rows with any text.
+
+    Raises:
+        ValueError: too few, or all equal, or of both kinds.
+    """
+    total = usable = 0
+    first: Row | None = None
+    differ = False
+    for total, row in enumerate(map(_checked, rows, itertools.count()), start=1):  # noqa: B007
+        if row is None:
+            continue
+        usable += 1
+        if first is None:
+            first = row
+        if type(row) is not type(first):
+            raise ValueError("the pool mixes strings and token ids; pass one kind")
+        differ = differ or row != first
+    if not usable:
+        raise ValueError(f"the pool is empty: none of its {total} rows has any text")
+    if usable < total:
+        warnings.warn(f"{total - usable} empty rows left out of the pool", stacklevel=4)
+    if usable < 4:
+        raise ValueError(f"expected at least 4 texts in the pool, got {usable}")
+    if not differ:
+        raise ValueError(f"all {usable} texts of the pool are equal: {first!r:.60}")
+    return usable
+
+
+def _taken(rows: Iterator[Any], chosen: list[int] | None) -> Iterator[tuple[Row, int]]:
+    """The usable rows with their numbers; of those the ``chosen``, ascending, if not all."""
+    usable = ((row, n) for n, given in enumerate(rows) if (row := _checked(given, n)) is not None)
+    if chosen is None:
+        yield from usable
+        return
+    wanted = iter(chosen)
+    place = next(wanted)
+    for count, taken in enumerate(usable):
+        if count == place:
+            yield taken
+            place = next(wanted, -1)
+            if place < 0:
+                return
 
 
 def _columns(names: Sequence[str], text_column: str) -> list[str]:
@@ -100,122 +174,125 @@ def _columns(names: Sequence[str], text_column: str) -> list[str]:
     )
 
 
-def _rows_of(table: Mapping[str, Sequence[Any]], columns: list[str]) -> list[Any]:
-    first = list(table[columns[0]])
-    if len(columns) == 1:
-        return first
-    return [
-        [token for token, seen in zip(tokens, mask, strict=True) if seen]
-        for tokens, mask in zip(first, table[columns[1]], strict=True)
-    ]
+def _table_rows(
+    batches: Iterable[Mapping[str, Sequence[Any]]], columns: list[str]
+) -> Iterator[Any]:
+    """Texts, or token ids without padding, of a table that comes in batches."""
+    for batch in batches:
+        if len(columns) == 1:
+            yield from batch[columns[0]]
+            continue
+        for tokens, mask in zip(*(batch[name] for name in columns), strict=True):
+            yield [token for token, seen in zip(tokens, mask, strict=True) if seen]
 
 
-def _file_rows(path: Path, text_column: str) -> list[Any]:
+def _file_rows(path: Path, text_column: str) -> Iterator[Any]:
+    import pyarrow as pa
+
     if not path.is_file():
         raise FileNotFoundError(f"no pool file at {path}; to pass one text, pass a list")
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"expected a pool file ending in {', '.join(_SUFFIXES)}, got {path.name}")
     if path.stat().st_size == 0:
         raise ValueError(f"the pool is empty: {path} has no bytes")
-    if path.suffix == ".txt":
-        return _text(path).removesuffix("\n").split("\n")
-    if path.suffix in (".jsonl", ".json"):
-        return _json_rows(path, text_column)
-    return _table_rows(path, text_column)
-
-
-def _text(path: Path) -> str:
+    read = {".parquet": _parquet_rows, ".csv": _csv_rows, ".txt": _text_rows}
     try:
-        return path.read_text(encoding="utf-8-sig")
+        yield from read.get(path.suffix, _json_rows)(path, text_column)
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text in the pool {path}: {error}") from error
+    except (pa.ArrowException, csv.Error) as error:
+        raise ValueError(f"could not read the pool {path}: {error}") from error
 
 
-def _json_rows(path: Path, text_column: str) -> list[Any]:
+def _text_rows(path: Path, text_column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
+def _json_rows(path: Path, text_column: str) -> Iterator[Any]:
     """Objects a line, or one array of them."""
-    text = _text(path)
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        rows = _parsed(path, text, line=1)
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-        rows = [_parsed(path, text, line) for line, text in lines if text.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"expected JSON objects in the pool {path}, as {{{text_column!r}: ...}}")
-    if not rows:
-        raise ValueError(f"the pool is empty: {path} has no rows")
-    columns = _columns(list(rows[0]), text_column)
-    return _rows_of({name: [row.get(name) for row in rows] for name in columns}, columns)
+    with path.open(encoding="utf-8-sig") as file:
+        columns: list[str] = []
+        for row in _json_values(path, file):
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"expected JSON objects in the pool {path}, as {{{text_column!r}: ...}}"
+                )
+            columns = columns or _columns(list(row), text_column)
+            yield from _table_rows([{name: [row.get(name)] for name in columns}], columns)
+        if not columns:
+            raise ValueError(f"the pool is empty: {path} has no rows")
+
+
+def _json_values(path: Path, file: TextIO) -> Iterator[Any]:
+    start = file.read(1)
+    while start.isspace():
+        start = file.read(1)
+    is_array = path.suffix == ".json" and start == "["
+    file.seek(0)
+    if is_array:
+        yield from _parsed(path, file.read(), line=1)
+        return
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield _parsed(path, line, number)
 
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f"line {line + error.lineno - 1}"
-        raise ValueError(f"could not read the pool {path}, {at}: {error.msg}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        at = line + getattr(error, "lineno", 1) - 1
+        why = getattr(error, "msg", "nested too deep")
+        raise ValueError(f"could not read the pool {path}, line {at}: {why}") from error
 
 
-def _table_rows(path: Path, text_column: str) -> list[Any]:
-    """The needed columns of a .csv or .parquet file; pyarrow leaves the others alone."""
-    import pyarrow as pa
-    from pyarrow import csv as pa_csv
+def _parquet_rows(path: Path, text_column: str) -> Iterator[Any]:
     from pyarrow import parquet
 
-    try:
-        if path.suffix == ".parquet":
-            columns = _columns(parquet.read_schema(path).names, text_column)
-            table = parquet.ParquetFile(path).read(columns=columns)
-            return _rows_of(table.to_pydict(), columns)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file))
-        columns = _columns(names, text_column)
-        if columns != [text_column]:
-            raise ValueError(f"a CSV file can't hold token ids; name a text column of {path}")
-        table = pa_csv.read_csv(
-            path,
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                include_columns=columns, column_types={text_column: pa.string()}
-            ),
+    with parquet.ParquetFile(path) as file:
+        columns = _columns(file.schema_arrow.names, text_column)
+        batches = file.iter_batches(_BATCH, columns=columns)
+        yield from _table_rows((batch.to_pydict() for batch in batches), columns)
+
+
+def _csv_rows(path: Path, text_column: str) -> Iterator[str]:
+    """The text column; pyarrow leaves the others alone."""
+    import pyarrow as pa
+    from pyarrow import csv as pa_csv
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    columns = _columns(names, text_column)
+    if columns != [text_column]:
+        raise ValueError(f"a CSV file can't hold token ids; name a text column of {path}")
+    table = pa_csv.open_csv(
+        path,
+        read_options=pa_csv.ReadOptions(block_size=_BLOCK),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=columns, column_types={text_column: pa.string()}
+        ),
+    )
+    with table:
+        parts = (
+            block.slice(start, _BATCH) for block in table for start in range(0, len(block), _BATCH)
         )
-        return _rows_of(table.to_pydict(), columns)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"could not read the pool {path}: {error}") from error
+        yield from _table_rows((part.to_pydict() for part in parts), columns)
 
 
-def _sample(rows: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
-    if limit is None or len(rows) <= limit:
-        return list(rows)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(rows), generator=generator)[:limit].sort().values
-    return [rows[i] for i in chosen.tolist()]
-
-
-def _checked(rows: list[Any]) -> tuple[Any, ...]:
-    kept: list[Any] = []
-    for number, row in enumerate(rows):
-        if isinstance(row, str):
-            if row.strip():
-                kept.append(str(row))  # a plain string, not NumPy's
-        elif _is_token_ids(row):
-            if len(row):
-                kept.append(tuple(map(int, row)))
-        elif row is not None:
-            raise ValueError(
-                f"expected strings (or token ids) in the pool, got {type(row).__name__} "
-                f"at row {number}"
-            )
-    if not kept:
-        raise ValueError(f"the pool is empty: none of its {len(rows)} rows has any text")
-    if len({type(row) for row in kept}) > 1:
-        raise ValueError("the pool mixes strings and token ids; pass one kind")
-    if len(kept) < len(rows):
-        warnings.warn(f"{len(rows) - len(kept)} empty rows left out of the pool", stacklevel=3)
-    if len(kept) < 4:
-        raise ValueError(f"expected at least 4 texts in the pool, got {len(kept)}")
-    if len(set(kept)) == 1:
-        raise ValueError(f"all {len(kept)} texts of the pool are equal: {kept[0]!r:.60}")
-    return tuple(kept)
+def _checked(row: Any, number: int) -> Row | None:
+    """The row as it is kept; None if there is no text in it."""
+    if isinstance(row, str):
+        return str(row) if row.strip() else None  # a plain string, not NumPy's
+    if _is_token_ids(row):
+        return tuple(map(int, row)) or None
+    if row is None:
+        return None
+    raise ValueError(
+        f"expected strings (or token ids) in the pool, got {type(row).__name__} at row {number}"
+    )
 
 
 def _is_token_ids(row: Any) -> bool:

@@ -1,5 +1,6 @@
 import csv
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -251,3 +252,52 @@ def test_a_file_of_other_encoding_is_named(tmp_path):
     path.write_bytes("café\n".encode("latin-1") * 5)
     with pytest.raises(ValueError, match="expected UTF-8 text in the pool"):
         read_pool(path)
+
+
+def test_rows_know_their_numbers():
+    texts = [text for number in range(50) for text in ("", f"text {number}")]
+    with pytest.warns(UserWarning, match="50 empty rows"):
+        sample = read_pool(texts, limit=20)
+    assert [texts[number] for number in sample.row_numbers] == list(sample.rows)
+    assert read_pool(TEXTS).row_numbers == (0, 1, 2, 3, 4)
+
+
+def large(folder, suffix, texts):
+    path = folder / f"pool{suffix}"
+    if suffix == ".txt":
+        return write(path, "\r\n".join(texts))
+    if suffix == ".csv":
+        rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(texts))
+        return write(path, f"number,text\n{rows}")
+    rows = Dataset.from_dict({"text": texts, "number": list(range(len(texts)))})
+    if suffix == ".arrow":
+        return rows
+    (rows.to_parquet if suffix == ".parquet" else rows.to_json)(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet", ".arrow"])
+def test_large_pools_are_sampled_without_being_held(tmp_path, suffix):
+    texts = [f"text {number} " + "word " * 40 if number % 9 else "" for number in range(60_000)]
+    pool = large(tmp_path, suffix, texts)
+    with pytest.warns(UserWarning, match="6667 empty rows"):
+        expected = read_pool(texts, limit=500, seed=3)
+    tracemalloc.start()
+    with pytest.warns(UserWarning, match="6667 empty rows"):
+        sample = read_pool(pool, limit=500, seed=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sample == expected
+    assert sample.row_numbers == expected.row_numbers
+    assert peak < sum(map(len, texts)) / 2
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_json_that_is_no_text(tmp_path, suffix):
+    deep = "[" * 100_000
+    with pytest.raises(ValueError, match=r"nested too deep|Expecting value"):
+        read_pool(write(tmp_path / f"pool{suffix}", deep))
+    with pytest.raises(ValueError, match="expected JSON objects in the pool"):
+        read_pool(write(tmp_path / f"pool{suffix}", "3\n4\n"))
+    with pytest.raises(ValueError, match=r"expected strings .* got dict at row 0"):
+        read_pool(write(tmp_path / f"pool{suffix}", '{"text": {"a": 1}}\n'))
