@@ -109,7 +109,10 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
 def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback, str | None]:
     """Trainer and callback, ready to train, and the checkpoint to go on from."""
     parser = build_parser()
-    config = parser.parse_args(arguments)
+    try:
+        config = parser.parse_args(arguments)
+    except UnicodeDecodeError as error:
+        parser.error(f"expected UTF-8 text in the configuration: {error}")
     config = parser.instantiate(config)
     args: TrainingArguments = config.training
     checkpoint = last_checkpoint(args.output_dir, config.resume)

@@ -26,27 +26,27 @@ def card(run_dir: str | Path) -> str:
         ValueError: the run was not monitored, or nothing could be scored.
     """
     log = newest_log_history(find_checkpoints(run_dir))
-    found = [row[rows.KEY] for row in log if rows.KEY in row]
+    found = rows.rows_in(log)
     if not found:
         raise ValueError(f"no checkpoint in {run_dir} has scores: the run was not monitored")
-    decision, settings = found[-1]["decision"], found[-1]["settings"]
+    _, settings, policy, decision = found[-1]
     history = rows.records_in(log)
-    best = next((record for record in history if record.step == decision["best_step"]), None)
+    best = next((record for record in history if record.step == decision.best_step), None)
     if best is None:
-        raise ValueError(f"nothing could be scored in {run_dir}: {decision['reason']}")
+        raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
     versions = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
     return f"""## How this checkpoint was chosen
 
 The weights are those of step {best.step}, of {history[-1].step} that were trained, chosen without
 validation labels by sepstop {__version__} ({versions}): at
-{len(history)} evaluations the model embedded {settings["pool_size"]} unlabeled texts
-({_described(settings["embedder"])}), and the embeddings were scored.
+{len(history)} evaluations the model embedded {best.pool_size} unlabeled texts
+({_described(settings.get("embedder", {}))}), and the embeddings were scored.
 
 | | at step {best.step} | range over the run |
 | --- | ---: | ---: |
 {_rows(best, history)}
 
-The policy ({_described(found[-1].get("policy", {}))}) says: {decision["reason"]}.
+The policy ({_described(policy)}) says: {decision.reason}.
 
 No labels were looked at, so these scores are no accuracy; measure that before you rely on it.
 """

@@ -13,14 +13,23 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sepstop.types import Record
+from sepstop.types import Decision, Record
 
 KEY = "sepstop"
 HISTORY_FILE = "sepstop_history.jsonl"  # of a run, in its output folder
 SELECTION_FILE = "sepstop_selection.jsonl"  # of its checkpoints, scored afterwards
 _FIELDS = {field.name for field in dataclasses.fields(Record)}
+_KINDS = {"step": int, "epoch": float, "seconds": float, "resample_size": int, "pool_size": int}
+# Settings that are whole numbers, and the most that is believed of a file.
+_WHOLE = {
+    "resamples": 100_000,
+    "resample_size": 2**40,
+    "seed": 2**63 - 1,
+    "max_length": 2**40,
+    "pool_size": 2**40,
+}
 
 
 def to_dict(record: Record) -> dict[str, Any]:
@@ -41,11 +50,15 @@ def from_dict(values: Mapping[str, Any]) -> Record:
         known["score"] = _nan_if_none(known["score"])
         for key in ("low", "high", "information", "information_low", "information_high"):
             known[key] = _nan_if_none(known.get(key))
-        known["step"] = int(known["step"])
         for key in ("resamples", "information_resamples"):
             known[key] = tuple(_nan_if_none(value) for value in known.get(key, ()))
+        for key, kind in _KINDS.items():
+            if key in known and not (key == "epoch" and known[key] is None):
+                known[key] = kind(known[key])
+        if not all(isinstance(known.get(key, ""), str) for key in ("criterion", "information_of")):
+            raise TypeError("a name is no string")
         return Record(**known)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"expected a sepstop record, got {values!r:.200}") from error
 
 
@@ -64,36 +77,85 @@ def _scalars(name: str, score: float, low: float, high: float) -> dict[str, floa
     return {f"eval_{name}": score, f"eval_{name}_low": low, f"eval_{name}_high": high}
 
 
-def records_in(log_history: Iterable[Mapping[str, Any]]) -> list[Record]:
-    """The records among the rows of a ``log_history``, in order of steps, one a step.
+class Row(NamedTuple):
+    """What a row of a ``log_history`` has under "sepstop".
+
+    Attributes:
+        record, decision: of its step.
+        settings: how it was measured, as `Monitor.settings`.
+        policy: as `sepstop.names.describe` puts it; of older versions unknown, and empty.
+    """
+
+    record: Record
+    settings: dict[str, Any]
+    policy: dict[str, Any]
+    decision: Decision
+
+
+def rows_in(log_history: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The rows of sepstop among those of a ``log_history``, in their order.
 
     Raises:
         ValueError: a row has something else under "sepstop".
     """
-    by_step = {}
-    for row in log_history:
-        if KEY in row:
-            try:
-                record = from_dict(row[KEY]["record"])
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"expected a sepstop record, got {row[KEY]!r:.200}") from error
-            by_step[record.step] = record
+    return [_row(row[KEY]) for row in log_history if KEY in row]
+
+
+def _row(values: Any) -> Row:
+    try:
+        record = from_dict(values["record"])
+        settings, policy = values.get("settings", {}), values.get("policy", {})
+        decision = values.get("decision", {})
+        stop, best, why = (decision.get(key) for key in ("stop", "best_step", "reason"))
+        fits = (
+            all(isinstance(value, dict) for value in (settings, policy))
+            and all(_fits(key, value) for key, value in settings.items())
+            and isinstance(stop or False, bool)
+            and isinstance(best or 0, int)
+            and isinstance(why or "", str)
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"expected a sepstop record, got {values!r:.200}") from error
+    if not fits:
+        raise ValueError(f"expected settings and decision of sepstop, got {values!r:.400}")
+    return Row(record, settings, policy, Decision(bool(stop), best, why or "", record.step))
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a setting is of the kind that `Monitor.settings` has."""
+    if key in ("criterion", "embedder"):
+        return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if key in _WHOLE:
+        return type(value) is int and 0 <= value <= _WHOLE[key]
+    return key != "pool" or isinstance(value, str)
+
+
+def records_in(log_history: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """The records among the rows of a ``log_history``, in order of steps, one a step.
+
+    Raises:
+        ValueError: as `rows_in`.
+    """
+    by_step = {row.record.step: row.record for row in rows_in(log_history)}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def settings_in(log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How the newest record of a ``log_history`` was measured; None if there is none."""
-    for row in reversed(log_history):
-        if KEY in row:
-            return dict(row[KEY]["settings"])
-    return None
+    """How the newest record of a ``log_history`` was measured; None if there is none.
+
+    Raises:
+        ValueError: as `rows_in`.
+    """
+    found = rows_in(log_history)
+    return found[-1].settings if found else None
 
 
 def read_log_history(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """``log_history`` of a checkpoint's trainer_state.json; empty where there is none.
 
     Raises:
-        ValueError: the file is not what Trainer writes.
+        ValueError: the file is not what Trainer writes, or has something else where sepstop's
+            rows are.
     """
     path = Path(checkpoint) / "trainer_state.json"
     if not path.is_file():
@@ -102,8 +164,9 @@ def read_log_history(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]
         rows = json.loads(path.read_text())["log_history"]
         if not all(isinstance(row, dict) for row in rows):
             raise TypeError("a row is no object")
+        rows_in(rows)
         return list(rows)
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no trainer state: {error}") from error
 
 
@@ -132,10 +195,10 @@ def read_history(path: str | os.PathLike[str]) -> list[Record]:
         ValueError: a line is no record; the message has its number.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         try:
             records.append(from_dict(json.loads(line)))
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return records
 

@@ -53,6 +53,7 @@ def load_model(
         ValueError: weights are missing from the folder.
     """
     path = Path(checkpoint)
+    _check_shards(path)
     with _quiet_transformers():
         if (path / "adapter_config.json").is_file():
             return _load_adapter(path, trust_remote_code, Bases() if bases is None else bases)
@@ -72,6 +73,15 @@ def load_model(
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
     return model
+
+
+def _check_shards(path: Path) -> None:
+    """An index of sharded weights may name files of its own folder only."""
+    for index in path.glob("*.index.json"):
+        shards = json.loads(index.read_text()).get("weight_map", {}).values()
+        for shard in set(map(str, shards)):
+            if Path(shard).is_absolute() or ".." in Path(shard).parts:
+                raise ValueError(f"{index.name} names weights outside its folder: {shard!r:.80}")
 
 
 def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module:

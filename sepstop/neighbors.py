@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sepstop.arrays import load_arrays
 from sepstop.criteria.information import mutual_information
 
 NEIGHBORS = 3
@@ -115,14 +116,20 @@ class Neighborhoods:
         """What `save` wrote for steps up to ``until``; empty where there is no such file."""
         found = cls()
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                if str(arrays[_KEY]) != measured:
-                    return found
-                if _UNTRAINED in arrays:
-                    found._untrained = float(arrays[_UNTRAINED])
-                for step in set(arrays.files) - {_KEY, _UNTRAINED}:
-                    if int(step) <= until:
-                        found._by_step[int(step)] = torch.from_numpy(arrays[step])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays = load_arrays(path)
+            if str(arrays.pop(_KEY)) != measured:
+                return found
+            found._untrained = float(arrays.pop(_UNTRAINED, 0.0))
+            for step, near in arrays.items():
+                if near.dtype.kind != "i" or near.ndim != 2 or not _are_places(near):
+                    return cls()
+                if int(step) <= until:
+                    found._by_step[int(step)] = torch.from_numpy(near)
+        except (OSError, ValueError, KeyError, TypeError):
             return cls()
         return found
+
+
+def _are_places(near: NDArray[np.integer]) -> bool:
+    """Whether they can be neighbours of as many texts."""
+    return near.size > 0 and int(near.min()) >= 0 and int(near.max()) < len(near)

@@ -18,7 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sepstop import history as rows
-from sepstop.embedding import Observation
+from sepstop.criteria import CRITERIA
+from sepstop.embedding import EMBEDDERS, Observation
 from sepstop.loading import DTYPES, Bases, load_model
 from sepstop.monitor import Monitor, load_tokenizer
 from sepstop.names import build
@@ -327,7 +328,8 @@ def _recall_start(
 
 
 def _base_of_adapter(checkpoint: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError):  # a broken folder is found out when it is loaded
+    # A broken folder is found out when it is loaded.
+    with suppress(OSError, ValueError, KeyError, TypeError):
         base = json.loads((checkpoint / "adapter_config.json").read_text())
         return str(base["base_model_name_or_path"])
     return None
@@ -338,15 +340,18 @@ def _with_recorded(options: dict[str, Any], recorded: dict[str, Any]) -> dict[st
 
     A mapping without a "name" changes parameters of the recorded criterion or embedder.
     """
+    given = options
     options = {key: recorded[key] for key in _SETTINGS if key in recorded} | options
-    for kind in ("criterion", "embedder"):
+    for kind, known in (("criterion", CRITERIA), ("embedder", EMBEDDERS)):
         settings, of_run = options.get(kind), recorded.get(kind, {})
-        if not isinstance(settings, Mapping) or "name" in settings:
+        if not isinstance(settings, Mapping) or (kind in given and "name" in settings):
             continue
-        if "custom" in of_run:
+        # A name in a file imports nothing: what is run is for the user to say.
+        if of_run and of_run.get("name") not in known:
+            own = of_run.get("name", of_run.get("custom"))
             raise ValueError(
-                f"the run used a {kind} of its own, {of_run['custom']}, which its settings can't "
-                f"make again; pass {kind}=, for instance as 'module:attribute'"
+                f"the run used a {kind} of its own, {own}; pass {kind}=, for instance as "
+                "'module:attribute', if you trust it"
             )
         options[kind] = {"name": _DEFAULTS[kind]} | of_run | dict(settings)
     return options
@@ -388,25 +393,20 @@ def newest_log_history(checkpoints: dict[int, Path]) -> list[dict[str, Any]]:
 
 
 def _online_best_step(log_history: list[dict[str, Any]]) -> int | None:
-    for row in reversed(log_history):
-        if rows.KEY in row:
-            step = row[rows.KEY].get("decision", {}).get("best_step")
-            return step if isinstance(step, int) else None
-    return None
+    found = rows.rows_in(log_history)
+    return found[-1].decision.best_step if found else None
 
 
 def _decided_by_score(log_history: list[dict[str, Any]]) -> bool:
     """Whether the run's own policy kept the best score; not said by runs without one."""
-    for row in reversed(log_history):
-        if rows.KEY in row:
-            policy = row[rows.KEY].get("policy", {"name": "plateau"})  # of older versions
-            return policy.get("name") != "auto"
-    return False
+    found = rows.rows_in(log_history)
+    return bool(found) and found[-1].policy.get("name") != "auto"
 
 
 def _epoch(checkpoint: Path) -> float | None:
     """Epochs at a checkpoint, from its newest log row."""
-    with suppress(ValueError):  # a broken trainer state does not keep weights from being scored
+    # A broken trainer state does not keep weights from being scored.
+    with suppress(ArithmeticError, TypeError, ValueError):
         for row in reversed(rows.read_log_history(checkpoint)):
             if "epoch" in row:
                 return float(row["epoch"])

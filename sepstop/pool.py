@@ -183,6 +183,11 @@ def _table_rows(
             yield from batch[columns[0]]
             continue
         for tokens, mask in zip(*(batch[name] for name in columns), strict=True):
+            if not _is_token_ids(tokens) or not isinstance(mask, list) or len(mask) != len(tokens):
+                raise ValueError(
+                    "expected lists of as many numbers in the pool's input_ids and attention_mask, "
+                    f"got {tokens!r:.40} and {mask!r:.40}"
+                )
             yield [token for token, seen in zip(tokens, mask, strict=True) if seen]
 
 
@@ -200,7 +205,7 @@ def _file_rows(path: Path, text_column: str) -> Iterator[Any]:
         yield from read.get(path.suffix, _json_rows)(path, text_column)
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text in the pool {path}: {error}") from error
-    except (pa.ArrowException, csv.Error) as error:
+    except (OSError, pa.ArrowException, csv.Error) as error:
         raise ValueError(f"could not read the pool {path}: {error}") from error
 
 

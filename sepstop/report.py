@@ -120,8 +120,7 @@ def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
         log = newest_log_history(find_checkpoints(run_dir))
         found = rows.records_in(log)
         if found:
-            last = next(row[rows.KEY]["decision"] for row in reversed(log) if rows.KEY in row)
-            return found, Decision(**last, step=found[-1].step)
+            return found, rows.rows_in(log)[-1].decision
     for name in (rows.HISTORY_FILE, rows.SELECTION_FILE):
         if (Path(run_dir) / name).is_file():
             found = rows.read_history(Path(run_dir) / name)

@@ -7,13 +7,13 @@ import io
 import json
 import os
 import warnings
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sepstop.arrays import load_arrays
 from sepstop.embedding import Observation
 from sepstop.monitor import Monitor
 
@@ -82,11 +82,12 @@ class ObservationStore:
         if not key:
             return None
         try:
-            with np.load(self._path(key), allow_pickle=False) as arrays:
-                found = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
-            return Observation(**found)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            arrays = load_arrays(self._path(key)).items()
+            seen = Observation(**{name: torch.from_numpy(a).to(device) for name, a in arrays})
+        except (OSError, ValueError, TypeError):
             return None
+        whole = seen.points.ndim == 2 and seen.points.is_floating_point()
+        return seen if whole else None
 
     def put(self, key: str, seen: Observation) -> None:
         """A full disk or a folder that is not ours to write is a warning."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sepstop.arrays import load_arrays
+
+_DIMENSIONS = {"steps": 1, "y": 1, "train_y": 1}
+_DIMENSIONS |= dict.fromkeys(("pool_e", "pool_l", "pool_d", "pool_c", "train_e", "train_l"), 3)
+_DIMENSIONS |= dict.fromkeys(("te_acc", "pool_acc", "va_acc", "va_loss", "tr_loss"), 1)
 _REQUIRED = ("steps", "pool_e", "y", "te_acc")
 _POOL = ("pool_e", "pool_l", "pool_d", "pool_c")
 _SCALARS = ("te_acc", "pool_acc", "va_acc", "va_loss", "tr_loss")
@@ -56,15 +60,21 @@ def load_run(path: str | Path) -> Run:
         ValueError: not a recorded run; the message says what is missing or does not fit.
     """
     path = Path(path)
+    arrays = load_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is no .npz file: {error}") from error
-    settings = json.loads(str(arrays.pop("settings", "{}")))
+        settings = dict(json.loads(str(arrays.pop("settings", "{}"))))
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected the settings as a JSON object: {error}") from error
     missing = [key for key in _REQUIRED if key not in arrays]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(sorted(arrays))}")
+    for key, array in arrays.items():
+        dimensions = _DIMENSIONS.get(key, array.ndim)
+        if array.ndim != dimensions or array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{path}: expected numbers of {dimensions} dimensions in {key}, got "
+                f"{array.dtype} of {array.ndim}"
+            )
     length, pool_size = len(arrays["steps"]), len(arrays["y"])
     for key in _PER_STEP:
         if key in arrays and len(arrays[key]) != length:

@@ -1,0 +1,432 @@
+"""Files that a user hands in, broken in every way: a sentence, never a traceback, and no code run.
+
+What may leave is a ValueError or an OSError that names the file, or a warning and a fallback.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import shutil
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_encoder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sepstop import Record, select_checkpoint
+from sepstop.bench.runs import load_run
+from sepstop.cli import app
+from sepstop.history import (
+    KEY,
+    read_history,
+    read_log_history,
+    records_in,
+    settings_in,
+    to_dict,
+)
+from sepstop.neighbors import Neighborhoods
+from sepstop.pool import read_pool
+from sepstop.store import ObservationStore
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import finetune  # noqa: E402
+
+EXAMPLES = int(os.environ.get("SEPSTOP_FUZZ", "20"))  # the same ones every time, unless more
+FUZZ = settings(
+    deadline=None,
+    max_examples=EXAMPLES,
+    suppress_health_check=list(HealthCheck),
+    derandomize=EXAMPLES == 20,
+)
+FEW = settings(FUZZ, max_examples=max(6, EXAMPLES // 5))
+
+numbers = st.one_of(
+    st.integers(), st.floats(), st.sampled_from([10**400, -1, 0, 2**63, 1e308, float("nan")])
+)
+anything = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=20), st.just("os:system")),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def leaves(value, path=()):
+    """The places in a JSON value, itself first."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*path, key))
+
+
+@st.composite
+def mutated(draw, value):
+    """The JSON ``value`` with something else in one or two places, or without them."""
+    value = copy.deepcopy(value)
+    for _ in range(draw(st.integers(1, 2))):
+        path = draw(st.sampled_from(list(leaves(value))))
+        if not path:
+            return draw(anything)
+        holder = value
+        for key in path[:-1]:
+            holder = holder[key]
+        if draw(st.booleans()):
+            holder[path[-1]] = draw(anything)
+        else:
+            del holder[path[-1]]
+    return value
+
+
+@st.composite
+def damaged(draw, content):
+    """Bytes with some cut off, changed or put in."""
+    at = draw(st.integers(0, max(len(content) - 1, 0)))
+    other = draw(st.binary(max_size=12))
+    how = draw(st.sampled_from(["cut", "change", "insert", "all"]))
+    if how == "cut":
+        return content[:at]
+    if how == "change":
+        return content[:at] + other + content[at + len(other) :]
+    return content[:at] + other + content[at:] if how == "insert" else other
+
+
+def said(call, *arguments, **options):
+    """The result, or the sentence of what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return call(*arguments, **options)
+        except (ValueError, OSError) as error:
+            return str(error) or pytest.fail(f"no sentence in {error!r}")
+
+
+def command(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code in (0, 2), result.exception
+    assert "Traceback" not in result.output
+    if result.exit_code == 2:
+        assert result.stderr.startswith("sepstop: ")
+    return result
+
+
+RECORD = to_dict(Record(5, 0.5, 0.4, 0.3, 0.5, 1.0, "separability", (0.3, 0.5), 10, 20, 1.0))
+ROW = {
+    "step": 5,
+    "epoch": 0.5,
+    KEY: {
+        "record": RECORD,
+        "settings": {
+            "criterion": {"name": "separability"},
+            "embedder": {"name": "mean", "layer": -1},
+            "resamples": 3,
+            "resample_size": 10,
+            "seed": 0,
+            "max_length": 16,
+            "pool_size": 40,
+            "pool": "abc",
+        },
+        "policy": {"name": "auto", "mode": "max"},
+        "decision": {"stop": False, "best_step": 5, "reason": "improving"},
+    },
+}
+STATE = {"log_history": [{"loss": 1.0, "step": 5, "epoch": 0.5}, ROW]}
+
+
+@FUZZ
+@given(content=st.one_of(st.binary(max_size=200), damaged(json.dumps(RECORD).encode())))
+def test_history_files_of_any_bytes(tmp_path, content):
+    path = tmp_path / "sepstop_history.jsonl"
+    path.write_bytes(content)
+    found = said(read_history, path)
+    assert isinstance(found, list) or "sepstop_history.jsonl" in found
+    command("plot", tmp_path, "-o", tmp_path / "x.svg")
+    command("watch", tmp_path, "--once")
+
+
+@FUZZ
+@given(record=mutated(RECORD))
+def test_history_files_of_any_values(tmp_path, record):
+    path = tmp_path / "sepstop_history.jsonl"
+    path.write_text(json.dumps(record) + "\n" + json.dumps(RECORD) + "\n")
+    found = said(read_history, path)
+    assert isinstance(found, list) or "sepstop_history.jsonl, line 1" in found
+    command("plot", tmp_path, "-o", tmp_path / "x.svg")
+    command("watch", tmp_path, "--once")
+
+
+@FUZZ
+@given(state=mutated(STATE))
+def test_trainer_states_of_any_values(tmp_path, state):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    log = said(read_log_history, checkpoint)
+    if isinstance(log, list):
+        said(records_in, log)
+        said(settings_in, log)
+    for name in ("card", "plot", "watch"):
+        options = {"watch": ["--once"], "plot": ["-o", tmp_path / "x.svg"]}.get(name, [])
+        command(name, tmp_path, *options)
+
+
+@FUZZ
+@given(content=st.binary(max_size=200))
+def test_trainer_states_of_any_bytes(tmp_path, content):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "trainer_state.json").write_bytes(content)
+    assert isinstance(said(read_log_history, checkpoint), (list, str))
+    command("card", tmp_path)
+
+
+POOLS = {
+    ".txt": b"one\ntwo\nthree\nfour\nfive\n",
+    ".jsonl": b'{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n{"text": "four"}\n',
+    ".json": b'[{"text": "one"}, {"text": "two"}, {"text": "three"}, {"text": "four"}]',
+    ".csv": b'text,label\none,1\n"two, too",2\nthree,3\nfour,4\n',
+}
+
+
+@pytest.mark.parametrize("suffix", [*POOLS, ".parquet"])
+@FUZZ
+@given(data=st.data())
+def test_pools_of_any_bytes(tmp_path, suffix, data):
+    path = tmp_path / f"pool{suffix}"
+    if suffix == ".parquet":
+        import datasets
+
+        whole = tmp_path / "whole.parquet"
+        if not whole.exists():
+            datasets.Dataset.from_dict({"text": ["one", "two", "three", "four"]}).to_parquet(whole)
+        content = whole.read_bytes()
+    else:
+        content = POOLS[suffix]
+    path.write_bytes(data.draw(st.one_of(st.binary(max_size=200), damaged(content))))
+    found = said(read_pool, path, limit=4)
+    assert not isinstance(found, str) or "pool" in found
+
+
+@FUZZ
+@given(rows=st.lists(anything, min_size=1, max_size=6), suffix=st.sampled_from([".jsonl", ".json"]))
+def test_pools_of_any_values(tmp_path, rows, suffix):
+    path = tmp_path / f"pool{suffix}"
+    path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    said(read_pool, path)
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    said(read_pool, path)
+    path.write_text(
+        "\n".join(json.dumps({"input_ids": row, "attention_mask": [1]}) for row in rows)
+    )
+    said(read_pool, path)
+
+
+@FUZZ
+@given(data=st.data())
+def test_neighbours_and_caches_of_any_bytes(tmp_path, data):
+    near = Neighborhoods()
+    near.add(1, torch.eye(6, 3))
+    path = tmp_path / "near.npz"
+    near.save(path, "so")
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    said(Neighborhoods.load, path, "so", 5)
+    key = "a" * 64
+    store = ObservationStore(tmp_path / "cache")
+    path = tmp_path / "cache" / f"{key[:32]}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, points=np.ones((4, 2), np.float32))
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    said(store.get, key, torch.device("cpu"))
+    (tmp_path / "cache" / "contents.json").write_bytes(data.draw(st.binary(max_size=40)))
+    said(ObservationStore, tmp_path / "cache")
+
+
+@FUZZ
+@given(data=st.data())
+def test_recorded_runs_of_any_bytes(tmp_path, data):
+    arrays = {
+        "steps": np.array([1, 2]),
+        "pool_e": np.ones((2, 4, 3)),
+        "y": np.arange(4),
+        "te_acc": np.ones(2),
+        "settings": np.array(json.dumps(data.draw(anything))),
+    }
+    name = data.draw(st.sampled_from([*arrays]))
+    if data.draw(st.booleans()):
+        arrays[name] = np.array(data.draw(st.sampled_from(["x", 3, [[1.0]], [1, 1], []])))
+    path = tmp_path / "run.npz"
+    np.savez(path, **arrays)
+    found = said(load_run, path)
+    assert not isinstance(found, str) or "run.npz" in found
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    found = said(load_run, path)
+    assert not isinstance(found, str) or "run.npz" in found
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("saved")
+    for step in (1, 2):
+        make_encoder(seed=step).save_pretrained(folder / f"checkpoint-{step}")
+        tokenizer.save_pretrained(folder / f"checkpoint-{step}")
+    return folder
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+PARTS = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+@FEW
+@given(data=st.data())
+def test_a_damaged_checkpoint_is_skipped_with_a_sentence(run, saved, pool, name, data):
+    content = (saved / "checkpoint-2" / name).read_bytes()
+    header = content[:600] if name.endswith("safetensors") else content
+    broken = data.draw(damaged(header)) + content[len(header) :]
+    (run / "checkpoint-2" / name).write_bytes(broken)
+    found = said(
+        select_checkpoint,
+        run,
+        pool,
+        progress=False,
+        cache=False,
+        tokenizer=str(saved / "checkpoint-1"),
+    )
+    assert 1 in found.paths
+    assert {record.step for record in found.records} >= {1}
+    assert all(found.skipped.values())
+
+
+@FEW
+@given(config=mutated({"hidden_size": 16, "num_hidden_layers": 2, "model_type": "bert"}))
+def test_a_config_of_any_values(run, saved, pool, config):
+    known = json.loads((saved / "checkpoint-2" / "config.json").read_text())
+    changed = known | config if isinstance(config, dict) else config
+    (run / "checkpoint-2" / "config.json").write_text(json.dumps(changed))
+    found = said(select_checkpoint, run, pool, progress=False, cache=False)
+    assert {record.step for record in found.records} >= {1}
+
+
+@FEW
+@given(state=mutated(STATE))
+def test_a_log_of_any_values(run, pool, state):
+    (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+    found = said(select_checkpoint, run, pool, progress=False, cache=False)
+    assert isinstance(found, str) or len(found.records) == 2
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "modules.json"])
+@FEW
+@given(value=anything)
+def test_other_kinds_of_checkpoints(run, pool, name, value):
+    (run / "checkpoint-2" / name).write_text(json.dumps(value))
+    found = said(select_checkpoint, run, pool, progress=False)
+    assert {record.step for record in found.records} >= {1}
+    assert all(found.skipped.values())
+
+
+# Nothing in a file is run, and no path in it leads out of its folder
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """A module whose import leaves a file."""
+    path = tmp_path / "was_run"
+    (tmp_path / "trap.py").write_text(
+        f"from pathlib import Path\nPath({str(path)!r}).touch()\n"
+        "criterion = embedder = policy = print\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["criterion", "embedder"])
+def test_settings_in_a_log_import_nothing(run, pool, marker, kind):
+    state = copy.deepcopy(STATE)
+    state["log_history"][1][KEY]["settings"][kind] = {"name": f"trap:{kind}"}
+    state["log_history"][1][KEY]["policy"] = {"name": "trap:policy"}
+    (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=f"the run used an? {kind} of its own, trap:{kind}"):
+        select_checkpoint(run, pool, progress=False)
+    command("card", run)
+    assert not marker.exists()
+
+
+def test_sharded_weights_outside_the_folder_are_not_read(run, saved, pool):
+    checkpoint = run / "checkpoint-2"
+    (checkpoint / "model.safetensors").rename(run / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"bert.pooler.dense.bias": "../elsewhere.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = select_checkpoint(run, pool, progress=False)
+    assert "outside" in found.skipped[checkpoint]
+
+
+def test_modules_outside_the_folder_are_not_loaded(run, saved, pool):
+    modules = [
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "../checkpoint-1",
+            "type": "sentence_transformers.models.Transformer",
+        }
+    ]
+    (run / "checkpoint-2" / "modules.json").write_text(json.dumps(modules))
+    found = select_checkpoint(run, pool, progress=False)
+    assert "Invalid model path" in found.skipped[run / "checkpoint-2"]
+
+
+def test_arrays_that_claim_to_be_huge_take_no_memory(tmp_path):
+    """A header may say anything: what is not there is not made room for."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+    )
+    store = ObservationStore(tmp_path)
+    for name in ("a" * 32 + ".npz", "near.npz", "run.npz"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for array in ("points", "measured", "steps"):
+                file.writestr(f"{array}.npy", header.getvalue())
+    assert store.get("a" * 64, torch.device("cpu")) is None
+    assert Neighborhoods.load(tmp_path / "near.npz", "so", 5).steps == []
+    with pytest.raises(ValueError, match=r"run\.npz"):
+        load_run(tmp_path / "run.npz")
+
+
+@FUZZ
+@given(
+    content=st.one_of(st.binary(max_size=200), damaged((ROOT / "configs/demo.yaml").read_bytes()))
+)
+def test_yaml_of_any_bytes(tmp_path, content):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit, ValueError, OSError):
+        finetune.set_up([f"--config={path}", "--model.name=nowhere"])
+    assert "Traceback" not in errors.getvalue()
+
+
+def test_yaml_makes_no_objects(tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"data: !!python/object/apply:pathlib.Path.touch [{tmp_path}/was_run]")
+    with pytest.raises(SystemExit):
+        finetune.set_up([f"--config={path}"])
+    assert "python/object" in capsys.readouterr().err
+    assert not (tmp_path / "was_run").exists()
