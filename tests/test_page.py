@@ -28,7 +28,7 @@ from sepstop.page.labelled import accuracy, label_classes, read_labels, separabi
 from sepstop.page.maps import MAPS, aligned, check_map, pca, shown_variance
 from sepstop.page.run import Run, look_at
 from sepstop.page.words import plain, without_folders
-from sepstop.pool import Pool, read_pool
+from sepstop.pool import read_pool
 
 HOSTILE = [
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> good film",
@@ -226,13 +226,12 @@ def test_labels_belong_to_the_rows_that_were_kept(tmp_path):
     path = tmp_path / "pool.jsonl"
     path.write_text("".join(json.dumps({"text": "t", "y": y}) + "\n" for y in (1, 0, None)))
 
-    class Kept(Pool):
+    class Kept(tuple):
         row_numbers = (2, 0)
 
     assert read_labels(path, "y", Kept(("a", "b"))) == ("", "1")
-    if not hasattr(Pool, "row_numbers") and "row_numbers" not in Pool.__dataclass_fields__:
-        with pytest.raises(ValueError, match=r"a label for each of the 2 texts .* 3 rows"):
-            read_labels(path, "y", Pool(("a", "b")))
+    with pytest.raises(ValueError, match=r"a label for each of the 2 texts .* 3 rows"):
+        read_labels(path, "y", ("a", "b"))  # of which rows nothing says
 
 
 def test_labels_and_classes():

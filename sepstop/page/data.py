@@ -53,6 +53,7 @@ def run_data(run: Run, place: int) -> dict[str, Any]:
         "name": plain(run.name, 80),
         "summary": decision_in_words(run.decision, run.monitored),
         "reason": _said(run, run.decision.reason),
+        "policy": plain(run.log.get("policy", {}).get("name", ""), 60),
         "marks": marks(run),
         "curves": curves(run),
         "frames": frames(run, ways),
@@ -100,6 +101,8 @@ def curves(run: Run) -> list[dict[str, Any]]:
         "high": _finite(record.high for record in run.history),
     }
     order = [information, score] if run.by_information else [score, information]
+    if all(bound is None for bound in score["low"]):  # of a single resample
+        del score["low"], score["high"]
     found = [curve for curve in order if any(value is not None for value in curve["values"])]
     for curve in found:
         curve["alt"] = curve_in_words(curve["title"], _by_step(curve), marks(run))

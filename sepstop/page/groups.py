@@ -71,8 +71,10 @@ def groupings(run: Run) -> list[Grouping]:
             grouping("class predicted at the step shown", frames, known),
         ]
     else:
-        groups = run.frames[at].groups
-        names = [OTHER if group == 0 else f"component {group}" for group in groups]
+        groups = run.frames[at].groups.tolist()
+        largest = Counter(group for group in groups if group).most_common()
+        rank = {group: place for place, (group, _) in enumerate(largest, start=1)}
+        names = [f"component {rank[group]}" if group else OTHER for group in groups]
         found.append(grouping(f"component of the embedding at step {steps[at]}", [names]))
     if run.labels is not None:
         labels = [plain(label, 40) or _NO_LABEL for label in run.labels]

@@ -33,16 +33,18 @@ def read_labels(path: Path, column: str, pool: Pool) -> tuple[str, ...]:
         ValueError: no such column, or rows and labels that do not belong together.
     """
     labels = ["" if value is None else str(value) for value in _column(path, column)]
-    numbers: Sequence[int] | None = getattr(pool, "row_numbers", None)
-    if numbers is None:
+    numbers: Sequence[int] = getattr(pool, "row_numbers", ())
+    if not numbers:
         if len(labels) != len(pool):
             raise ValueError(
                 f"expected a label for each of the {len(pool)} texts of the pool, got "
                 f"{len(labels)} rows in {path.name}: rows were left out as empty or by sampling"
             )
         return tuple(labels)
-    if numbers and max(numbers) >= len(labels):
-        raise ValueError(f"expected {max(numbers) + 1} rows or more in {path.name}, {len(labels)}")
+    if max(numbers) >= len(labels):
+        raise ValueError(
+            f"expected at least {max(numbers) + 1} rows in {path.name}, got {len(labels)}"
+        )
     return tuple(labels[number] for number in numbers)
 
 

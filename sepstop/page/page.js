@@ -202,7 +202,7 @@
       item.hidden = !way.of.some((groups) => groups.includes(g));
       button.ariaPressed = `${run.single === g}`;
       button.firstChild.style.color = colour(kind[g].colour);
-      button.lastChild.textContent = `${way.names[g]} ${counts[g]}`;
+      button.lastChild.textContent = `${way.names[g]}: ${counts[g]}`;
     });
   }
 
