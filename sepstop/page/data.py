@@ -29,7 +29,6 @@ _TRAINER = {
     "max_steps": "steps planned",
     "num_train_epochs": "epochs planned",
     "train_batch_size": "texts in a training batch",
-    "eval_steps": "steps between evaluations",
     "save_steps": "steps between saves",
 }
 _MODEL = {
@@ -42,6 +41,8 @@ _MODEL = {
     "base_model_name_or_path": "base of the adapter",
     "transformers_version": "saved by transformers",
 }
+_MEASURED = {"pool": "pool, its fingerprint", "pool_size": "texts in the pool"}
+_MEASURED |= {"resample_size": "texts in a resample", "max_length": "tokens a text is cut at"}
 _WORDS = 300  # characters of a reason or a note that are shown
 
 
@@ -231,7 +232,7 @@ def unscored(run: Run) -> list[str]:
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """What the run was made and measured with, in groups of names and values."""
     measured = [
-        (key.replace("_", " "), described(value) if isinstance(value, Mapping) else str(value))
+        (_MEASURED.get(key, key), described(value) if isinstance(value, Mapping) else str(value))
         for key, value in run.settings.items()
     ]
     policy = run.log.get("policy")

@@ -59,7 +59,7 @@
     if (place < 0 || curve.values[place] === null) return [];
     return [{
       type: "scatter", mode: "markers", x: [step], y: [curve.values[place]], name,
-      marker: { symbol, size: 15, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
+      marker: { symbol, size: symbol.endsWith("open") ? 22 : 15, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
       hovertemplate: `${name}<extra></extra>`, ...more,
     }];
   }
@@ -83,7 +83,7 @@
     const traces = [], axes = {}, titles = [];
     run.curves.forEach((curve, i) => {
       const name = i === 0 ? "" : `${i + 1}`, first = i === 0;
-      const on = { xaxis: "x", yaxis: `y${name}`, legendgroup: `${i}` };
+      const on = { xaxis: "x", yaxis: `y${name}` };
       if (curve.low) {
         // A band is drawn between gaps, as a polygon cannot have any.
         pieces(curve).forEach(([x, low, high]) => traces.push({
@@ -93,7 +93,7 @@
       }
       traces.push(line(curve, "", { ...on, showlegend: false, line: { color: colour("blue"), width: 2 }, marker: { size: 6 } }));
       traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first }));
-      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "square-open", { ...on, showlegend: first }));
+      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first }));
       const top = run.curves.length === 1 ? [0, 1] : [[0.56, 1], [0, 0.44]][i];
       axes[`yaxis${name}`] = axis({ domain: top, anchor: "x" });
       titles.push({
@@ -232,7 +232,7 @@
       return [
         line(run, run.name, { line: { color: ink, dash: DASHES[Math.floor(i / COLOURS.length) % 4], width: 2 }, marker: { symbol: MARKERS[i % MARKERS.length][0], size: 6 } }),
         ...mark(run, run.pick, "pick", "star", { showlegend: false }),
-        ...mark(run, run.stop, "stop", "square-open", { showlegend: false }),
+        ...mark(run, run.stop, "stop", "circle-open", { showlegend: false }),
       ];
     });
     Plotly.react("compared-plot", traces, layout({ xaxis: axis({ title: { text: "optimizer step" } }), yaxis: axis({ title: { text: escaped(data.compared.by) } }) }), PLAIN);
@@ -247,7 +247,7 @@
     at(run, "value").textContent = `${frame.value} (${run.shown + 1} of ${run.frames.length})`;
     at(run, "map").ariaLabel = frame.map_alt;
     at(run, "bars").ariaLabel = frame.bars_alt;
-    at(run, "shown").textContent = frame.shown ? `Here it shows ${frame.shown} of their variance.` : "";
+    if (frame.shown) at(run, "shown").textContent = `Here it shows ${frame.shown} of their variance.`;
     at(run, "spread").textContent = frame.spread;
     drawMap(run);
     drawBars(run);
