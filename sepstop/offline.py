@@ -41,6 +41,10 @@ _DEFAULTS = {"criterion": "separability", "embedder": "auto"}
 _SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
 
 
+class NothingScoredError(ValueError):
+    """No checkpoint of a run could be scored; the message says why."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """The checkpoints of a run, scored.
@@ -139,7 +143,8 @@ def select_checkpoint(
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
-        ValueError: no checkpoint could be scored, or an unusable pool or setting.
+        NothingScoredError: no checkpoint could be scored; a ValueError.
+        ValueError: an unusable pool or setting.
     """
     checkpoints = find_checkpoints(run_dir)
     log_history = newest_log_history(checkpoints)
@@ -196,7 +201,7 @@ def select_checkpoint(
         decision = _pick(scored_by_information(history) if by_information else history, mode)
     if decision.best_step is None:
         causes = [f"{path.name}: {why}" for path, why in skipped.items()]
-        raise ValueError(
+        raise NothingScoredError(
             f"none of the {len(checkpoints)} checkpoints in {run_dir} could be scored; "
             + ("; ".join(causes[:3]) or "every score is NaN")
         )

@@ -26,6 +26,7 @@ from sepstop.page.frames import Camera, sample
 from sepstop.page.groups import KINDS, grouping
 from sepstop.page.labelled import accuracy, label_classes, read_labels, separability_of
 from sepstop.page.maps import MAPS, aligned, check_map, pca, shown_variance
+from sepstop.page.overview import names_of
 from sepstop.page.run import Run, look_at
 from sepstop.page.words import plain, without_folders
 from sepstop.pool import read_pool
@@ -161,7 +162,9 @@ def test_embeddings_that_are_not_finite_have_no_frame():
 def test_a_collapsed_embedding_has_a_frame():
     camera = Camera(sample(9), sample(9))
     camera(3, _seen(torch.ones(9, 4), torch.ones(9, 2)))
-    data = run_data(_run([Record(3, None, 0.0)], Decision(False, 3, "x", 3), camera.frames), 1)
+    data = run_data(
+        _run([Record(3, None, 0.0)], Decision(False, 3, "x", 3), camera.frames), 1, "run"
+    )
     assert data["frames"][0]["x"] == [0] * 9
     json.dumps(data, allow_nan=False)
 
@@ -281,7 +284,7 @@ def test_a_history_alone(tmp_path):
 
 def test_gaps_and_marks():
     run = _run(HISTORY, Decision(True, 10, "enough", 30))
-    data = run_data(run, 1)
+    data = run_data(run, 1, "run")
     score, information = data["curves"]
     assert score["values"] == [0.3, None, 0.6]
     assert (score["low"], information["values"]) == ([0.2, None, 0.5], [0.5, None, 0.9])
@@ -294,7 +297,7 @@ def test_gaps_and_marks():
 
 def test_nothing_scored():
     run = _run([Record(10, None, math.nan)], Decision(False, None, "nothing measured yet", 10))
-    data = run_data(run, 1)
+    data = run_data(run, 1, "run")
     assert data["curves"] == []
     assert data["summary"].startswith("Nothing could be scored")
 
@@ -317,7 +320,7 @@ def test_frames_of_a_run(run_dir):
         assert empty == pytest.approx(record.resamples[0], abs=1e-5)  # the barcode is the score
         assert 0 <= frame.supervised["the model's own predictions"] <= 1
     assert set(run.others) == {"stable_rank", "infomax"}
-    data = run_data(run, 1)
+    data = run_data(run, 1, "run")
     assert [way["title"][:5] for way in data["ways"]] == ["class", "class", "label"]
     label, first = data["ways"][2], data["ways"][0]
     assert label["names"] == first["names"]  # so they have the same colours
@@ -342,7 +345,7 @@ def test_another_pick_afterwards_is_said(run_dir):
     best = rows[-1]["sepstop"]["decision"]["best_step"]
     rows[-1]["sepstop"]["decision"]["best_step"] = other = 4 if best != 4 else 8
     (newest / "trainer_state.json").write_text(json.dumps(state))
-    notes = run_data(look_at(run_dir, criteria=[]), 1)["notes"]
+    notes = run_data(look_at(run_dir, criteria=[]), 1, "run")["notes"]
     assert f"scored afterwards, the checkpoint of step {best} is the better one" in notes[0]
     assert f"the run itself kept step {other}" in notes[0]
 
@@ -354,7 +357,7 @@ def test_a_checkpoint_that_is_gone_has_no_frame(run_dir):
     assert [frame.step for frame in run.frames] == [
         record.step for record in run.history if record.step != 8
     ]
-    assert run_data(run, 1)["others"] == []
+    assert run_data(run, 1, "run")["others"] == []
 
 
 def test_a_model_without_predictions_is_coloured_by_components(tmp_path, tokenizer):
@@ -364,7 +367,7 @@ def test_a_model_without_predictions_is_coloured_by_components(tmp_path, tokeniz
     run = look_at(tmp_path, _pool_file(tmp_path))
     assert not run.monitored
     assert set(run.others) == {"stable_rank"}
-    (way,) = run_data(run, 1)["ways"]
+    (way,) = run_data(run, 1, "run")["ways"]
     assert way["title"].startswith("component of the embedding at step")
     assert len(way["of"]) == 1
 
@@ -390,6 +393,24 @@ def test_several_runs(run_dir, tmp_path):
     (again / "pool.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     write_page([run_dir, again], path, criteria=[])
     assert "on different pools, so their scores do not compare" in path.read_text()
+
+
+def test_runs_of_the_same_name_are_told_apart():
+    decision = Decision(False, 10, "x", 30)
+    runs = [replace(_run(HISTORY, decision), folder=Path(f) / "run") for f in ("a", "b")]
+    assert names_of(runs) == ["a/run", "b/run"]
+    assert names_of([runs[0], runs[0]]) == ["a/run (1)", "a/run (2)"]
+    assert names_of(runs[:1]) == ["run"]
+
+
+def test_a_run_of_which_no_checkpoint_can_be_scored_shows_its_history(run_dir):
+    for weights in run_dir.glob("checkpoint-*/model.safetensors"):
+        weights.write_bytes(b"")
+    run = look_at(run_dir)
+    assert len(run.history) == 3
+    assert run.frames == ()
+    (note,) = run_data(run, 1, "run")["notes"]
+    assert note.startswith(f"none of the 3 checkpoints in {run_dir.name} could be scored; ")
 
 
 def test_texts_only_if_asked_for_and_escaped(finished, page, tmp_path):

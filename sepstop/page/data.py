@@ -46,12 +46,12 @@ _MEASURED |= {"resample_size": "texts in a resample", "max_length": "tokens a te
 _WORDS = 300  # characters of a reason or a note that are shown
 
 
-def run_data(run: Run, place: int) -> dict[str, Any]:
-    """What the template and the script need of a run, the ``place``-th of the page."""
+def run_data(run: Run, place: int, name: str) -> dict[str, Any]:
+    """What the template and the script need of a run, the ``place``-th of the page, by its name."""
     ways = groupings(run)
     return {
         "id": f"run-{place}",
-        "name": plain(run.name, 80),
+        "name": name,
         "summary": decision_in_words(run.decision, run.monitored),
         "reason": _said(run, run.decision.reason),
         "policy": plain(run.log.get("policy", {}).get("name", ""), 60),

@@ -12,18 +12,28 @@ from sepstop.page.run import Run
 from sepstop.page.words import curve_in_words, number, plain, without_folders
 
 
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The folders' names, with the one above where two are alike and a number where that is too."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{run.folder.resolve().parent.name}/{run.name}" for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({place})" for place, name in enumerate(names, start=1)]
+    return [plain(name, 80) for name in names]
+
+
 def overview(runs: Sequence[Run]) -> dict[str, Any] | None:
     """One curve a run by what decided them, and the best run; None for a single run."""
     if len(runs) < 2:
         return None
     by_information = all(run.by_information for run in runs)
     lines = []
-    for place, run in enumerate(runs, start=1):
+    shown = names_of(runs)
+    for place, (run, name) in enumerate(zip(runs, shown, strict=True), start=1):
         values = {
             record.step: record.information if by_information else record.score
             for record in run.history
         }
-        name = plain(run.name, 60)
         pick = run.decision.best_step
         lines.append(
             {
@@ -37,7 +47,7 @@ def overview(runs: Sequence[Run]) -> dict[str, Any] | None:
                 "alt": curve_in_words(name, values, {"pick": pick}),
             }
         )
-    best, notes = _best(runs)
+    best, notes = _best(runs, shown)
     names = {"information" if by_information else run.history[0].criterion for run in runs}
     return {
         "by": plain(" or ".join(sorted(names)), 80),
@@ -48,7 +58,7 @@ def overview(runs: Sequence[Run]) -> dict[str, Any] | None:
     }
 
 
-def _best(runs: Sequence[Run]) -> tuple[str | None, list[str]]:
+def _best(runs: Sequence[Run], names: Sequence[str]) -> tuple[str | None, list[str]]:
     """What is said of the best run, and what speaks against comparing them."""
     selections = {run.folder: run.selection for run in runs if run.selection is not None}
     if len(selections) < len(runs):
@@ -64,4 +74,5 @@ def _best(runs: Sequence[Run]) -> tuple[str | None, list[str]]:
             return None, [f"No run is named the best: {error}."]
     notes = [f"{without_folders(str(w.message), best)}." for w in caught]
     step = selections[best].best_step
-    return f"Of all, keep the checkpoint of step {step} of {plain(best.resolve().name, 80)}.", notes
+    name = next(name for run, name in zip(runs, names, strict=True) if run.folder == best)
+    return f"Of all, keep the checkpoint of step {step} of {name}.", notes

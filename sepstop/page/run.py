@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,13 @@ from typing import Any
 
 from sepstop import history as rows
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
-from sepstop.offline import Selection, find_checkpoints, newest_log_history, select_checkpoint
+from sepstop.offline import (
+    NothingScoredError,
+    Selection,
+    find_checkpoints,
+    newest_log_history,
+    select_checkpoint,
+)
 from sepstop.page.frames import MOST_TEXTS, Camera, Frame, sample
 from sepstop.page.labelled import read_labels
 from sepstop.policies import has_information
@@ -137,23 +143,41 @@ def look_at(
                 file, text_column, recorded.get("pool_size", 2000), recorded.get("seed", 0)
             )
             given = None if labels is None else read_labels(Path(file), labels, chosen)
-            run = _photographed(
+            camera = Camera(
+                mapped=sample(len(chosen)),
+                barred=_first_resample(chosen, recorded),
+                map_name=map_name,
+                neighborhoods=_neighborhoods(folder, recorded),
+                labels=given,
+                names=class_names(_config(checkpoints)),
+            )
+
+            def selected(**more: Any) -> Selection:
+                fixed = {"write_history": False, "progress": progress}
+                return select_checkpoint(folder, chosen, **(options | fixed | more))
+
+            try:
+                run = _photographed(run, folder, checkpoints, camera, selected, criteria)
+            except NothingScoredError as error:
+                if run is None:
+                    raise
+                run = replace(run, notes=[str(error)])
+            mapped = camera.mapped.tolist()
+            shown = texts and not chosen.is_tokenized
+            run = replace(
                 run,
-                folder,
-                checkpoints,
-                chosen,
-                given,
-                texts,
-                criteria,
-                map_name,
-                progress,
-                options,
+                map_name=map_name,
+                mapped=len(mapped),
+                texts=[str(chosen.rows[i]) for i in mapped] if shown else None,
+                labels=None if given is None else [given[i] for i in mapped],
             )
     if run is None:
         history_of(folder)  # raises, and says what is missing
         raise FileNotFoundError(f"nothing to show in {folder}")
     said = [str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
     notes = [*dict.fromkeys(line.removeprefix("sepstop: ") for line in said), *run.notes]
+    if file is not None and not checkpoints:
+        notes.append("the pool is not looked at, as the folder has no checkpoints to embed it")
     return replace(run, notes=notes)
 
 
@@ -166,7 +190,7 @@ def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
     except FileNotFoundError:
         return None
     policy = row.get("policy", {"name": "auto"})
-    newest = checkpoints[max(checkpoints)] if checkpoints else folder
+    newest = checkpoints[max(checkpoints)] if checkpoints else folder  # with no trainer's state
     return Run(
         folder=folder,
         history=history,
@@ -175,7 +199,7 @@ def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
         by_information=policy.get("name") == "auto" and has_information(history),
         log=row | {"rates": [r["learning_rate"] for r in log if "learning_rate" in r]},
         state=_json(newest / "trainer_state.json"),
-        config=_json(newest / "config.json") | _json(newest / "adapter_config.json"),
+        config=_config(checkpoints),
     )
 
 
@@ -183,31 +207,15 @@ def _photographed(
     run: Run | None,
     folder: Path,
     checkpoints: Mapping[int, Path],
-    pool: Pool,
-    labels: Sequence[str] | None,
-    texts: bool,
+    camera: Camera,
+    selected: Callable[..., Selection],
     criteria: Sequence[str] | None,
-    map_name: str,
-    progress: bool,
-    options: Mapping[str, Any],
 ) -> Run:
-    """``run`` with what its checkpoints make of the pool."""
-    recorded = run.settings if run else {}
-    config = _json(checkpoints[max(checkpoints)] / "config.json")
-    camera = Camera(
-        mapped=sample(len(pool)),
-        barred=_first_resample(pool, recorded),
-        map_name=map_name,
-        neighborhoods=_neighborhoods(folder, recorded),
-        labels=labels,
-        names=class_names(config),
-    )
+    """``run`` with what its checkpoints make of the pool.
 
-    def selected(**more: Any) -> Selection:
-        return select_checkpoint(
-            folder, pool, write_history=False, progress=progress, **(dict(options) | more)
-        )
-
+    Args:
+        selected: `select_checkpoint` with all but ``on_observed`` and ``criterion``.
+    """
     selection = selected(on_observed=camera)
     by_default = ["stable_rank", *(["infomax"] if camera.classifies else [])]
     names = by_default if criteria is None else criteria
@@ -224,19 +232,14 @@ def _photographed(
             monitored=False,
             by_information=selection.by_information,
             state=_json(checkpoints[max(checkpoints)] / "trainer_state.json"),
-            config=config | _json(checkpoints[max(checkpoints)] / "adapter_config.json"),
+            config=_config(checkpoints),
         )
-    mapped = camera.mapped.tolist()
     return replace(
         run,
         selection=selection,
         others=others,
         frames=camera.frames,
         classifies=bool(camera.classifies),
-        map_name=map_name,
-        mapped=len(mapped),
-        texts=[str(pool.rows[i]) for i in mapped] if texts and not pool.is_tokenized else None,
-        labels=None if labels is None else [labels[i] for i in mapped],
         notes=_notes(camera, selection),
     )
 
@@ -268,6 +271,14 @@ def _notes(camera: Camera, selection: Selection) -> list[str]:
             "its predictions is not shown"
         )
     return notes
+
+
+def _config(checkpoints: Mapping[int, Path]) -> dict[str, Any]:
+    """Of the newest checkpoint's model and adapter; empty without any."""
+    if not checkpoints:
+        return {}
+    newest = checkpoints[max(checkpoints)]
+    return _json(newest / "config.json") | _json(newest / "adapter_config.json")
 
 
 def class_names(config: Mapping[str, Any]) -> dict[int, str]:

@@ -61,9 +61,12 @@ def render(runs: Sequence[Run]) -> tuple[str, list[str]]:
     from plotly.offline import get_plotlyjs
 
     from sepstop.page.data import run_data
-    from sepstop.page.overview import overview
+    from sepstop.page.overview import names_of, overview
 
-    shown = [run_data(run, place) for place, run in enumerate(runs, start=1)]
+    names = names_of(runs)
+    shown = [
+        run_data(run, i, name) for i, (run, name) in enumerate(zip(runs, names, strict=True), 1)
+    ]
     compared = overview(runs)
     scripts = [_script(get_plotlyjs()), _script(_part("page.js"))]
     environment = Environment(
