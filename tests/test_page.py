@@ -202,6 +202,7 @@ def test_many_groups_share_the_last_name():
     found = grouping("classes", [names])
     assert found.names == [*(f"c{i}" for i in range(KINDS)), "other"]
     assert found.at(5)[-1] == KINDS  # once for all frames
+    assert found.rest.startswith(f"The {KINDS} largest of 30 groups")
 
 
 # Labels
@@ -592,6 +593,25 @@ def test_a_hostile_text_stays_text(opened, page):
     assert tab.locator("main script, main img, main a[href^=javascript], main i").count() == 0
     assert tab.evaluate("window.hacked") is None
     assert "a <b>run & \"more'" in tab.title()
+
+
+def test_a_script_that_came_in_would_not_run(chromium, page):
+    tab = chromium.new_page()
+    tab.goto(page.as_uri())
+    refused = []
+    tab.on("console", lambda message: refused.append(message.text))
+    tab.evaluate(
+        """() => {
+            const script = document.createElement("script"), image = document.createElement("img");
+            script.textContent = "window.hacked = 1";
+            image.src = "http://127.0.0.1:9/pixel.png";
+            document.body.append(script, image);
+        }"""
+    )
+    tab.wait_for_timeout(200)
+    assert tab.evaluate("window.hacked") is None
+    assert len([text for text in refused if "Content Security Policy" in text]) == 2
+    tab.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

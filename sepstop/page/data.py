@@ -8,42 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from sepstop import __version__
-from sepstop.card import described, version_of
-from sepstop.page.groups import OTHER, Grouping, fixed_frame, groupings
+from sepstop.page.groups import Grouping, fixed_frame, groupings
 from sepstop.page.run import Run
+from sepstop.page.tables import record_row, settings, texts
 from sepstop.page.words import (
     curve_in_words,
     decision_in_words,
     groups_in_words,
     number,
     plain,
+    said,
     step_in_words,
-    without_folders,
 )
-from sepstop.types import Record
 
 _FAR = 1000  # the map's coordinates are whole numbers up to this
-_TRAINER = {
-    "global_step": "steps trained when the newest checkpoint was saved",
-    "max_steps": "steps planned",
-    "num_train_epochs": "epochs planned",
-    "train_batch_size": "texts in a training batch",
-    "save_steps": "steps between saves",
-}
-_MODEL = {
-    "architectures": "architecture",
-    "model_type": "model",
-    "hidden_size": "hidden size",
-    "num_hidden_layers": "layers",
-    "peft_type": "adapter",
-    "r": "rank of the adapter",
-    "base_model_name_or_path": "base of the adapter",
-    "transformers_version": "saved by transformers",
-}
-_MEASURED = {"pool": "pool, its fingerprint", "pool_size": "texts in the pool"}
-_MEASURED |= {"resample_size": "texts in a resample", "max_length": "tokens a text is cut at"}
-_WORDS = 300  # characters of a reason or a note that are shown
 
 
 def run_data(run: Run, place: int, name: str) -> dict[str, Any]:
@@ -53,15 +31,15 @@ def run_data(run: Run, place: int, name: str) -> dict[str, Any]:
         "id": f"run-{place}",
         "name": name,
         "summary": decision_in_words(run.decision, run.monitored),
-        "reason": _said(run, run.decision.reason),
+        "reason": said(run.decision.reason, run.folder),
         "policy": plain(run.log.get("policy", {}).get("name", ""), 60),
-        "marks": marks(run),
+        "marks": run.marks,
         "curves": curves(run),
         "frames": frames(run, ways),
         "start": fixed_frame(run) if run.frames else 0,
         "longest": max((_rounded(frame.deaths[-1]) for frame in run.frames), default=None),
         "ways": [
-            {"title": way.title, "names": way.names, "of": way.of, "other": OTHER} for way in ways
+            {"title": way.title, "names": way.names, "of": way.of, "rest": way.rest} for way in ways
         ],
         "map_name": {"pca": "PCA", "umap": "UMAP", "pacmap": "PaCMAP"}[run.map_name],
         "mapped": run.mapped,
@@ -73,14 +51,8 @@ def run_data(run: Run, place: int, name: str) -> dict[str, Any]:
         "settings": settings(run),
         "records": [record_row(record, run) for record in run.history],
         "texts": texts(run, ways),
-        "notes": [_said(run, note) for note in [*offline(run), *unscored(run), *run.notes]],
+        "notes": [said(note, run.folder) for note in [*offline(run), *unscored(run), *run.notes]],
     }
-
-
-def marks(run: Run) -> dict[str, int | None]:
-    """The steps of the pick and of the stop."""
-    decision = run.decision
-    return {"pick": decision.best_step, "stop": decision.step if decision.stop else None}
 
 
 def curves(run: Run) -> list[dict[str, Any]]:
@@ -106,7 +78,7 @@ def curves(run: Run) -> list[dict[str, Any]]:
         del score["low"], score["high"]
     found = [curve for curve in order if any(value is not None for value in curve["values"])]
     for curve in found:
-        curve["alt"] = curve_in_words(curve["title"], _by_step(curve), marks(run))
+        curve["alt"] = curve_in_words(curve["title"], _by_step(curve), run.marks)
     return found
 
 
@@ -204,7 +176,7 @@ def supervised(run: Run) -> list[dict[str, Any]]:
         for name in names
     ]
     for curve in found:
-        curve["alt"] = curve_in_words(curve["name"], _by_step(curve), marks(run))
+        curve["alt"] = curve_in_words(curve["name"], _by_step(curve), run.marks)
     return found
 
 
@@ -229,74 +201,6 @@ def unscored(run: Run) -> list[str]:
     return [f"no score at step {', '.join(steps)}: the embeddings could not be scored there"]
 
 
-def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What the run was made and measured with, in groups of names and values."""
-    measured = [
-        (_MEASURED.get(key, key), described(value) if isinstance(value, Mapping) else str(value))
-        for key, value in run.settings.items()
-    ]
-    policy = run.log.get("policy")
-    decided = [("policy", described(policy))] if policy else []
-    decided += [
-        ("decided by", "the run itself" if run.monitored else "the checkpoints, afterwards")
-    ]
-    rates = run.log.get("rates") or []
-    trained = _named_values(run.state, _TRAINER)
-    trained += [("learning rate, highest in the log", number(max(rates)))] if rates else []
-    packages = ("torch", "transformers", "plotly")
-    made = [("sepstop", __version__), *((name, version_of(name)) for name in packages)]
-    groups = [
-        ("Decision", decided),
-        ("Measured with", measured),
-        ("Training", trained),
-        ("Model", _named_values(run.config, _MODEL)),
-        ("Versions with which this page was made", made),
-    ]
-    return [
-        (title, [(name, _said(run, value)) for name, value in values])
-        for title, values in groups
-        if values
-    ]
-
-
-def _named_values(found: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
-    def text(value: Any) -> str:
-        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-    return [(name, text(found[key])) for key, name in names.items() if found.get(key) is not None]
-
-
-def record_row(record: Record, run: Run) -> dict[str, str]:
-    """A row of the table."""
-    what = [name for name, step in marks(run).items() if step == record.step]
-    bounds = [record.low, record.high]
-    known = all(math.isfinite(bound) for bound in bounds)
-    return {
-        "step": str(record.step),
-        "epoch": "" if record.epoch is None else f"{record.epoch:.2f}",
-        "information": number(record.information) if math.isfinite(record.information) else "",
-        "score": number(record.score),
-        "interval": f"{number(record.low)} to {number(record.high)}" if known else "",
-        "seconds": f"{record.seconds:.1f}",
-        "what": " and ".join(what),
-    }
-
-
-def texts(run: Run, ways: Sequence[Grouping]) -> list[dict[str, str]] | None:
-    """The texts on the map with their groups; None if they are not to be shown."""
-    if run.texts is None or not ways:
-        return None
-    first, last = ways[0], ways[-1]
-    return [
-        {
-            "text": plain(text),
-            "group": first.names[first.of[0][i]],
-            "label": last.names[last.of[0][i]] if run.labels is not None else "",
-        }
-        for i, text in enumerate(run.texts)
-    ]
-
-
 def _by_step(curve: Mapping[str, Any]) -> dict[int, float]:
     values = (math.nan if value is None else value for value in curve["values"])
     return dict(zip(curve["steps"], values, strict=True))
@@ -309,7 +213,3 @@ def _finite(values: Iterable[float]) -> list[float | None]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _said(run: Run, text: str) -> str:
-    return plain(without_folders(text, run.folder), _WORDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sepstop.page.run import Run
 from sepstop.page.words import plain
@@ -23,11 +23,13 @@ class Grouping:
         names: of the groups; the last is `OTHER`, which stands for all that have no place.
         of: group of each text, ``F`` times ``m`` places in ``names`` for the F frames, or once
             for all.
+        rest: what `OTHER` is, in a sentence, if there is any need to say it.
     """
 
     title: str
     names: Sequence[str]
     of: Sequence[Sequence[int]]
+    rest: str = ""
 
     def at(self, frame: int) -> Sequence[int]:
         """The groups at a frame."""
@@ -51,7 +53,8 @@ def grouping(title: str, names: Sequence[Sequence[str]], known: Sequence[str] = 
         kept = [name for name, _ in counts.most_common(KINDS)]
     place = {name: number for number, name in enumerate(kept)}
     of = [[place.get(name, len(kept)) for name in frame] for frame in names]
-    return Grouping(title, [*kept, OTHER], of)
+    rest = f"The {len(kept)} largest of {len(counts)} groups have a colour and a marker each."
+    return Grouping(title, [*kept, OTHER], of, rest if len(counts) > len(kept) else "")
 
 
 def groupings(run: Run) -> list[Grouping]:
@@ -75,7 +78,9 @@ def groupings(run: Run) -> list[Grouping]:
         largest = Counter(group for group in groups if group).most_common()
         rank = {group: place for place, (group, _) in enumerate(largest, start=1)}
         names = [f"component {rank[group]}" if group else OTHER for group in groups]
-        found.append(grouping(f"component of the embedding at step {steps[at]}", [names]))
+        way = grouping(f"component of the embedding at step {steps[at]}", [names])
+        small = "Components of fewer than 3 texts are other."
+        found.append(replace(way, rest=f"{way.rest} {small}".strip()))
     if run.labels is not None:
         labels = [plain(label, 40) or _NO_LABEL for label in run.labels]
         if not set(labels) <= set(known):

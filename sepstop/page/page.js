@@ -54,12 +54,12 @@
   }
 
   // The value of a curve at a step as a large marker.
-  function mark(curve, step, name, symbol, more) {
+  function mark(curve, step, name, symbol, more, size = 15) {
     const place = curve.steps.indexOf(step);
     if (place < 0 || curve.values[place] === null) return [];
     return [{
       type: "scatter", mode: "markers", x: [step], y: [curve.values[place]], name,
-      marker: { symbol, size: symbol.endsWith("open") ? 22 : 15, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
+      marker: { symbol, size: symbol.endsWith("open") ? 1.45 * size : size, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
       hovertemplate: `${name}<extra></extra>`, ...more,
     }];
   }
@@ -175,6 +175,7 @@
       shapes: [{ type: "rect", xref: "paper", yref: "paper", x0: 0, x1: 1, y0: 0, y1: 1, line: { color: colour("line"), width: 1 } }],
       transition: { duration: calm.matches ? 0 : 350, easing: "cubic-in-out" },
     }), PLAIN);
+    at(run, "rest").textContent = way.rest;
     drawLegend(run, way, kind, group);
   }
 
@@ -231,8 +232,8 @@
       const ink = colour(COLOURS[i % COLOURS.length]);
       return [
         line(run, run.name, { line: { color: ink, dash: DASHES[Math.floor(i / COLOURS.length) % 4], width: 2 }, marker: { symbol: MARKERS[i % MARKERS.length][0], size: 6 } }),
-        ...mark(run, run.pick, "pick", "star", { showlegend: false }),
-        ...mark(run, run.stop, "stop", "circle-open", { showlegend: false }),
+        ...mark(run, run.pick, "pick", "star", { showlegend: false }, 10),
+        ...mark(run, run.stop, "stop", "circle-open", { showlegend: false }, 10),
       ];
     });
     Plotly.react("compared-plot", traces, layout({ xaxis: axis({ title: { text: "optimizer step" } }), yaxis: axis({ title: { text: escaped(data.compared.by) } }) }), PLAIN);

@@ -86,6 +86,12 @@ class Run:
         return {record.step: record for record in [*of_selection, *self.history]}
 
     @property
+    def marks(self) -> dict[str, int | None]:
+        """The steps of the pick and of the stop."""
+        decision = self.decision
+        return {"pick": decision.best_step, "stop": decision.step if decision.stop else None}
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """How the records were measured."""
         of_selection = self.selection.settings if self.selection else {}

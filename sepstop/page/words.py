@@ -42,6 +42,11 @@ def without_folders(text: str, run_dir: Path) -> str:
     return _FOLDERS.sub("", text)
 
 
+def said(text: str, run_dir: Path) -> str:
+    """A reason, a setting or a note of a run as it may be shown."""
+    return plain(without_folders(text, run_dir), 300)
+
+
 def number(value: float | None) -> str:
     """Four digits, or "no score".
 
@@ -81,16 +86,16 @@ def curve_in_words(name: str, values: dict[int, float], marks: dict[str, int | N
     if not finite:
         return f"{name}: no step has a score."
     low, high = min(finite, key=lambda s: finite[s]), max(finite, key=lambda s: finite[s])
-    said = [
+    words = [
         f"{name} from step {min(values)} to {max(values)}: {number(finite[min(finite)])} at first, "
         f"{number(finite[max(finite)])} at last, between {number(finite[low])} at step {low} and "
         f"{number(finite[high])} at step {high}."
     ]
     if len(finite) < len(values):
         missing = len(values) - len(finite)
-        said.append(f"{missing} of {len(values)} {'has' if missing == 1 else 'have'} no score.")
-    said += [f"The {mark} is step {step}." for mark, step in marks.items() if step is not None]
-    return " ".join(said)
+        words.append(f"{missing} of {len(values)} {'has' if missing == 1 else 'have'} no score.")
+    words += [f"The {mark} is step {step}." for mark, step in marks.items() if step is not None]
+    return " ".join(words)
 
 
 def groups_in_words(groups: Sequence[str]) -> str:
@@ -106,12 +111,12 @@ def step_in_words(
     step: int, record: Record | None, decision: Decision, by: str = "information"
 ) -> str:
     """What a slider says at a checkpoint: "step 140, information 1.161, the pick"."""
-    said = [f"step {step}"]
+    words = [f"step {step}"]
     if record is not None:
         value = record.information if by == "information" else record.score
-        said.append(f"{by} {number(value)}" if math.isfinite(value) else f"no {by}")
+        words.append(f"{by} {number(value)}" if math.isfinite(value) else f"no {by}")
     if step == decision.best_step:
-        said.append("the pick")
+        words.append("the pick")
     if decision.stop and step == decision.step:
-        said.append("the stop")
-    return ", ".join(said)
+        words.append("the stop")
+    return ", ".join(words)
