@@ -106,7 +106,8 @@ def main(options: list[str]) -> None:
         f"pick: step {decision.best_step}, offline too: "
         f"{offline['best_step'] == decision.best_step}; "
         f"{summary['accuracy_lost']:.1%} of accuracy lost against step {best_step}\n"
-        f"{summary['seconds']:.0f} s; picture {picture}, summary {RUN / 'summary.json'}",
+        f"{summary['seconds']:.0f} s; picture {picture}, summary {RUN / 'summary.json'}\n"
+        f"a page to look at all of it: {Path(sys.executable).parent / 'sepstop'} report {RUN}",
         markup=False,
         soft_wrap=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,19 @@ def card(run_dir: str | Path) -> str:
     best = next((record for record in history if record.step == decision.best_step), None)
     if best is None:
         raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
-    versions = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
+    versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
     return f"""## How this checkpoint was chosen
 
 The weights are those of step {best.step}, of {history[-1].step} that were trained, chosen without
 validation labels by sepstop {__version__} ({versions}): at
 {len(history)} evaluations the model embedded {best.pool_size} unlabeled texts
-({_described(settings.get("embedder", {}))}), and the embeddings were scored.
+({described(settings.get("embedder", {}))}), and the embeddings were scored.
 
 | | at step {best.step} | range over the run |
 | --- | ---: | ---: |
 {_rows(best, history)}
 
-The policy ({_described(policy)}) says: {decision.reason}.
+The policy ({described(policy)}) says: {decision.reason}.
 
 No labels were looked at, so these scores are no accuracy; measure that before you rely on it.
 """
@@ -66,13 +67,15 @@ def _rows(best: Record, history: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def _described(settings: dict[str, Any]) -> str:
+def described(settings: Mapping[str, Any]) -> str:
+    """Settings as `sepstop.names.describe` gives them, in words."""
     name = settings.get("name", settings.get("custom", "unknown"))
     others = {key: value for key, value in settings.items() if key not in ("name", "custom")}
     return ", ".join([str(name), *(f"{key} {value}" for key, value in others.items())])
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Of an installed package, or "unknown"."""
     try:
         return version(package)
     except PackageNotFoundError:

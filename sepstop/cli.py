@@ -149,7 +149,7 @@ def select(
     if layer is not None:
         options["embedder"] = {"layer": layer} | ({"name": embedder} if embedder else {})
     messages = Console(stderr=True)
-    others = [name.strip() for name in criteria.split(",")] if criteria else []
+    others = _names(criteria) or []
     own_device = _join_processes()
 
     def selected(run: str, **more: Any) -> Any:
@@ -297,6 +297,85 @@ def watch(
 
 
 @app.command()
+def report(
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs that were scored.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, a .html file.")] = Path(
+        "report.html"
+    ),
+    pool: Annotated[
+        Path | None,
+        typer.Option(
+            help="Unlabeled texts: .txt (one a line), .jsonl, .csv or .parquet; by default "
+            "RUN_DIR/pool.jsonl, if it is there. For the map, the barcode and other criteria."
+        ),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="The pool's column with the texts.")] = "text",
+    criteria: Annotated[
+        str | None,
+        typer.Option(help="To compare: infomax,stable_rank. A few cheap ones by default."),
+    ] = None,
+    map_name: Annotated[
+        str, typer.Option("--map", help="How texts come into the plane: pca, umap or pacmap.")
+    ] = "pca",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="The pool's column with labels, to show what they say beside the score."),
+    ] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Write the map's texts into it.")] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(help="The model before training, if the run left no trace of it."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 64,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name, if the checkpoints have none.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings.")
+    ] = False,
+    cache: Annotated[
+        bool, typer.Option(help="Keep embeddings in sepstop_cache of the run's folder.")
+    ] = True,
+) -> None:
+    """Write the scores, the decision and the moving embedding of runs as one HTML page.
+
+    It needs no network to be looked at, and holds no text of the pool unless --texts is given.
+    """
+    from sepstop.page import write_page
+
+    messages = Console(stderr=True)
+    try:
+        with TemporaryDirectory() as folder:
+            notes = write_page(
+                run_dirs,
+                output,
+                pool=pool,
+                text_column=text_column,
+                criteria=_names(criteria),
+                map_name=map_name,
+                labels=labels,
+                texts=texts,
+                progress=messages.is_terminal,
+                start=start,
+                batch_size=batch_size,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                # Several criteria are computed from one forward pass, kept for as long as it takes.
+                cache=cache or folder,
+                **({"tokenizer": tokenizer} if tokenizer else {}),
+            )
+    except (OSError, ValueError, ImportError) as error:
+        messages.print(f"sepstop: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    for note in notes:
+        messages.print(f"sepstop: {note}", style="yellow", markup=False)
+    typer.echo(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
 def card(
     run_dir: Annotated[Path, typer.Argument(help="Folder with checkpoint-<step> folders.")],
 ) -> None:
@@ -308,6 +387,13 @@ def card(
     except (OSError, ValueError) as error:
         Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
+
+
+def _names(listed: str | None) -> list[str] | None:
+    """What an option lists with commas; None without the option."""
+    if listed is None:
+        return None
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _link(link: Path, checkpoint: Path) -> None:

@@ -37,6 +37,10 @@ _ON_GPU = 512  # texts in a forward pass, to begin with
 _SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
 
 
+class NothingScoredError(ValueError):
+    """No checkpoint of a run could be scored; the message says why."""
+
+
 def select_checkpoint(
     run_dir: str | Path,
     pool: Any,
@@ -94,7 +98,8 @@ def select_checkpoint(
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
-        ValueError: no checkpoint could be scored, or an unusable pool or setting.
+        NothingScoredError: no checkpoint could be scored; a ValueError.
+        ValueError: an unusable pool or setting.
     """
     for name, value, known in (("ties", ties, get_args(Rule)), ("dtype", dtype, (None, *DTYPES))):
         if value not in known:
@@ -120,7 +125,7 @@ def select_checkpoint(
         decision, by_information, tied = choose(records, policy, mode, by_score, ties)
         if decision.best_step is None:
             causes = [f"{path.name}: {why}" for path, why in skipped.items()]
-            raise ValueError(
+            raise NothingScoredError(
                 f"none of the {len(run.checkpoints)} checkpoints in {run_dir} could be scored; "
                 + ("; ".join(causes[:3]) or "every score is NaN")
             )
@@ -350,7 +355,7 @@ def _with_recorded(options: dict[str, Any], recorded: dict[str, Any]) -> dict[st
         if of_run and of_run.get("name") not in known:
             own = of_run.get("name", of_run.get("custom"))
             raise ValueError(
-                f"the run used a {kind} of its own, {own}; pass {kind}=, for instance as "
+                f"the run's {kind} is its own, {own}; pass {kind}=, for instance as "
                 "'module:attribute', if you trust it"
             )
         options[kind] = {"name": _DEFAULTS[kind]} | of_run | dict(settings)

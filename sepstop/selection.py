@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sepstop.policies import Auto, Mode, best_record, has_information, replay, scored_by_information
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Policy, Record
+
+K = TypeVar("K")
 
 Rule = Literal["best", "earliest", "latest"]
 """Which of the checkpoints that cannot be told apart from the best is kept."""
@@ -151,7 +153,7 @@ def is_above(best: Record, other: Record, mode: Mode) -> bool:
         return not math.isclose(best.score, other.score)
 
 
-def best_run(selections: Mapping[str, Selection]) -> str:
+def best_run(selections: Mapping[K, Selection]) -> K:
     """The run whose pick is best, the first of equals; a warning says why they may not compare.
 
     Args:
@@ -178,7 +180,7 @@ def best_run(selections: Mapping[str, Selection]) -> str:
     return max(picks, key=lambda run: sign * picks[run].score)
 
 
-def tied_runs(selections: Mapping[str, Selection], best: str) -> list[str]:
+def tied_runs(selections: Mapping[K, Selection], best: K) -> list[K]:
     """Other runs whose pick the best one's does not beat significantly, on the same resamples."""
     first = selections[best]
     paired = ("pool", "seed", "resamples", "resample_size")

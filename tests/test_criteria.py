@@ -11,6 +11,7 @@ from sklearn.metrics import mutual_info_score, silhouette_score
 from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
 from sepstop.criteria.components import (
+    best_components,
     cluster_entropy,
     cluster_information,
     component_information,
@@ -160,6 +161,9 @@ def test_component_information_by_hand():
     rows, columns, both = (entropy(part) for part in parts)
     expected = rows + columns - both - (3 - 3 - 2 + 1) / 22
     assert component_information(points, ring, all_, least=5).item() == pytest.approx(expected)
+    # That at which the one clump is a component tells as much, and rounding decides.
+    best = best_components(points, ring, least=5).tolist()
+    assert best in ([1] * 5 + [2] * 5 + [0], [1] * 5 + [0] * 6)
     # With neighbours across the clumps it tells as much; of any clump at random, less.
     torn = torch.tensor([5, 1, 6, 2, 7, 0, 8, 3, 9, 4, 9])[:, None, None]
     less = component_information(points, torn, all_, least=5).item()

@@ -112,15 +112,28 @@ def component_information(
     Returns:
         ``(B,)`` float64, at least 0.
     """
+    return _told(best_components(points, neighbors, least), neighbors, resamples)
+
+
+def best_components(points: Tensor, neighbors: Tensor, least: int = 3) -> Tensor:
+    """The component of each point at the scale at which `component_information` is most.
+
+    Args:
+        points, neighbors, least: as for `component_information`.
+
+    Returns:
+        ``(N,)`` int64: from 1 on, and 0 for all points in components below ``least``.
+    """
     everything = torch.arange(len(points), device=points.device)[None]
+    cuts = _cuts(points, least)
+    return max(cuts, key=lambda components: float(_told(components, neighbors, everything)))
 
-    def told(components: Tensor, texts: Tensor) -> Tensor:
-        near = components[neighbors[texts]]  # (B, n, S, m)
-        count = int(components.max()) + 1
-        return told_by_neighbors(components[texts], near, count).mean(dim=1)
 
-    best = max(_cuts(points, least), key=lambda components: float(told(components, everything)))
-    return told(best, resamples)
+def _told(components: Tensor, neighbors: Tensor, texts: Tensor) -> Tensor:
+    """What the neighbours of ``texts``, ``(B, n)``, tell about their components, ``(B,)``."""
+    near = components[neighbors[texts]]  # (B, n, S, m)
+    count = int(components.max()) + 1
+    return told_by_neighbors(components[texts], near, count).mean(dim=1)
 
 
 def _cuts(points: Tensor, least: int) -> Iterator[Tensor]:
