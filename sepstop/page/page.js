@@ -60,7 +60,7 @@
     return [{
       type: "scatter", mode: "markers", x: [step], y: [curve.values[place]], name,
       marker: { symbol, size: symbol.endsWith("open") ? 1.45 * size : size, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
-      hovertemplate: `${name}<extra></extra>`, ...more,
+      hoverinfo: "text", hovertext: [name], ...more,
     }];
   }
 
@@ -81,6 +81,7 @@
 
   function drawCurve(run) {
     const traces = [], axes = {}, titles = [];
+    const why = (mark) => [`${mark}<br>${wrapped(run.reason)}`];
     run.curves.forEach((curve, i) => {
       const name = i === 0 ? "" : `${i + 1}`, first = i === 0;
       const on = { xaxis: "x", yaxis: `y${name}` };
@@ -92,8 +93,8 @@
         }));
       }
       traces.push(line(curve, "", { ...on, showlegend: false, line: { color: colour("blue"), width: 2 }, marker: { size: 6 } }));
-      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first }));
-      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first }));
+      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first, hovertext: why("the pick") }));
+      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first, hovertext: why("the stop") }));
       const top = run.curves.length === 1 ? [0, 1] : [[0.56, 1], [0, 0.44]][i];
       axes[`yaxis${name}`] = axis({ domain: top, anchor: "x" });
       titles.push({
