@@ -36,12 +36,13 @@
   }
 
   function layout(more) {
+    const family = getComputedStyle(document.body).fontFamily;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
-      font: { color: colour("text"), size: 13, family: getComputedStyle(document.body).fontFamily },
+      font: { color: colour("text"), size: 13, family },
       margin: { l: 48, r: 12, t: 28, b: 88 },
       legend: { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)", itemclick: false, itemdoubleclick: false },
-      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("faint"), font: { color: colour("text") }, align: "left" },
+      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("faint"), font: { color: colour("text"), family }, align: "left" },
       ...more,
     };
   }
