@@ -299,6 +299,7 @@ def test_gaps_and_marks():
 def test_nothing_scored():
     run = _run([Record(10, None, math.nan)], Decision(False, None, "nothing measured yet", 10))
     data = run_data(run, 1, "run")
+    json.dumps(data, allow_nan=False)
     assert data["curves"] == []
     assert data["summary"].startswith("Nothing could be scored")
 
@@ -651,6 +652,15 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened, page, width):
     box = tab.locator("#run-1-map .main-svg").first.bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
+
+
+def test_the_marks_tell_the_reason(opened, page):
+    tab = opened(page)
+    marks = {trace["name"]: trace for trace in data_of(tab, "run-1-curve") if "name" in trace}
+    assert marks["the pick, step 4"]["x"] == [4]
+    assert "no improvement on step 4 in 2 evaluations" in " ".join(
+        marks["the stop, step 12"]["hovertext"][0].split("<br>")
+    )
 
 
 def test_everything_has_a_name_and_the_tables_unfold(opened, page):

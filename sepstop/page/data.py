@@ -188,7 +188,7 @@ def offline(run: Run) -> list[str]:
     if not run.monitored or run.selection is None:
         return []
     best = run.selection.best_step
-    if best == run.decision.best_step:
+    if run.decision.best_step in (None, best):
         return []
     return [
         f"scored afterwards, the checkpoint of step {best} is the better one "

@@ -36,12 +36,13 @@
   }
 
   function layout(more) {
+    const family = getComputedStyle(document.body).fontFamily;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
-      font: { color: colour("text"), size: 13, family: getComputedStyle(document.body).fontFamily },
+      font: { color: colour("text"), size: 13, family },
       margin: { l: 48, r: 12, t: 28, b: 88 },
       legend: { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)", itemclick: false, itemdoubleclick: false },
-      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("faint"), font: { color: colour("text") }, align: "left" },
+      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("faint"), font: { color: colour("text"), family }, align: "left" },
       ...more,
     };
   }
@@ -60,7 +61,7 @@
     return [{
       type: "scatter", mode: "markers", x: [step], y: [curve.values[place]], name,
       marker: { symbol, size: symbol.endsWith("open") ? 1.45 * size : size, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
-      hovertemplate: `${name}<extra></extra>`, ...more,
+      hoverinfo: "text", hovertext: [name], ...more,
     }];
   }
 
@@ -81,6 +82,7 @@
 
   function drawCurve(run) {
     const traces = [], axes = {}, titles = [];
+    const why = (mark) => [`${mark}<br>${wrapped(run.reason)}`];
     run.curves.forEach((curve, i) => {
       const name = i === 0 ? "" : `${i + 1}`, first = i === 0;
       const on = { xaxis: "x", yaxis: `y${name}` };
@@ -92,8 +94,8 @@
         }));
       }
       traces.push(line(curve, "", { ...on, showlegend: false, line: { color: colour("blue"), width: 2 }, marker: { size: 6 } }));
-      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first }));
-      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first }));
+      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first, hovertext: why("the pick") }));
+      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first, hovertext: why("the stop") }));
       const top = run.curves.length === 1 ? [0, 1] : [[0.56, 1], [0, 0.44]][i];
       axes[`yaxis${name}`] = axis({ domain: top, anchor: "x" });
       titles.push({
