@@ -6,7 +6,6 @@ import atexit
 import json
 import os
 import shutil
-import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +17,7 @@ from rich.console import Console
 
 from sepstop import __version__
 from sepstop.bench.cli import app as bench
-
-_WARNINGS = (UserWarning, RuntimeWarning)
+from sepstop.sentences import sentences
 
 app = typer.Typer(
     help="When to stop a fine-tuning run and which checkpoint to keep, without labels.",
@@ -131,7 +129,7 @@ def select(
     wrong; 3 with --strict when a checkpoint was skipped; 130 when interrupted.
     """
     from sepstop.offline import select_checkpoint
-    from sepstop.ranks import RankError, Ranks
+    from sepstop.ranks import Ranks
     from sepstop.selection import best_run, tied_runs
     from sepstop.sources import find_runs
 
@@ -171,10 +169,9 @@ def select(
         )
 
     try:
-        with warnings.catch_warnings(record=True) as caught, TemporaryDirectory() as folder:
+        with sentences(messages), TemporaryDirectory() as folder:
             # Several criteria are computed from one forward pass, kept for as long as it takes.
             scratch = Ranks.of_run().of_first(folder) if others and not cache else ""
-            warnings.simplefilter("always", UserWarning)
             runs = list(dict.fromkeys(run for path in paths for run in find_runs(path)))
             selections = {run: selected(run) for run in runs}
             more = {run: {name: selected(run, criterion=name) for name in others} for run in runs}
@@ -182,20 +179,12 @@ def select(
             tied = tied_runs(selections, best)
             if link is not None and Ranks.of_run().rank == 0:
                 _link(link, selections[best].best)
-    except (OSError, ValueError) as error:
-        messages.print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
-    except RankError as error:  # its own process says what
-        raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         kept = "" if not cache else "; what was embedded is kept, and the same command goes on"
         messages.print(f"sepstop: interrupted{kept}", style="red", markup=False)
         raise typer.Exit(130) from error
     if Ranks.of_run().rank > 0:
         return
-    said = {str(w.message): None for w in caught if issubclass(w.category, _WARNINGS)}
-    for message in said:
-        messages.print(f"sepstop: {message}", style="yellow", markup=False)
     skipped = [item for found in selections.values() for item in found.skipped.items()]
     for path, why in skipped:
         name = path.name if len(runs) == 1 else path
@@ -264,7 +253,7 @@ def plot(
     """Draw the scores of a run over its steps, with the stop and the pick."""
     from sepstop.report import draw_curve, history_of
 
-    try:
+    with sentences(Console(stderr=True)):
         history, decision = history_of(run_dir)
         draw_curve(
             history,
@@ -273,9 +262,6 @@ def plot(
             stop_step=decision.step if decision.stop else None,
             title=run_dir.resolve().name,
         )
-    except (OSError, ValueError, ImportError) as error:
-        Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
     typer.echo(output)
 
 
@@ -288,10 +274,8 @@ def watch(
     from sepstop.live import follow
 
     try:
-        follow(run_dir, Console(), once)
-    except (OSError, ValueError) as error:
-        Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
+        with sentences(Console(stderr=True)):
+            follow(run_dir, Console(), once)
     except KeyboardInterrupt as error:
         raise typer.Exit(0) from error
 
@@ -347,29 +331,25 @@ def report(
     from sepstop.page import write_page
 
     messages = Console(stderr=True)
-    try:
-        with TemporaryDirectory() as folder:
-            notes = write_page(
-                run_dirs,
-                output,
-                pool=pool,
-                text_column=text_column,
-                criteria=_names(criteria),
-                map_name=map_name,
-                labels=labels,
-                texts=texts,
-                progress=messages.is_terminal,
-                start=start,
-                batch_size=batch_size,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                # Several criteria are computed from one forward pass, kept for as long as it takes.
-                cache=cache or folder,
-                **({"tokenizer": tokenizer} if tokenizer else {}),
-            )
-    except (OSError, ValueError, ImportError) as error:
-        messages.print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
+    with sentences(messages), TemporaryDirectory() as folder:
+        notes = write_page(
+            run_dirs,
+            output,
+            pool=pool,
+            text_column=text_column,
+            criteria=_names(criteria),
+            map_name=map_name,
+            labels=labels,
+            texts=texts,
+            progress=messages.is_terminal,
+            start=start,
+            batch_size=batch_size,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            # Several criteria are computed from one forward pass, kept for as long as it takes.
+            cache=cache or folder,
+            **({"tokenizer": tokenizer} if tokenizer else {}),
+        )
     for note in notes:
         messages.print(f"sepstop: {note}", style="yellow", markup=False)
     typer.echo(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
@@ -382,11 +362,8 @@ def card(
     """Print a section for the model card: how a monitored run's checkpoint was chosen."""
     from sepstop.card import card as section
 
-    try:
+    with sentences(Console(stderr=True)):
         typer.echo(section(run_dir), nl=False)
-    except (OSError, ValueError) as error:
-        Console(stderr=True).print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
 
 
 def _names(listed: str | None) -> list[str] | None:

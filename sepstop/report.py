@@ -108,7 +108,7 @@ def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
     """The records of a run, as its callback or `sepstop select` left them, and what was decided.
 
     Raises:
-        FileNotFoundError: neither did.
+        FileNotFoundError: neither did, or nothing is in it yet.
         ValueError: a file is broken.
     """
     from sepstop import history as rows
@@ -124,7 +124,8 @@ def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
     for name in (rows.HISTORY_FILE, rows.SELECTION_FILE):
         if (Path(run_dir) / name).is_file():
             found = rows.read_history(Path(run_dir) / name)
-            return found, replay(Auto(), found)
+            if found:
+                return found, replay(Auto(), found)
     raise FileNotFoundError(
         f"no scores in {run_dir}: a run with the callback leaves {rows.HISTORY_FILE}, and "
         f"`sepstop select` {rows.SELECTION_FILE}"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -141,7 +141,8 @@ ROW = {
         "decision": {"stop": False, "best_step": 5, "reason": "improving"},
     },
 }
-STATE = {"log_history": [{"loss": 1.0, "step": 5, "epoch": 0.5}, ROW]}
+TRAINED = {"loss": 1.0, "learning_rate": 1e-5, "step": 5, "epoch": 0.5}
+STATE = {"max_steps": 9, "save_steps": 5, "log_history": [TRAINED, ROW]}
 
 
 @FUZZ
@@ -153,6 +154,7 @@ def test_history_files_of_any_bytes(tmp_path, content):
     assert isinstance(found, list) or "sepstop_history.jsonl" in found
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("watch", tmp_path, "--once")
+    command("report", tmp_path, "-o", tmp_path / "x.html")
 
 
 @FUZZ
@@ -164,10 +166,12 @@ def test_history_files_of_any_values(tmp_path, record):
     assert isinstance(found, list) or "sepstop_history.jsonl, line 1" in found
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("watch", tmp_path, "--once")
+    command("report", tmp_path, "-o", tmp_path / "x.html")
 
 
 @FUZZ
 @given(state=mutated(STATE))
+@example(state={**STATE, "log_history": [{**TRAINED, "learning_rate": 10**400}, ROW]})
 def test_trainer_states_of_any_values(tmp_path, state):
     checkpoint = tmp_path / "checkpoint-5"
     checkpoint.mkdir(exist_ok=True)
@@ -176,9 +180,10 @@ def test_trainer_states_of_any_values(tmp_path, state):
     if isinstance(log, list):
         said(records_in, log)
         said(settings_in, log)
-    for name in ("card", "plot", "watch"):
-        options = {"watch": ["--once"], "plot": ["-o", tmp_path / "x.svg"]}.get(name, [])
-        command(name, tmp_path, *options)
+    command("card", tmp_path)
+    command("plot", tmp_path, "-o", tmp_path / "x.svg")
+    command("watch", tmp_path, "--once")
+    command("report", tmp_path, "-o", tmp_path / "x.html")
 
 
 @FUZZ
@@ -331,6 +336,17 @@ def test_a_log_of_any_values(run, pool, state):
     (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
     found = said(select_checkpoint, run, pool, progress=False, cache=False)
     assert isinstance(found, str) or len(found.records) == 2
+
+
+@FUZZ
+@given(config=mutated({"id2label": {"0": "glad", "1": "sad"}, "hidden_size": 16}))
+def test_a_report_of_a_config_of_any_values(tmp_path, config):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps(STATE))
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pool.jsonl").write_bytes(POOLS[".jsonl"])
+    command("report", tmp_path, "-o", tmp_path / "x.html")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "modules.json"])

@@ -136,9 +136,7 @@ def test_an_embedder_that_settings_can_not_make_again_is_asked_for(
     callback = SepStopCallback(pool_file, embedder=embedder, every_n_steps=4)
     folder = tmp_path / "run"
     train(folder, tokenizer, train_rows, callback, make_encoder(), max_steps=8)
-    with pytest.raises(
-        ValueError, match=r"embedder is its own, .*<locals>.embedder; pass"
-    ):
+    with pytest.raises(ValueError, match=r"embedder is its own, .*<locals>.embedder; pass"):
         select_checkpoint(folder, pool_file, progress=False)
     selection = select_checkpoint(folder, pool_file, embedder=embedder, progress=False)
     assert selection.best_step == callback.decision.best_step

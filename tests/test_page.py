@@ -392,6 +392,7 @@ def test_several_runs(run_dir, tmp_path):
     again = Path(shutil.copytree(run_dir, tmp_path / "again"))
     write_page([run_dir, again], path, criteria=[])
     assert "Of all, keep the checkpoint of step" in path.read_text()
+    assert "It is not significantly better than again." in path.read_text()
     (again / "pool.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     write_page([run_dir, again], path, criteria=[])
     assert "on different pools, so their scores do not compare" in path.read_text()

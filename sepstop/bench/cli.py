@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sepstop.sentences import sentences
+
 app = typer.Typer(help="Record fine-tuning runs and judge criteria and policies on them.")
 
 _WIDTH = 140
@@ -51,7 +53,7 @@ def judge(
     from sepstop.names import build
 
     messages = Console(stderr=True)
-    try:
+    with sentences(messages):
         recorded = [name for name in CRITERIA if name != "weightwatcher"]  # runs have no weights
         names = dict.fromkeys(criterion or recorded)
         criteria = {name: build("criterion", name, CRITERIA) for name in names}
@@ -66,9 +68,6 @@ def judge(
                 return history
 
             judgement = judge_runs(runs, criteria, POLICIES, scored)
-    except (OSError, ValueError) as error:
-        messages.print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
     if as_json:
         typer.echo(json.dumps(judgement.as_json(), indent=2, allow_nan=False))
         return
@@ -148,7 +147,7 @@ def record(
     from sepstop.bench.runs import save_run
 
     messages = Console(stderr=True)
-    try:
+    with sentences(messages):
         settings = RunSettings(
             data=name or data[0].name.split(".")[0],
             labeled_rows=labeled_rows,
@@ -174,6 +173,3 @@ def record(
         texts, labels = read_rows(data, text_column, label_column)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         print(save_run(out, record_run(texts, labels, settings, device)))
-    except (OSError, ValueError) as error:
-        messages.print(f"sepstop: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error

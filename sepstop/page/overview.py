@@ -9,7 +9,7 @@ from typing import Any
 
 from sepstop.page.run import Run
 from sepstop.page.words import curve_in_words, number, plain, without_folders
-from sepstop.selection import best_run
+from sepstop.selection import best_run, tied_runs
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
@@ -74,5 +74,9 @@ def _best(runs: Sequence[Run], names: Sequence[str]) -> tuple[str | None, list[s
             return None, [f"No run is named the best: {error}."]
     notes = [f"{without_folders(str(w.message), best)}." for w in caught]
     step = selections[best].best_step
-    name = next(name for run, name in zip(runs, names, strict=True) if run.folder == best)
-    return f"Of all, keep the checkpoint of step {step} of {name}.", notes
+    name = {run.folder: name for run, name in zip(runs, names, strict=True)}
+    said = f"Of all, keep the checkpoint of step {step} of {name[best]}."
+    tied = [name[run] for run in tied_runs(selections, best)]
+    if tied:
+        said += f" It is not significantly better than {', '.join(tied)}."
+    return said, notes

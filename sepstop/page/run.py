@@ -193,6 +193,7 @@ def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
     except FileNotFoundError:
         return None
     policy = row.get("policy", {"name": "auto"})
+    rates = [logged.get("learning_rate") for logged in log]
     newest = checkpoints[max(checkpoints)] if checkpoints else folder  # with no trainer's state
     return Run(
         folder=folder,
@@ -200,7 +201,7 @@ def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
         decision=decision,
         monitored=bool(row) or (folder / rows.HISTORY_FILE).is_file(),
         by_information=policy.get("name") == "auto" and has_information(history),
-        log=row | {"rates": [r["learning_rate"] for r in log if _is_number(r, "learning_rate")]},
+        log=row | {"rates": [r for r in rates if isinstance(r, float)]},
         state=_json(newest / "trainer_state.json"),
         config=_config(checkpoints),
     )
@@ -285,21 +286,21 @@ def _config(checkpoints: Mapping[int, Path]) -> dict[str, Any]:
 
 
 def class_names(config: Mapping[str, Any]) -> dict[int, str]:
-    """Of a model's configuration; empty if they are transformers' placeholders.
+    """Of a model's configuration; empty if they are transformers' placeholders, or no names.
 
     >>> class_names({"id2label": {"0": "glad", "1": "sad"}})
     {0: 'glad', 1: 'sad'}
     >>> class_names({"id2label": {"0": "LABEL_0"}})
     {}
     """
-    names = config.get("id2label") or {}
+    names = config.get("id2label")
+    if not isinstance(names, Mapping) or not all(
+        key.isdecimal() and len(key) < 10 for key in map(str, names)
+    ):
+        return {}
     if all(str(name) == f"LABEL_{number}" for number, name in names.items()):
         return {}
     return {int(number): str(name) for number, name in names.items()}
-
-
-def _is_number(row: Mapping[str, Any], key: str) -> bool:
-    return isinstance(row.get(key), (int, float))
 
 
 def _json(path: Path) -> dict[str, Any]:

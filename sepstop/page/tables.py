@@ -74,6 +74,9 @@ def _named_values(found: Mapping[str, Any], names: Mapping[str, str]) -> list[tu
 def record_row(record: Record, run: Run) -> dict[str, str]:
     """A row of the table."""
     what = [name for name, step in run.marks.items() if step == record.step]
+    selection = run.selection
+    if selection and run.marks["pick"] == selection.best_step and record.step in selection.ties:
+        what.append("tie")
     bounds = [record.low, record.high]
     known = all(math.isfinite(bound) for bound in bounds)
     return {
