@@ -67,6 +67,11 @@ class Neighborhoods:
         """Whether the neighbours of earlier steps have a say."""
         return self._untrained <= _MOST_UNTRAINED
 
+    @property
+    def since(self) -> int | None:
+        """The first step that others refer back to; None where none does."""
+        return self.steps[0] if self.refers_back and len(self.steps) > 1 else None
+
     def add(self, step: int, points: Tensor, logits: Tensor | None = None) -> None:
         """Remember who is near whom in ``points``, ``(N, D)``.
 

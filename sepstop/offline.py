@@ -129,6 +129,13 @@ def select_checkpoint(
                 f"none of the {len(run.checkpoints)} checkpoints in {run_dir} could be scored; "
                 + ("; ".join(causes[:3]) or "every score is NaN")
             )
+        since = monitor.neighborhoods.since
+        if by_information and run.is_trained and since:
+            warnings.warn(
+                f"{run.name} has no trace of the model before training, so the information refers "
+                f"to step {since}; name the model, if you have it: start= (--start)",
+                stacklevel=3,
+            )
         if write_history and run.is_trained:
             rows.try_to_write(run.home / rows.SELECTION_FILE, records)
         return Selection(
@@ -142,6 +149,7 @@ def select_checkpoint(
             ties=tied,
             settings=monitor.settings,
             width=width,
+            since=since,
         )
 
     folder = run.home / STORE if cache is True else cache or None

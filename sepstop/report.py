@@ -50,11 +50,12 @@ def ranking_table(
     direction = "higher" if selection.higher_is_better else "lower"
     title = f"{criterion}, {direction} is better, with 95 % interval"
     table = Table(
-        title=f"information, more is better; {title}" if selection.by_information else title
+        title=f"information, more is better; {title}" if selection.by_information else title,
+        box=None,
     )
     information = ["information"] if selection.by_information else []
-    for column in ("rank", "step", "epoch", *information, criterion, *others, "seconds"):
-        table.add_column(column, justify="right")
+    for column in ("rank", "step", "epoch", *information, criterion, *others):
+        table.add_column(column, justify="right", min_width=len(column))
     table.add_column("")
     by_step = {name: {r.step: r for r in other.records} for name, other in others.items()}
     for rank, record in enumerate(selection.ranking[:top], start=1):
@@ -66,7 +67,6 @@ def ranking_table(
             *([information_text(record)] if information else []),
             score_text(record),
             *(_other_text(others[name], found.get(record.step)) for name, found in by_step.items()),
-            f"{record.seconds:.1f}",
             "◀ pick" if picked else "≈ tie" if record.step in selection.ties else "",
             style="bold" if picked else "",
         )
@@ -86,10 +86,10 @@ def runs_table(
     decider = picks[best].criterion
     names = list(others[best])
     direction = "more" if selections[best].mode == "max" else "less"
-    table = Table(title=f"the picks, {direction} {decider} is better, with 95 % interval")
+    table = Table(title=f"the picks, {direction} {decider} is better, with 95 % interval", box=None)
     table.add_column("run", overflow="fold")
     for column in ("step", decider, *names, ""):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=len(column))
     sign = -1 if selections[best].mode == "max" else 1
     for run in sorted(picks, key=lambda run: sign * picks[run].score):
         steps = {name: {r.step: r for r in others[run][name].records} for name in names}

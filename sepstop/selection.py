@@ -37,6 +37,8 @@ class Selection:
         ties: steps of other checkpoints that the best cannot be told apart from.
         settings: how all were measured.
         width: dimensions of the embeddings.
+        since: the first step whose neighbours the information refers to, 0 for the model before
+            training; None where each checkpoint has its own neighbours alone.
     """
 
     decision: Decision
@@ -49,6 +51,7 @@ class Selection:
     ties: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     width: int = 0
+    since: int | None = None
 
     @property
     def best_step(self) -> int:
@@ -168,8 +171,9 @@ def best_run(selections: Mapping[K, Selection]) -> K:
             f"the runs are decided by different scores, {' and '.join(sorted(deciders))}; name one "
             "for all: criterion= (--criterion)"
         )
-    for what in ("embeddings of another width", "another embedder", "resamples of another size"):
-        if len({_comparable(found)[what] for found in selections.values()}) > 1:
+    compared = [_comparable(found) for found in selections.values()]
+    for what in compared[0]:
+        if len({found[what] for found in compared}) > 1:
             warnings.warn(
                 f"the runs have {what}, so their scores may not compare; those of `infomax` do, "
                 "which looks at the predictions alone",
@@ -205,4 +209,7 @@ def _comparable(selection: Selection) -> dict[str, Any]:
         "embeddings of another width": selection.width,
         "another embedder": json.dumps(selection.settings.get("embedder")),
         "resamples of another size": selection.settings.get("resample_size"),
+        "other first neighbours to refer to (name the model before training: start=, --start)": (
+            selection.since if selection.by_information else None
+        ),
     }
