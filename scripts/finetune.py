@@ -29,6 +29,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop import SepStopCallback
+from sepstop.integrations.terminal import LiveView
 from sepstop.sources import find_checkpoints
 
 POOL_FILE = "pool.jsonl"
@@ -152,6 +153,7 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
         callbacks=[callback],
     )
     callback.attach(trainer)
+    LiveView(callback).attach(trainer)
     pool = callback.monitor.pool
     print(f"{len(data.train)} labelled rows, {len(data.names)} classes, pool of {len(pool)} texts")
     return trainer, callback, checkpoint

@@ -254,7 +254,7 @@ def plot(
     from sepstop.report import draw_curve, history_of
 
     with sentences(Console(stderr=True)):
-        history, decision = history_of(run_dir)
+        history, decision, _ = history_of(run_dir)
         draw_curve(
             history,
             output,

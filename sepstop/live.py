@@ -19,6 +19,7 @@ from sepstop.report import history_of, information_text, score_text
 from sepstop.types import Decision, Record
 
 _SHOWN = 20  # newest evaluations
+_AROUND = 8  # lines that the rest takes
 _WIDTH = 20  # of the bars, in characters
 
 
@@ -43,11 +44,11 @@ def follow(run_dir: str | Path, console: Console, once: bool = False, every: flo
         return
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            for history, decision in _changes(run_dir, every):
-                live.update(view(history, decision, run_dir.resolve().name), refresh=True)
+            for state in _changes(run_dir, every):
+                live.update(view(*state, run_dir.resolve().name, console.height), refresh=True)
         return
     shown = -1
-    for history, decision in _changes(run_dir, every):
+    for history, decision, _ in _changes(run_dir, every):
         for record in history:
             if record.step > shown:
                 console.print(_line(record), markup=False, highlight=False, soft_wrap=True)
@@ -56,28 +57,42 @@ def follow(run_dir: str | Path, console: Console, once: bool = False, every: flo
             console.print(f"stopped: {decision.reason}", markup=False, soft_wrap=True)
 
 
-def view(history: Sequence[Record], decision: Decision | None, title: str) -> RenderableType:
-    """The newest scores with bars for their intervals, and what was decided last."""
+def view(
+    history: Sequence[Record],
+    decision: Decision | None,
+    by_information: bool,
+    title: str,
+    height: int = 100,
+) -> RenderableType:
+    """The newest scores with bars for their intervals, and what was decided last.
+
+    Args:
+        by_information: whether it goes by the information, where there is any.
+        height: lines that there are.
+    """
     if not history:
         return Text(f"{title}: waiting for the first score")
-    informed = has_information(history)
-    deciding = scored_by_information(history) if informed else list(history)
-    name = "information" if informed else history[-1].criterion
+    informed, criterion = has_information(history), history[-1].criterion
+    deciding, others = list(history), scored_by_information(history)
+    name, other = criterion, "information"
+    if by_information and informed:
+        deciding, others, name, other = others, deciding, other, name
     finite = [record for record in deciding if record.is_finite]
     ends = [end for record in finite for end in _interval(record)]
     low, span = (min(ends), max(max(ends) - min(ends), 1e-12)) if ends else (0.0, 1.0)
     best = None if decision is None else decision.best_step
     what = f", information of {history[-1].information_of}" if informed else ""
     table = Table(title=f"{title}, {len(history)} scores{what}")
-    for column in ("step", name, "", *([history[-1].criterion] if informed else [])):
+    for column in ("step", name, "", *([other] if informed else [])):
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     table.add_column("")
-    for record, shown in list(zip(history, deciding, strict=True))[-_SHOWN:]:
+    most = max(1, min(_SHOWN, height - _AROUND))
+    for record, beside in list(zip(deciding, others, strict=True))[-most:]:
         table.add_row(
             str(record.step),
-            score_text(shown),
-            _bar(shown, low, span),
-            *([f"{record.score:.4f}" if record.is_finite else "no score"] if informed else []),
+            score_text(record),
+            _bar(record, low, span),
+            *([f"{beside.score:.4f}" if beside.is_finite else "no score"] if informed else []),
             "◀ best" if record.step == best else "",
             style="bold" if record.step == best else "",
         )
@@ -107,8 +122,14 @@ def _line(record: Record) -> str:
     return f"step {record.step}  {record.criterion} {score_text(record)}{information}"
 
 
-def _changes(run_dir: Path, every: float) -> Iterator[tuple[list[Record], Decision | None]]:
-    """History and decision, now and whenever they have changed, until the run is stopped."""
+_State = tuple[list[Record], Decision | None, bool]
+
+
+def _changes(run_dir: Path, every: float) -> Iterator[_State]:
+    """History, decision and whether by the information, now and whenever they have changed.
+
+    Until the run is stopped.
+    """
     known: object = None
     while True:
         state = _state(run_dir, waits=True)
@@ -120,17 +141,17 @@ def _changes(run_dir: Path, every: float) -> Iterator[tuple[list[Record], Decisi
         time.sleep(every)
 
 
-def _state(run_dir: Path, waits: bool = False) -> tuple[list[Record], Decision | None]:
+def _state(run_dir: Path, waits: bool = False) -> _State:
     """The scores so far, and the newest decision that a checkpoint knows."""
-    decision: Decision | None = None
+    history: list[Record] = []
+    decision, by_information = None, True
     try:
-        history, decision = history_of(run_dir)
+        history, decision, by_information = history_of(run_dir)
     except FileNotFoundError:
         if not waits:
             raise
-        history = []
     newest = run_dir / rows.HISTORY_FILE
     if newest.is_file():
         whole = rows.read_history(newest)
         history = whole if len(whole) >= len(history) else history
-    return history, decision
+    return history, decision, by_information

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sepstop.types import Decision, Record
 
@@ -104,8 +104,22 @@ def runs_table(
     return table
 
 
-def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
-    """The records of a run, as its callback or `sepstop select` left them, and what was decided.
+class Scores(NamedTuple):
+    """What a run's folder says of it.
+
+    Attributes:
+        history: the records, in order of steps.
+        decision: the newest.
+        by_information: whether it went by the information and not by the criterion's score.
+    """
+
+    history: list[Record]
+    decision: Decision
+    by_information: bool
+
+
+def history_of(run_dir: str | Path) -> Scores:
+    """The scores of a run, as its callback or `sepstop select` left them, and what was decided.
 
     Raises:
         FileNotFoundError: neither did, or nothing is in it yet.
@@ -113,19 +127,21 @@ def history_of(run_dir: str | Path) -> tuple[list[Record], Decision]:
     """
     from sepstop import history as rows
     from sepstop.offline import newest_log_history
-    from sepstop.policies import Auto, replay
+    from sepstop.policies import Auto, has_information, replay
     from sepstop.sources import find_checkpoints
 
     with suppress(FileNotFoundError):  # a run may have kept no checkpoint
         log = newest_log_history(find_checkpoints(run_dir))
-        found = rows.records_in(log)
-        if found:
-            return found, rows.rows_in(log)[-1].decision
+        history = rows.records_in(log)
+        if history:
+            newest = rows.rows_in(log)[-1]
+            is_auto = newest.policy.get("name", "auto") == "auto"
+            return Scores(history, newest.decision, is_auto and has_information(history))
     for name in (rows.HISTORY_FILE, rows.SELECTION_FILE):
         if (Path(run_dir) / name).is_file():
-            found = rows.read_history(Path(run_dir) / name)
-            if found:
-                return found, replay(Auto(), found)
+            history = rows.read_history(Path(run_dir) / name)
+            if history:
+                return Scores(history, replay(Auto(), history), has_information(history))
     raise FileNotFoundError(
         f"no scores in {run_dir}: a run with the callback leaves {rows.HISTORY_FILE}, and "
         f"`sepstop select` {rows.SELECTION_FILE}"

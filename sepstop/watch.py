@@ -81,9 +81,14 @@ class Watch:
         return self.monitor.criterion
 
     @property
+    def by_information(self) -> bool:
+        """Whether the policy goes by the information, where there is any, and not by the score."""
+        return isinstance(self.policy, Auto)
+
+    @property
     def _best_metric(self) -> str:
         """What the metric is called whose best is the policy's pick."""
-        return Information.name if isinstance(self.policy, Auto) else self._criterion.name
+        return Information.name if self.by_information else self._criterion.name
 
     def _is_due(self, step: int, is_last: bool) -> bool:
         """Whether an evaluation is to be scored: the first, the last, and one ``every_n_steps``."""

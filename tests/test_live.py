@@ -23,9 +23,9 @@ def console(terminal, width=100):
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
 
 
-def shown(history, decision, width=100):
+def shown(history, decision, by_information=True, width=100):
     out = console(False, width)
-    out.print(view(history, decision, "a run"))
+    out.print(view(history, decision, by_information, "a run"))
     return out.file.getvalue()
 
 
@@ -37,6 +37,9 @@ def test_scores_with_bars_and_the_decision():
     assert "as of step 20: improving" in text
     bars = [sum(c in "█▉▊▋▌▍▎▏▐" for c in line) for line in text.splitlines()]
     assert max(bars) >= 1
+    by_score = shown(HISTORY, Decision(False, 20, "improving", 20), by_information=False)
+    heading = next(line for line in by_score.splitlines() if " step " in line)
+    assert heading.index("separability") < heading.index("information")
     stopped = shown(HISTORY, Decision(True, 20, "flat", 20))
     assert "STOP: as of step 20: flat" in stopped
 

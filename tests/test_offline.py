@@ -517,7 +517,8 @@ def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
 
 
 def test_a_picture_of_a_run(run, finished, tmp_path):
-    history, decision = history_of(run)
+    history, decision, by_information = history_of(run)
+    assert not by_information
     assert history == finished[1].history
     assert decision == finished[1].decision
     picture = tmp_path / "run.png"

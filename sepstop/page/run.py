@@ -15,7 +15,6 @@ from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.offline import NothingScoredError, newest_log_history, select_checkpoint
 from sepstop.page.frames import MOST_TEXTS, Camera, Frame, sample
 from sepstop.page.labelled import read_labels
-from sepstop.policies import has_information
 from sepstop.pool import Pool, read_pool
 from sepstop.report import history_of
 from sepstop.resampling import draw_resamples
@@ -189,10 +188,9 @@ def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
     noted = rows.rows_in(log)
     row = {"settings": noted[-1].settings, "policy": noted[-1].policy} if noted else {}
     try:
-        history, decision = history_of(folder)
+        history, decision, by_information = history_of(folder)
     except FileNotFoundError:
         return None
-    policy = row.get("policy", {"name": "auto"})
     rates = [logged.get("learning_rate") for logged in log]
     newest = checkpoints[max(checkpoints)] if checkpoints else folder  # with no trainer's state
     return Run(
@@ -200,7 +198,7 @@ def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
         history=history,
         decision=decision,
         monitored=bool(row) or (folder / rows.HISTORY_FILE).is_file(),
-        by_information=policy.get("name") == "auto" and has_information(history),
+        by_information=by_information,
         log=row | {"rates": [r for r in rates if isinstance(r, float)]},
         state=_json(newest / "trainer_state.json"),
         config=_config(checkpoints),
