@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,44 +12,54 @@ from typing import Any
 from sepstop import __version__
 from sepstop import history as rows
 from sepstop.offline import newest_log_history
+from sepstop.report import draw_scores, history_of, information_text, score_text
 from sepstop.sources import find_checkpoints
 from sepstop.types import Record
 
 _VERSIONS = ("transformers", "torch")
 
 
-def card(run_dir: str | Path) -> str:
-    """Markdown on the choice that a monitored run made.
+def card(run_dir: str | Path, figure: str | Path | None = None) -> str:
+    """Markdown on how the checkpoint to keep was chosen, by the run itself or afterwards.
 
     Args:
-        run_dir: folder with the run's ``checkpoint-*``.
+        run_dir: folder of a run, as its callback or `sepstop select` left it.
+        figure: a picture (.png, .svg) to draw of the scores and to show by its name.
 
     Raises:
-        FileNotFoundError: no folder, or no checkpoints in it.
-        ValueError: the run was not monitored, or nothing could be scored.
+        FileNotFoundError: no scores there.
+        ImportError: matplotlib is missing, for a figure.
+        ValueError: nothing could be scored, or a file is broken.
     """
-    log = newest_log_history(find_checkpoints(run_dir))
-    found = rows.rows_in(log)
-    if not found:
-        raise ValueError(f"no checkpoint in {run_dir} has scores: the run was not monitored")
-    _, settings, policy, decision = found[-1]
-    history = rows.records_in(log)
+    scores = history_of(run_dir)
+    history, decision, _ = scores
     best = next((record for record in history if record.step == decision.best_step), None)
     if best is None:
         raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
+    log: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError):  # a run may have kept no checkpoint
+        log = newest_log_history(find_checkpoints(run_dir))
+    noted = rows.rows_in(log)
+    settings, policy = (noted[-1].settings, noted[-1].policy) if noted else ({}, {})
     versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
+    embedder = f" ({described(settings['embedder'])})" if "embedder" in settings else ""
+    says = f"The policy ({described(policy)}) says" if policy else "The choice"
+    picture = ""
+    if figure is not None:
+        draw_scores(scores, figure)
+        picture = f"![Scores over the steps, with the pick at {best.step}]({Path(figure).name})\n\n"
     return f"""## How this checkpoint was chosen
 
 The weights are those of step {best.step}, of {history[-1].step} that were trained, chosen without
-validation labels by sepstop {__version__} ({versions}): at
-{len(history)} evaluations the model embedded {best.pool_size} unlabeled texts
-({described(settings.get("embedder", {}))}), and the embeddings were scored.
+validation labels by sepstop {__version__} ({versions}): at {len(history)} steps
+the model embedded {best.pool_size} unlabeled texts{embedder}, and the
+embeddings were scored.
 
 | | at step {best.step} | range over the run |
 | --- | ---: | ---: |
 {_rows(best, history)}
 
-The policy ({described(policy)}) says: {decision.reason}.
+{picture}{says}: {decision.reason}.
 
 No labels were looked at, so these scores are no accuracy; measure that before you rely on it.
 """
@@ -56,14 +68,16 @@ No labels were looked at, so these scores are no accuracy; measure that before y
 def _rows(best: Record, history: list[Record]) -> str:
     lines = []
     for name, values, shown in (
-        (f"information of {best.information_of}", [r.information for r in history], ""),
-        (best.criterion, [r.score for r in history], f" [{best.low:.4f}, {best.high:.4f}]"),
+        (
+            f"information of {best.information_of}",
+            [r.information for r in history],
+            information_text(best),
+        ),
+        (best.criterion, [r.score for r in history], score_text(best)),
     ):
-        finite = [value for value in values if value == value]
-        at_best = values[history.index(best)]
+        finite = [value for value in values if math.isfinite(value)]
         if finite:
-            span = f"{min(finite):.4f} to {max(finite):.4f}"
-            lines.append(f"| {name} | {at_best:.4f}{shown} | {span} |")
+            lines.append(f"| {name} | {shown} | {min(finite):.4f} to {max(finite):.4f} |")
     return "\n".join(lines)
 
 

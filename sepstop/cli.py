@@ -251,17 +251,10 @@ def plot(
     ] = Path("sepstop.png"),
 ) -> None:
     """Draw the scores of a run over its steps, with the stop and the pick."""
-    from sepstop.report import draw_curve, history_of
+    from sepstop.report import draw_scores, history_of
 
     with sentences(Console(stderr=True)):
-        history, decision, _ = history_of(run_dir)
-        draw_curve(
-            history,
-            output,
-            best_step=decision.best_step,
-            stop_step=decision.step if decision.stop else None,
-            title=run_dir.resolve().name,
-        )
+        draw_scores(history_of(run_dir), output, run_dir.resolve().name)
     typer.echo(output)
 
 
@@ -357,13 +350,16 @@ def report(
 
 @app.command()
 def card(
-    run_dir: Annotated[Path, typer.Argument(help="Folder with checkpoint-<step> folders.")],
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that was scored.")],
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the scores into this picture, to be shown in it.")
+    ] = None,
 ) -> None:
-    """Print a section for the model card: how a monitored run's checkpoint was chosen."""
+    """Print a section for the model card: how the checkpoint was chosen."""
     from sepstop.card import card as section
 
     with sentences(Console(stderr=True)):
-        typer.echo(section(run_dir), nl=False)
+        typer.echo(section(run_dir, figure), nl=False)
 
 
 def _names(listed: str | None) -> list[str] | None:

@@ -128,6 +128,7 @@ def history_of(run_dir: str | Path) -> Scores:
     from sepstop import history as rows
     from sepstop.offline import newest_log_history
     from sepstop.policies import Auto, has_information, replay
+    from sepstop.selection import as_selected
     from sepstop.sources import find_checkpoints
 
     with suppress(FileNotFoundError):  # a run may have kept no checkpoint
@@ -138,10 +139,13 @@ def history_of(run_dir: str | Path) -> Scores:
             is_auto = newest.policy.get("name", "auto") == "auto"
             return Scores(history, newest.decision, is_auto and has_information(history))
     for name in (rows.HISTORY_FILE, rows.SELECTION_FILE):
-        if (Path(run_dir) / name).is_file():
-            history = rows.read_history(Path(run_dir) / name)
-            if history:
-                return Scores(history, replay(Auto(), history), has_information(history))
+        if not (Path(run_dir) / name).is_file():
+            continue
+        history = rows.read_history(Path(run_dir) / name)
+        if history and name == rows.HISTORY_FILE:
+            return Scores(history, replay(Auto(), history), has_information(history))
+        if history:
+            return Scores(history, *as_selected(history))
     raise FileNotFoundError(
         f"no scores in {run_dir}: a run with the callback leaves {rows.HISTORY_FILE}, and "
         f"`sepstop select` {rows.SELECTION_FILE}"
@@ -152,6 +156,13 @@ def _other_text(selection: Selection, record: Record | None) -> str:
     if record is None or not record.is_finite:
         return "no score"
     return f"{record.score:.4f}{' ◀' if record.step == selection.best_step else ''}"
+
+
+def draw_scores(scores: Scores, path: str | Path, title: str = "") -> Path:
+    """`draw_curve` of what a run's folder says, with the pick and the stop."""
+    history, decision, _ = scores
+    stop_step = decision.step if decision.stop else None
+    return draw_curve(history, path, best_step=decision.best_step, stop_step=stop_step, title=title)
 
 
 def draw_curve(

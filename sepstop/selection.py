@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sepstop.criteria import CRITERIA, Separability
 from sepstop.policies import Auto, Mode, best_record, has_information, replay, scored_by_information
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Policy, Record
@@ -127,6 +128,17 @@ def choose(
             why += f", of which the {rule} is kept"
         decision = replace(decision, best_step=kept, reason=why)
     return decision, by_information, tied
+
+
+def as_selected(history: Sequence[Record]) -> tuple[Decision, bool]:
+    """The choice among records that `sepstop select` left, by the criterion if one was named."""
+    criterion = history[-1].criterion
+    higher = getattr(CRITERIA.get(criterion), "higher_is_better", True)
+    by_score = criterion != Separability.name
+    decision, by_information, _ = choose(
+        history, None, "max" if higher else "min", by_score, "best"
+    )
+    return decision, by_information
 
 
 def _pick(history: Sequence[Record], mode: Mode) -> Decision:

@@ -509,11 +509,33 @@ def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
     assert f"| {best.score:.4f} [{best.low:.4f}, {best.high:.4f}] |" in result.output
     assert callback.decision.reason in result.output
     assert "(cls, layer 1)" in result.output
+    assert "The policy (plateau, " in result.output
+    figure = tmp_path / "card" / "scores.svg"
+    figure.parent.mkdir()
+    result = CliRunner().invoke(app, ["card", str(run), "--figure", str(figure)])
+    assert "](scores.svg)" in result.output
+    assert "<svg" in figure.read_text()
     encoder.save_pretrained(tmp_path / "plain" / "checkpoint-1")
     for folder in (tmp_path / "plain", tmp_path / "none"):
         result = CliRunner().invoke(app, ["card", str(folder)])
         assert result.exit_code == 2
         assert result.stderr.startswith("sepstop: no ")
+
+
+@pytest.mark.parametrize("options", [{}, {"criterion": "total_persistence"}])
+def test_what_was_chosen_afterwards_is_told_alike(
+    tmp_path, tokenizer, train_rows, pool_file, options
+):
+    run = tmp_path / "run"
+    train(run, tokenizer, train_rows, None, make_encoder(), max_steps=16)
+    selection = select_checkpoint(run, pool_file, progress=False, **options)
+    history, decision, by_information = history_of(run)
+    assert list(history) == list(selection.records)
+    assert decision == selection.decision
+    assert by_information == selection.by_information
+    said = CliRunner().invoke(app, ["card", str(run)]).output
+    assert f"The choice: {decision.reason}" in " ".join(said.split())
+    assert f"those of step {selection.best_step}, of 16" in said
 
 
 def test_a_picture_of_a_run(run, finished, tmp_path):
