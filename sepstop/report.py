@@ -210,7 +210,8 @@ def draw_curve(
             [r.step for r in informed], low, high, color=_BLUE, alpha=0.2, linewidth=0
         )
         _line(axes, informed, values, name)
-        axes.set_ylabel(name, color=_BLUE)
+        bounded = any(math.isfinite(bound) for bound in low)
+        axes.set_ylabel(f"{name}, 95 % interval" if bounded else name, color=_BLUE)
     if scored:
         axes, name = column[-1], scored[0].criterion
         low, high = ([getattr(r, end) for r in scored] for end in ("low", "high"))

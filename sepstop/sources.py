@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
+_NAMED = 5  # of what is found instead
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Weights of other frameworks, of which a repository may hold gigabytes.
 _OTHER_FORMATS = ["*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.onnx*", "openvino/*"]
@@ -68,9 +69,13 @@ def find_run(source: str | Path) -> Run:
         number = re.search(r"(\d+)$", path.resolve().name)
         step = max(1, int(number[1])) if number else 1
         return Run(str(source), {step: path}, path.resolve().parent, is_trained=False)
-    names = ", ".join(sorted(inside.name for inside in path.iterdir())[:8]) or "nothing"
+    names = sorted(inside.name for inside in path.iterdir())
+    more = ", ..." if len(names) > _NAMED else ""
+    judged = any(name.endswith(".npz") for name in names)
+    hint = "; recorded runs are for `sepstop bench judge`" if judged else ""
     raise FileNotFoundError(
-        f"expected folders named checkpoint-<step> in {path}, or a model, found {names}"
+        f"expected folders named checkpoint-<step> in {path}, or a model, found "
+        f"{', '.join(names[:_NAMED]) or 'nothing'}{more}{hint}"
     )
 
 

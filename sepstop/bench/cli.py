@@ -59,7 +59,8 @@ def judge(
         criteria = {name: build("criterion", name, CRITERIA) for name in names}
         runs = [load_run(path) for path in find_runs(runs_dir)]
         score = ScoreCache(cache or runs_dir / "scores", resamples)
-        with tqdm(total=len(runs) * (len(criteria) + 2), desc="scores", leave=False) as bar:
+        total, quiet = len(runs) * (len(criteria) + 2), not messages.is_terminal
+        with tqdm(total=total, desc="scores", leave=False, disable=quiet) as bar:
 
             def scored(run: Any, one: Any) -> Any:
                 bar.set_postfix_str(f"{one.name} of {run.name}")

@@ -71,7 +71,10 @@ def _best(runs: Sequence[Run], names: Sequence[str]) -> tuple[str | None, list[s
         try:
             best = best_run(selections)
         except ValueError as error:
-            return None, [f"No run is named the best: {error}."]
+            why = str(error).partition(";")[0]
+            return None, [
+                f"No run is named the best: {why}; sepstop select --criterion compares by one."
+            ]
     notes = [f"{without_folders(str(w.message), best)}." for w in caught]
     step = selections[best].best_step
     name = {run.folder: name for run, name in zip(runs, names, strict=True)}
