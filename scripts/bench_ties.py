@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sepstop.bench.judge import ScoreCache
+from sepstop.bench.judge import ScoreCache, bootstrap_interval
 from sepstop.bench.runs import load_run
 from sepstop.criteria import CRITERIA
 from sepstop.names import build
@@ -45,12 +45,26 @@ def main() -> None:
             loss = [max(accuracy.values()) - accuracy[s] for s in (best.step, tied[0], tied[-1])]
             losses[name, suite].append([*loss, len(tied)])
     table = Table(title="Points of test accuracy lost, and checkpoints tied, on average")
-    for column in ("criterion", "runs", "", "the best", "the earliest", "the latest", "tied"):
+    columns = ("criterion", "runs", "", "the best", "the earliest", "less the best", "the latest")
+    for column in (*columns, "tied"):
         table.add_column(column, justify="right")
     for (name, suite), rows in losses.items():
-        means = [f"{mean:.1f}" for mean in np.mean(rows, axis=0)]
-        table.add_row(name, suite, str(len(rows)), *means)
-    Console(width=100).print(table)
+        best, earliest, latest, tied = np.array(rows).T
+        worse = earliest - best
+        low, high = bootstrap_interval(worse)
+        worse = earliest - best
+        low, high = bootstrap_interval(worse)
+        table.add_row(
+            name,
+            suite,
+            str(len(rows)),
+            f"{best.mean():.1f}",
+            f"{earliest.mean():.1f}",
+            f"{worse.mean():+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{latest.mean():.1f}",
+            f"{tied.mean():.1f}",
+        )
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,12 @@ def select(
         ),
     ] = None,
     ties: Annotated[
-        str,
-        typer.Option(help="Of those no worse than the best, keep the best, earliest or latest."),
-    ] = "best",
+        str | None,
+        typer.Option(
+            help="Of the best and those that are as good keep the earliest, best or latest; by "
+            "default what the run kept, if it is one of them, or else the earliest."
+        ),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(help="The model before training, if the run left no trace of it."),
@@ -155,7 +158,7 @@ def select(
             run,
             pool,
             policy=policy if not more else None,
-            ties=ties,  # type: ignore[arg-type]  # which says what it knows
+            ties="best" if more else ties,  # type: ignore[arg-type]  # which says what it knows
             start=start,
             device=device or own_device,
             dtype=dtype,

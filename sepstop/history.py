@@ -172,20 +172,44 @@ def read_log_history(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]
 
 def write_history(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """One JSON object a line; the file is replaced as a whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(to_dict(record), allow_nan=False) for record in records]
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text("".join(line + "\n" for line in lines))
-    os.replace(unfinished, path)
+    _write_lines(Path(path), map(to_dict, records))
 
 
 def try_to_write(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """`write_history`, where a full or forbidden disk is a warning."""
+    _or_warn(Path(path), map(to_dict, records))
+
+
+def try_to_write_selection(
+    path: str | os.PathLike[str], records: Iterable[Record], decision: Decision, by: bool
+) -> None:
+    """As `try_to_write`; the line of the checkpoint to keep says why, for `read_selection`.
+
+    Args:
+        by: whether it was chosen by the information.
+    """
+    kept = {"stop_step": decision.step if decision.stop else None, "reason": decision.reason}
+    lines = [
+        to_dict(record)
+        | ({"kept": kept | {"by_information": by}} if record.step == decision.best_step else {})
+        for record in records
+    ]
+    _or_warn(Path(path), lines)
+
+
+def _or_warn(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     try:
-        write_history(path, records)
+        _write_lines(path, rows)
     except OSError as error:
-        warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=4)
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, allow_nan=False) for row in rows]
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text("".join(line + "\n" for line in lines))
+    os.replace(unfinished, path)
 
 
 def read_history(path: str | os.PathLike[str]) -> list[Record]:
@@ -201,6 +225,27 @@ def read_history(path: str | os.PathLike[str]) -> list[Record]:
         except (RecursionError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return records
+
+
+def read_selection(path: str | os.PathLike[str]) -> tuple[list[Record], Decision, bool]:
+    """Records, decision and whether by the information, as `try_to_write_selection` wrote them.
+
+    Raises:
+        ValueError: a line is no record, or none says that it is the one to keep.
+    """
+    records = read_history(path)
+    for record, line in zip(records, Path(path).read_bytes().splitlines(), strict=True):
+        kept = json.loads(line).get("kept")
+        if kept is None:
+            continue
+        fits = isinstance(kept, dict) and isinstance(kept.get("reason"), str)
+        stop = kept.get("stop_step") if fits else None
+        if not fits or not isinstance(stop or 0, int):
+            raise ValueError(f"{path}: expected why a checkpoint is kept, got {kept!r:.200}")
+        step = records[-1].step if stop is None else stop
+        decision = Decision(stop is not None, record.step, kept["reason"], step)
+        return records, decision, bool(kept.get("by_information"))
+    raise ValueError(f"{path} does not say which checkpoint to keep: run `sepstop select` again")
 
 
 def continuation(path: str | os.PathLike[str], history: list[Record]) -> list[Record]:

@@ -46,7 +46,7 @@ def select_checkpoint(
     pool: Any,
     *,
     policy: Any = None,
-    ties: Rule = "best",
+    ties: Rule | None = None,
     start: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -75,8 +75,10 @@ def select_checkpoint(
             stopped; by default all checkpoints are candidates. The pick is that of the policy, or
             by default the checkpoint with the most information, unless a criterion is given or the
             run was decided by its score.
-        ties: which is kept of those that the best does not beat significantly (5 %, on the paired
-            resamples): the "best" of them as during training, the "earliest" or the "latest".
+        ties: which is kept of the best and those that it does not beat significantly (5 %, on the
+            paired resamples): the "earliest", the "best" or the "latest". By default what the run
+            itself kept, if it is one of them and no criterion was given, or else the earliest; and
+            with a policy what that keeps, the best.
         start: folder or hub name of the model before training, which the information refers
             to. By default what the callback left in the folder, or the base of an adapter, or else
             the earliest checkpoint.
@@ -101,9 +103,9 @@ def select_checkpoint(
         NothingScoredError: no checkpoint could be scored; a ValueError.
         ValueError: an unusable pool or setting.
     """
-    for name, value, known in (("ties", ties, get_args(Rule)), ("dtype", dtype, (None, *DTYPES))):
-        if value not in known:
-            raise ValueError(f"expected `{name}` among {', '.join(map(str, known))}, got {value!r}")
+    for name, value, known in (("ties", ties, get_args(Rule)), ("dtype", dtype, tuple(DTYPES))):
+        if value is not None and value not in known:
+            raise ValueError(f"expected `{name}` among {', '.join(known)}, got {value!r}")
     run = find_run(run_dir)
     log_history = newest_log_history(run.checkpoints)
     on = _device(device)
@@ -122,7 +124,8 @@ def select_checkpoint(
     def scored(store: ObservationStore) -> Selection:
         records, skipped, width = _score(run, monitor, loads, store, start, progress, on_observed)
         by_score = "criterion" in monitor_options or _decided_by_score(log_history)
-        decision, by_information, tied = choose(records, policy, mode, by_score, ties)
+        own = None if "criterion" in monitor_options else _online_best_step(log_history)
+        decision, by_information, tied = choose(records, policy, mode, by_score, ties, own)
         if decision.best_step is None:
             causes = [f"{path.name}: {why}" for path, why in skipped.items()]
             raise NothingScoredError(
@@ -137,7 +140,8 @@ def select_checkpoint(
                 stacklevel=3,
             )
         if write_history and run.is_trained:
-            rows.try_to_write(run.home / rows.SELECTION_FILE, records)
+            path = run.home / rows.SELECTION_FILE
+            rows.try_to_write_selection(path, records, decision, by_information)
         return Selection(
             decision=decision,
             records=tuple(records),

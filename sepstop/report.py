@@ -128,7 +128,6 @@ def history_of(run_dir: str | Path) -> Scores:
     from sepstop import history as rows
     from sepstop.offline import newest_log_history
     from sepstop.policies import Auto, has_information, replay
-    from sepstop.selection import as_selected
     from sepstop.sources import find_checkpoints
 
     with suppress(FileNotFoundError):  # a run may have kept no checkpoint
@@ -138,14 +137,13 @@ def history_of(run_dir: str | Path) -> Scores:
             newest = rows.rows_in(log)[-1]
             is_auto = newest.policy.get("name", "auto") == "auto"
             return Scores(history, newest.decision, is_auto and has_information(history))
-    for name in (rows.HISTORY_FILE, rows.SELECTION_FILE):
-        if not (Path(run_dir) / name).is_file():
-            continue
-        history = rows.read_history(Path(run_dir) / name)
-        if history and name == rows.HISTORY_FILE:
-            return Scores(history, replay(Auto(), history), has_information(history))
-        if history:
-            return Scores(history, *as_selected(history))
+    path = Path(run_dir) / rows.HISTORY_FILE
+    history = rows.read_history(path) if path.is_file() else []
+    if history:
+        return Scores(history, replay(Auto(), history), has_information(history))
+    path = Path(run_dir) / rows.SELECTION_FILE
+    if path.is_file():
+        return Scores(*rows.read_selection(path))
     raise FileNotFoundError(
         f"no scores in {run_dir}: a run with the callback leaves {rows.HISTORY_FILE}, and "
         f"`sepstop select` {rows.SELECTION_FILE}"

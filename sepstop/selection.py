@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sepstop.criteria import CRITERIA, Separability
 from sepstop.policies import Auto, Mode, best_record, has_information, replay, scored_by_information
 from sepstop.resampling import improvement_p_value
 from sepstop.types import Decision, Policy, Record
@@ -18,7 +17,7 @@ from sepstop.types import Decision, Policy, Record
 K = TypeVar("K")
 
 Rule = Literal["best", "earliest", "latest"]
-"""Which of the checkpoints that cannot be told apart from the best is kept."""
+"""Which is kept of the best checkpoint and those that it cannot be told apart from."""
 
 _LEVEL = 0.05
 
@@ -35,7 +34,8 @@ class Selection:
         higher_is_better: direction of the score.
         online_best_step: what the run itself kept, if it was monitored; else None.
         by_information: whether the information and not the score decided.
-        ties: steps of other checkpoints that the best cannot be told apart from.
+        ties: steps of the other checkpoints that the best cannot be told apart from, or of the best
+            itself where another is kept.
         settings: how all were measured.
         width: dimensions of the embeddings.
         since: the first step whose neighbours the information refers to, 0 for the model before
@@ -95,14 +95,21 @@ class Selection:
 
 
 def choose(
-    history: Sequence[Record], policy: Policy | None, mode: Mode, by_score: bool, rule: Rule
+    history: Sequence[Record],
+    policy: Policy | None,
+    mode: Mode,
+    by_score: bool,
+    rule: Rule | None,
+    own: int | None,
 ) -> tuple[Decision, bool, tuple[int, ...]]:
-    """The checkpoint to keep, whether the information decided, and the ties of the best.
+    """The checkpoint to keep, whether the information decided, and the others tied with it.
 
     Args:
         policy: replayed; where it stops, later checkpoints are no candidates.
         by_score: the score decides, and not the information; a policy knows by itself.
-        rule: which of the tied is kept.
+        rule: which of the tied is kept; None is the best if a policy chose, else ``own``, or the
+            earliest where that is none of them.
+        own: the step that the run itself kept.
     """
     informed = has_information(history)
     if policy is None:
@@ -119,26 +126,21 @@ def choose(
     if best is None:
         return decision, by_information, ()
     tied = ties_of(best, candidates, "max" if by_information else mode)
-    if tied:
-        steps = f"step{'s' * (len(tied) > 1)} {', '.join(map(str, tied))}"
-        why = f"{decision.reason}; not significantly better than {steps}"
-        together = (best.step, *tied)
-        kept = {"best": best.step, "earliest": min(together), "latest": max(together)}[rule]
-        if kept != best.step:
-            why += f", of which the {rule} is kept"
-        decision = replace(decision, best_step=kept, reason=why)
-    return decision, by_information, tied
-
-
-def as_selected(history: Sequence[Record]) -> tuple[Decision, bool]:
-    """The choice among records that `sepstop select` left, by the criterion if one was named."""
-    criterion = history[-1].criterion
-    higher = getattr(CRITERIA.get(criterion), "higher_is_better", True)
-    by_score = criterion != Separability.name
-    decision, by_information, _ = choose(
-        history, None, "max" if higher else "min", by_score, "best"
-    )
-    return decision, by_information
+    if not tied:
+        return decision, by_information, ()
+    together = sorted((best.step, *tied))
+    if rule is None and policy is None and own in together:
+        kept, which = own, "the run's own pick"
+    else:
+        rule = rule or ("best" if policy is not None else "earliest")
+        kept = {"best": best.step, "earliest": together[0], "latest": together[-1]}[rule]
+        which = f"the {rule}"
+    steps = f"step{'s' * (len(tied) > 1)} {', '.join(map(str, tied))}"
+    why = f"{decision.reason}; step {best.step} is not significantly better than {steps}"
+    if kept != best.step:
+        why += f", of all which {which} is kept, step {kept}"
+    others = tuple(step for step in together if step != kept)
+    return replace(decision, best_step=kept, reason=why), by_information, others
 
 
 def _pick(history: Sequence[Record], mode: Mode) -> Decision:

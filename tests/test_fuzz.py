@@ -27,8 +27,10 @@ from sepstop.bench.runs import load_run
 from sepstop.cli import app
 from sepstop.history import (
     KEY,
+    SELECTION_FILE,
     read_history,
     read_log_history,
+    read_selection,
     records_in,
     settings_in,
     to_dict,
@@ -166,6 +168,17 @@ def test_history_files_of_any_values(tmp_path, record):
     assert isinstance(found, list) or "sepstop_history.jsonl, line 1" in found
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("watch", tmp_path, "--once")
+    command("report", tmp_path, "-o", tmp_path / "x.html")
+
+
+@FUZZ
+@given(kept=mutated({"reason": "best", "stop_step": None, "by_information": False}))
+def test_selection_files_of_any_values(tmp_path, kept):
+    (tmp_path / SELECTION_FILE).write_text(json.dumps({**RECORD, "kept": kept}))
+    found = said(read_selection, tmp_path / SELECTION_FILE)
+    assert isinstance(found, tuple) or "kept" in found or "does not say which" in found
+    command("card", tmp_path)
+    command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("report", tmp_path, "-o", tmp_path / "x.html")
 
 

@@ -369,27 +369,40 @@ def test_the_weights_may_be_taken_otherwise(run, pool_file):
     assert [record.score for record in halved.records] != scores
     assert [record.score for record in halved.records] == pytest.approx(scores, abs=0.05)
     assert select_checkpoint(run, pool_file, progress=False).records[0].score == scores[0]
-    with pytest.raises(ValueError, match=r"expected `dtype` among None, float32, .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"expected `dtype` among float32, .* got 'int8'"):
         select_checkpoint(run, pool_file, dtype="int8")
 
 
-def test_ties_are_told_and_the_rule_among_them_can_be_chosen(run, pool_file):
-    shutil.copytree(run / "checkpoint-4", run / "checkpoint-2")
-    last = max(find_checkpoints(run))
-    shutil.copytree(run / f"checkpoint-{last}", run / f"checkpoint-{last + 8}")
-    found = {
-        rule: select_checkpoint(run, pool_file, ties=rule, progress=False)
-        for rule in ("best", "earliest", "latest")
-    }
-    best = found["best"].best_step
-    together = sorted([best, *found["best"].ties])
-    assert len(together) > 1
-    assert [found[rule].best_step for rule in found] == [best, together[0], together[-1]]
-    assert all(
-        f"of which the {rule} is kept" in found[rule].decision.reason
-        for rule in ("earliest", "latest")
-        if found[rule].best_step != best
-    )
+@pytest.mark.parametrize("monitored", [True, False])
+def test_ties_are_told_and_the_rule_among_them_can_be_chosen(run, pool_file, monitored):
+    settings = {}
+    if not monitored:
+        for checkpoint in find_checkpoints(run).values():
+            (checkpoint / "trainer_state.json").unlink()
+        (run / HISTORY_FILE).unlink()
+        settings = {"resamples": 7, "resample_size": 25, "criterion": "separability"}
+
+    def select(rule=None, **options):
+        return select_checkpoint(run, pool_file, ties=rule, progress=False, **settings, **options)
+
+    own = select().online_best_step
+    first = min(find_checkpoints(run))
+    best = select("best").best_step
+    assert own == (best if monitored else None)
+    shutil.copytree(run / f"checkpoint-{best}", run / "checkpoint-1")
+    shutil.copytree(run / f"checkpoint-{best}", run / "checkpoint-999")
+    found = {rule: select(rule) for rule in ("best", "earliest", "latest", None)}
+    assert [one.best_step for one in found.values()] == [1, 1, 999, best if monitored else 1]
+    for one in found.values():
+        assert {1, best, 999} <= {one.best_step, *one.ties}
+        assert one.best_step not in one.ties
+        assert history_of(run).decision.best_step is not None
+    assert "of all which the latest is kept, step 999" in found["latest"].decision.reason
+    if monitored:
+        assert f"the run's own pick is kept, step {best}" in found[None].decision.reason
+    replayed = select(policy=Patience(patience=100))
+    assert replayed.best_step == 1
+    assert replayed.best_step < first
     with pytest.raises(ValueError, match="expected `ties` among best, earliest, latest, got 'any'"):
         select_checkpoint(run, pool_file, ties="any")
 
@@ -414,8 +427,10 @@ def test_the_command_speaks_json(run, pool_file, finished):
     (run / "checkpoint-4" / "model.safetensors").write_bytes(b"")
     result = sepstop(run, "--pool", pool_file, "--json", "--embedder", "mean", "--layer", "1")
     answer = json.loads(result.stdout)
-    assert answer["best_step"] == answer["ranking"][0]["step"]
-    assert answer["best_checkpoint"] == answer["ranking"][0]["checkpoint"]
+    steps = [row["step"] for row in answer["ranking"]]
+    assert steps[0] in (answer["best_step"], *answer["ties"])
+    kept = answer["ranking"][steps.index(answer["best_step"])]
+    assert answer["best_checkpoint"] == kept["checkpoint"]
     assert list(answer["skipped"]) == [str(run / "checkpoint-4")]
     assert "skipped checkpoint-4" in result.stderr
 

@@ -222,7 +222,7 @@ def _photographed(
     by_default = ["stable_rank", *(["infomax"] if camera.classifies else [])]
     names = by_default if criteria is None else criteria
     others = {
-        name: selected(criterion=name)
+        name: selected(criterion=name, ties="best")
         for name in names
         if name not in ("information", selection.records[0].criterion)
     }
