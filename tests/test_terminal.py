@@ -25,7 +25,7 @@ class Failing(TrainerCallback):
 def viewed(tmp_path, tokenizer, train_rows):
     """A trainer with the view, and what the terminal got."""
 
-    def make(callback, terminal=True, others=(), height=60, **options):
+    def make(callback, terminal=True, others=(), height=60, encoding=None, **options):
         defaults = {
             "max_steps": 16,
             "per_device_train_batch_size": 8,
@@ -47,9 +47,10 @@ def viewed(tmp_path, tokenizer, train_rows):
             processing_class=tokenizer,
             callbacks=[callback, *others],
         )
-        out = Console(file=io.StringIO(), force_terminal=terminal, width=110, height=height)
+        file = io.StringIO() if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding)
+        out = Console(file=file, force_terminal=terminal, width=110, height=height)
         LiveView(callback.attach(trainer), out).attach(trainer)
-        return trainer, out.file
+        return trainer, file
 
     return make
 
@@ -137,3 +138,14 @@ def test_a_run_that_breaks_leaves_the_cursor_and_can_be_started_again(viewed, po
     trainer.train()
     assert "16/16" in pictures(file)[-1]
     assert "4 scores" in pictures(file)[-1]
+
+
+def test_a_terminal_that_cannot_show_it_stops_nothing(viewed, pool, capsys):
+    callback = SepStopCallback(pool)
+    trainer, _ = viewed(callback, encoding="ascii")
+    with pytest.warns(UserWarning, match="sepstop: no view on this terminal: UnicodeEncodeError"):
+        trainer.train()
+    assert trainer.state.global_step == 16
+    assert len(callback.history) == 4
+    assert callback.verbose
+    assert "sepstop: step 16" in capsys.readouterr().out

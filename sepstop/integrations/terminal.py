@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import warnings
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -71,8 +73,6 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
         self._steps.add_task("step", total=state.max_steps, completed=state.global_step)
         self._logs = {}
         self._live = Live(console=self.console, auto_refresh=False)
-        self._live.start()
-        self.console.show_cursor(True)  # it stays, should the run end by an exception
         self._draw(now=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -100,9 +100,19 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
         self._end()
 
     def _draw(self, now: bool = False) -> None:
-        if self._live is not None and (now or time.monotonic() - self._drawn > _EVERY):
+        """Draw if it is time to; where the terminal does not take it, the run goes on without."""
+        if self._live is None or not (now or time.monotonic() - self._drawn > _EVERY):
+            return
+        try:
+            if not self._live.is_started:
+                self._live.start()
+                self.console.show_cursor(True)  # it stays, should the run end by an exception
             self._live.update(self._picture(), refresh=True)
             self._drawn = time.monotonic()
+        except Exception as error:
+            self._end()
+            why = f"{type(error).__name__}: {error}"
+            warnings.warn(f"sepstop: no view on this terminal: {why}", stacklevel=3)
 
     def _picture(self) -> RenderableType:
         callback, history = self.callback, self.callback.history
@@ -115,9 +125,10 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
     def _end(self) -> None:
         if self._live is None:
             return
-        self._draw(now=True)
-        self._live.stop()
-        self._live = None
+        live, self._live = self._live, None
+        with suppress(Exception):
+            live.update(self._picture())
+            live.stop()
         self.callback.verbose, self.callback.monitor.progress, bars = self._spoken
         if bars:
             logging.enable_progress_bar()
