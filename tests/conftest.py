@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -59,6 +60,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         model_max_length=64,
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Takes what is imported so far out of the garbage collector's way.
+
+    Accelerate collects at the end of each training, which took longer than the training itself.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
