@@ -181,17 +181,19 @@ def try_to_write(path: str | os.PathLike[str], records: Iterable[Record]) -> Non
 
 
 def try_to_write_selection(
-    path: str | os.PathLike[str], records: Iterable[Record], decision: Decision, by: bool
+    path: str | os.PathLike[str],
+    records: Iterable[Record],
+    decision: Decision,
+    by_information: bool,
 ) -> None:
-    """As `try_to_write`; the line of the checkpoint to keep says why, for `read_selection`.
-
-    Args:
-        by: whether it was chosen by the information.
-    """
-    kept = {"stop_step": decision.step if decision.stop else None, "reason": decision.reason}
+    """As `try_to_write`; the line of the checkpoint to keep says why, for `read_selection`."""
+    kept = {
+        "reason": decision.reason,
+        "stop_step": decision.step if decision.stop else None,
+        "by_information": by_information,
+    }
     lines = [
-        to_dict(record)
-        | ({"kept": kept | {"by_information": by}} if record.step == decision.best_step else {})
+        to_dict(record) | ({"kept": kept} if record.step == decision.best_step else {})
         for record in records
     ]
     _or_warn(Path(path), lines)
