@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -21,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from sepstop.types import Embedder
+from sepstop.untouched import untouched
 
 
 def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -197,35 +196,6 @@ def _is_sharded(model: nn.Module) -> bool:
 def _is_sentence_transformer(model: nn.Module) -> bool:
     library = sys.modules.get("sentence_transformers")  # not loaded, none of its models
     return isinstance(model, getattr(library, "SentenceTransformer", ()))
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and random states come back as they were.
-
-    Not ``inference_mode``: a module that caches a tensor inside it (rotary embeddings do) could
-    not be trained on afterwards.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    with same_randomness(next(model.parameters()).device), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-@contextmanager
-def same_randomness(device: torch.device) -> Iterator[None]:
-    """The random states of torch (on the CPU and the device), NumPy and Python come back."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 DROPPED = 0.3

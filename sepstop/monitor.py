@@ -24,8 +24,6 @@ from sepstop.embedding import (
     classify,
     drop_tokens,
     observe,
-    same_randomness,
-    untouched,
 )
 from sepstop.names import build, describe
 from sepstop.neighbors import Neighborhoods
@@ -33,6 +31,7 @@ from sepstop.pool import read_pool
 from sepstop.ranks import Ranks
 from sepstop.resampling import draw_resamples, interval, score_resamples
 from sepstop.types import Criterion, Embedder, Record
+from sepstop.untouched import same_randomness, untouched
 
 logger = logging.getLogger(__name__)
 

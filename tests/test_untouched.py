@@ -1,0 +1,206 @@
+"""Models with a state of their own, watched in real Trainer runs."""
+
+import re
+from collections import deque
+
+import datasets
+import pytest
+import torch
+from conftest import WORDS, make_encoder, make_texts
+from torch import nn
+from transformers import (
+    BertModel,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from sepstop import Patience, SepStopCallback
+from sepstop.untouched import same_randomness, untouched
+
+SMALL = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_labels": 2,
+    "pad_token_id": 0,
+}
+
+
+def big_bird():
+    """Turns to full attention for good after one short batch."""
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
+    return BigBirdForSequenceClassification(
+        BigBirdConfig(**SMALL, **sparse, max_position_embeddings=64)
+    )
+
+
+def dynamic_llama():
+    """Scales its frequencies by the longest text so far."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10.0}
+    return LlamaForSequenceClassification(
+        LlamaConfig(**SMALL, rope_parameters=rope, max_position_embeddings=8)
+    )
+
+
+class Counting(type(make_encoder())):
+    """Weighs its logits by how often and on what it was called: buffers, lists, flags."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("calls", torch.zeros(()))
+        self.recent, self.lengths, self.first = deque(maxlen=3), {}, True
+        self.cached = torch.zeros(1)
+
+    def forward(self, input_ids=None, **kwargs):
+        self.calls += 1
+        self.recent.append(float(input_ids.float().mean()))
+        self.lengths[input_ids.shape[1]] = self.calls.clone()
+        self.cached += input_ids.shape[1]
+        self.scale = 1 + 0.1 * float(self.calls) + sum(self.recent) + float(self.cached) / 1000
+        self.first = False
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if output.loss is not None:
+            output.loss = output.loss * (self.scale + len(self.lengths))
+        return output
+
+
+def counting():
+    return Counting(make_encoder().config)
+
+
+STATEFUL = [big_bird, dynamic_llama, counting]
+
+
+@pytest.fixture
+def long_rows(tokenizer):
+    """Longer than the pool's texts, so that a pass over the pool is another case for a model."""
+    texts, labels = make_texts(64, seed=2)
+    long = [" ".join(texts[i : i + 8]) for i in range(0, 32)]
+    rows = datasets.Dataset.from_dict({"text": long, "label": labels[:32]})
+    return rows.map(
+        lambda batch: tokenizer(
+            batch["text"], padding="max_length", max_length=48, truncation=True
+        ),
+        batched=True,
+        remove_columns=["text"],
+    )
+
+
+def trained(make, rows, tokenizer, folder, callbacks):
+    torch.manual_seed(0)
+    model = make()
+    args = TrainingArguments(
+        str(folder),
+        max_steps=4,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    Trainer(
+        model, args, train_dataset=rows, processing_class=tokenizer, callbacks=callbacks
+    ).train()
+    return model
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_watching_a_stateful_model_changes_nothing(make, long_rows, tokenizer, tmp_path, pool):
+    plain = trained(make, long_rows, tokenizer, tmp_path, [])
+    # Longer texts than those of training, too: a pass can change a model for either.
+    texts = [*pool, " ".join(pool[:7])]
+    callback = SepStopCallback(
+        texts, policy=Patience(None), every_n_steps=1, verbose=False, max_length=64
+    )
+    watched = trained(make, long_rows, tokenizer, tmp_path, [callback])
+    assert len(callback.history) == 4
+    for (name, a), (_, b) in zip(
+        plain.state_dict().items(), watched.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+class Careless(TrainerCallback):
+    """Looks at a short and a long text after each step, and leaves behind what that leaves."""
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        ids = torch.arange(60)[None] % len(WORDS)
+        model.eval()
+        with torch.no_grad(), same_randomness(ids.device):
+            model(ids[:, :6]), model(ids)
+        model.train()
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_these_models_are_changed_by_a_pass_that_is_not_guarded(
+    make, long_rows, tokenizer, tmp_path
+):
+    """Otherwise the test above could not fail."""
+    plain = trained(make, long_rows, tokenizer, tmp_path, [])
+    watched = trained(make, long_rows, tokenizer, tmp_path, [Careless()])
+    assert any(
+        not torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
+    )
+
+
+def test_attributes_containers_and_the_configuration_are_restored_in_place():
+    model = make_encoder()
+    body: BertModel = model.bert
+    body.seen, body.notes, body.names, body.flag = [1], {"a": 1}, {"x"}, False
+    held = body.seen, body.notes, body.names
+    with untouched(model):
+        body.seen.append(2)
+        body.notes.update(b=2)
+        body.names.clear()
+        body.flag, body.new, model.config.problem_type = True, 1, "changed"
+        body.pooler = nn.Identity()
+        del body.notes["a"]
+    assert (body.seen, body.notes, body.names, body.flag) == ([1], {"a": 1}, {"x"}, False)
+    assert all(a is b for a, b in zip(held, (body.seen, body.notes, body.names), strict=True))
+    assert not hasattr(body, "new")
+    assert model.config.problem_type is None
+    assert not isinstance(body.pooler, nn.Identity)
+
+
+def test_a_pass_that_writes_into_quantized_weights_is_refused():
+    model = make_encoder()
+    model.register_buffer("codes", torch.zeros(300, 300, dtype=torch.int32))
+    with untouched(model):
+        model.codes[0]
+    message = re.escape("writes into codes, which is too large to be restored")
+    with pytest.raises(RuntimeError, match=message), untouched(model):
+        model.codes += 1
+
+
+def test_no_weight_cast_without_gradients_stays_in_the_callers_autocast():
+    """Cached there, it would leave the loss without a gradient."""
+    layer = nn.Linear(4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with untouched(layer):
+            layer(torch.ones(2, 4))
+        layer(torch.ones(2, 4)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_modes_gradients_and_random_state_are_left_alone():
+    model = make_encoder().train()
+    model.bert.embeddings.eval()  # a user froze this one
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    with untouched(model):
+        assert not any(module.training for module in model.modules())
+        torch.rand(3)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(KeyError), untouched(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes
