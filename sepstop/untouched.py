@@ -15,6 +15,9 @@ from torch import Tensor, nn
 _OF_LIBRARIES = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspeed")
 """Wrappers whose attributes are a runtime's own; only their modes are restored."""
 
+_OF_TORCH = set(vars(nn.Module())) - {"_buffers", "_modules", "_non_persistent_buffers_set"}
+"""Containers that are not looked into: hooks, and parameters, which FSDP swaps by itself."""
+
 _CONTAINERS = (dict, list, set, deque)
 
 _CODES = 2**16
@@ -91,7 +94,7 @@ class _State:
     def _keep(self, name: str, attributes: dict[str, Any]) -> None:
         self._attributes.append((attributes, dict(attributes)))
         for key, value in attributes.items():
-            if key == "_parameters":  # FSDP swaps them, and keeps account of it elsewhere
+            if key in _OF_TORCH:
                 continue
             named = [(key, value)]
             if isinstance(value, _CONTAINERS):
