@@ -1,25 +1,38 @@
-"""A model and a pool of tokens to points, leaving the model and the random state as they were."""
+"""A model and the pool's tokens to points, leaving the model and the random state as they were."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool1d
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from sepstop.backbone import (
+    backbone,
+    is_cross_encoder,
+    is_sentence_transformer,
+    pretrained,
+    unwrapped,
+)
+from sepstop.tokens import Tokens, valid_padding
 from sepstop.types import Embedder
 from sepstop.untouched import untouched
+
+Precision = Literal["no", "bf16", "fp16"]
+"""Of autocast, by accelerate's names."""
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -57,10 +70,17 @@ class HiddenStates(ABC):
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """``(b, L, D)``, ``(b, L)`` -> ``(b, D)``."""
 
-    def __call__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = hidden_states(model, input_ids, attention_mask, self.layer)
+    def __call__(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
+    ) -> Tensor:
+        length = attention_mask.shape[1]
+        inputs.pop("prompt_length", None)  # for a SentenceTransformer's own pooling
+        hidden = hidden_states(model, input_ids, attention_mask, self.layer, **inputs)
         # Soft prompts lengthen the sequence in front: the texts' own tokens are the last L.
-        hidden = hidden[:, -attention_mask.shape[1] :].float()
+        hidden = hidden[:, -length:].float()  # (b, L, D)
+        if hidden.shape[1] < length:  # Funnel pools the sequence: a place has several tokens
+            mask = adaptive_max_pool1d(attention_mask[:, None].float(), hidden.shape[1])
+            attention_mask = mask[:, 0].long()
         return self.pool(hidden, attention_mask)
 
 
@@ -92,12 +112,18 @@ class OwnPooling(MeanPooling):
     A `layer` other than the last is pooled by the mean, too.
     """
 
-    def __call__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        body = _unwrapped(model)
-        if self.layer == -1 and _is_sentence_transformer(body):
-            features = body({"input_ids": input_ids, "attention_mask": attention_mask})
-            return features["sentence_embedding"].float()
-        return super().__call__(model, input_ids, attention_mask)
+    def __call__(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
+    ) -> Tensor:
+        body = unwrapped(model)
+        if self.layer != -1 or not is_sentence_transformer(body):
+            return super().__call__(model, input_ids, attention_mask, **inputs)
+        features = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if body.transformers_model is None:  # a StaticEmbedding takes texts end to end
+            lengths = attention_mask.sum(dim=1)
+            features["input_ids"] = input_ids[attention_mask.bool()]
+            features["offsets"] = lengths.cumsum(dim=0) - lengths
+        return body(features)["sentence_embedding"].float()
 
 
 EMBEDDERS: dict[str, type] = {
@@ -109,14 +135,17 @@ EMBEDDERS: dict[str, type] = {
 
 
 def hidden_states(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, layer: int = -1
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, layer: int = -1, **inputs: Tensor
 ) -> Tensor:
     """Hidden states of one layer, ``(b, L, D)`` in the model's dtype.
+
+    Args:
+        **inputs: what else the model reads, as ``token_type_ids``.
 
     Raises:
         ValueError: the model's output has no hidden states, or not this layer.
     """
-    body = _backbone(model)
+    body = backbone(model)
     options: dict[str, Any] = {"return_dict": True}
     if "use_cache" in inspect.signature(body.forward).parameters:
         options["use_cache"] = False
@@ -126,7 +155,7 @@ def hidden_states(
     if wants_all:
         options["output_hidden_states"] = True
     try:
-        output = body(input_ids=input_ids, attention_mask=attention_mask, **options)
+        output = body(input_ids=input_ids, attention_mask=attention_mask, **inputs, **options)
     except TypeError as error:
         raise ValueError(f"{_no_hidden_states(model)} (its forward says: {error})") from error
     last = getattr(output, "last_hidden_state", None)
@@ -150,72 +179,6 @@ def _no_hidden_states(model: nn.Module) -> str:
     )
 
 
-def _backbone(model: nn.Module) -> nn.Module:
-    """The module that makes the hidden states, without the task's head."""
-    from transformers import PreTrainedModel
-
-    if _is_sharded(model):
-        return model  # only the whole model gathers what it shares out over the ranks
-    body: Any = model
-    while not isinstance(body, PreTrainedModel):
-        inside = _unwrapped(body)
-        if inside is not body:
-            body = inside
-        elif hasattr(body, "get_base_model"):  # PEFT; adapters stay active inside
-            if body.active_peft_config.is_prompt_learning:
-                return body
-            body = body.get_base_model()
-        elif _is_sentence_transformer(body) and body.transformers_model is not None:
-            body = body.transformers_model
-        else:
-            return body
-    return body.get_encoder() if body.config.is_encoder_decoder else body.base_model
-
-
-def _unwrapped(model: nn.Module) -> Any:
-    """Without DDP and ``torch.compile`` around it."""
-    body: Any = model
-    while True:
-        if isinstance(body, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            body = body.module
-        elif hasattr(body, "_orig_mod"):  # torch.compile
-            body = body._orig_mod
-        else:
-            return body
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """By FSDP2, which is not part of every build of torch."""
-    if not dist.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
-
-
-def _is_sentence_transformer(model: nn.Module) -> bool:
-    library = sys.modules.get("sentence_transformers")  # not loaded, none of its models
-    return isinstance(model, getattr(library, "SentenceTransformer", ()))
-
-
-DROPPED = 0.3
-"""Share of a text's tokens that its corrupted copy lacks."""
-
-
-def drop_tokens(tokens: Sequence[Tensor], share: float, seed: int) -> list[Tensor]:
-    """Each text without a random ``share`` of its tokens; its first and last always stay.
-
-    Drawn from its own generator, so that the same texts lose the same tokens every time.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kept = []
-    for ids in tokens:
-        keep = torch.rand(len(ids), generator=generator) >= share
-        keep[[0, -1]] = True
-        kept.append(ids[keep])
-    return kept
-
-
 class Observation(NamedTuple):
     """What one pass over the texts gives, in their order, on the model's device.
 
@@ -230,64 +193,85 @@ class Observation(NamedTuple):
     corrupted_logits: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How texts are put through a model.
+
+    Attributes:
+        size: texts in a forward pass.
+        padding: texts of different lengths share a batch, right-padded; else only those of one.
+        precision: of autocast.
+    """
+
+    size: int = 64
+    padding: bool = True
+    precision: Precision = "no"
+
+
 def embed(
     model: nn.Module,
-    tokens: Sequence[Tensor],
+    tokens: Tokens | Sequence[Tensor],
     embedder: Embedder,
     batch_size: int = 64,
-    pad_token_id: int = 0,
-    progress: bool = False,
 ) -> Tensor:
     """`observe` without logits: -> ``(N, D)`` float on the model's device."""
-    return observe(model, tokens, embedder, batch_size, pad_token_id, progress).points
+    return observe(model, tokens, embedder, Batching(batch_size)).points
 
 
 def observe(
     model: nn.Module,
-    tokens: Sequence[Tensor],
+    tokens: Tokens | Sequence[Tensor],
     embedder: Embedder,
-    batch_size: int = 64,
-    pad_token_id: int = 0,
-    progress: bool = False,
+    batching: Batching = Batching(),  # frozen
+    *,
     with_logits: bool = False,
+    progress: bool = False,
     on_smaller: Callable[[int], None] | None = None,
 ) -> Observation:
-    """Points of the tokenised texts, and their logits from the same forward pass.
+    """Points of the tokenized texts, and their logits from the same forward pass.
 
-    Texts of like length share a batch, right-padded. When the device runs out of memory the
-    batch is halved and tried again.
+    Texts of like length share a batch. When the device runs out of memory the batch is halved and
+    tried again.
 
     Args:
-        tokens: one ``(length,)`` int64 tensor a text.
+        tokens: `Tokens`, or one ``(length,)`` int64 tensor a text.
         on_smaller: told the new batch size when it was halved.
 
     Raises:
         ValueError: the embedder returned something else than ``(b, D)`` floats, or the model
             something else than ``(b, k)`` logits.
     """
+    if not isinstance(tokens, Tokens):
+        tokens = Tokens(tokens)
     device = next(model.parameters()).device
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+    tokens = replace(tokens, pad_token_id=valid_padding(tokens, model))
+    lengths = [len(ids) for ids in tokens.ids]
+    order = sorted(range(len(tokens)), key=lengths.__getitem__, reverse=True)
     seen: list[Observation] = []
-    done = 0
+    size, done = batching.size, 0
     with (
         untouched(model),
+        _autocast(device, batching.precision),
         tqdm(total=len(order), desc="pool", unit="text", leave=False, disable=not progress) as bar,
     ):
         while done < len(order):
-            batch = [tokens[i] for i in order[done : done + batch_size]]
+            places = order[done : done + size]
+            if not batching.padding:
+                longest = lengths[places[0]]
+                places = [place for place in places if lengths[place] == longest]
             try:
-                seen.append(_observe_batch(model, batch, embedder, pad_token_id, with_logits))
+                seen.append(_observe_batch(model, tokens.at(places), embedder, with_logits))
             except RuntimeError as error:
                 full = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-                if len(batch) == 1 or not full:
+                if len(places) == 1 or not full:
                     raise
-                batch_size = len(batch) // 2
+                size = len(places) // 2
                 if on_smaller is not None:
-                    on_smaller(batch_size)
+                    on_smaller(size)
                 clear_device_cache()
                 continue
-            done += len(batch)
-            bar.update(len(batch))
+            done += len(places)
+            bar.update(len(places))
     inverse = torch.empty(len(order), dtype=torch.long)
     inverse[torch.tensor(order)] = torch.arange(len(order))
     inverse = inverse.to(device)
@@ -297,19 +281,19 @@ def observe(
 
 
 def _observe_batch(
-    model: nn.Module, batch: list[Tensor], embedder: Embedder, pad: int, with_logits: bool
+    model: nn.Module, batch: Tokens, embedder: Embedder, with_logits: bool
 ) -> Observation:
     device = next(model.parameters()).device
-    input_ids = pad_sequence(batch, batch_first=True, padding_value=pad).to(device)  # (b, L)
-    lengths = torch.tensor([len(ids) for ids in batch], device=device)
-    positions = torch.arange(input_ids.shape[1], device=device)
-    mask = (positions < lengths[:, None]).long()  # (b, L)
-    if with_logits:
-        with _one_pass(model):
-            points = embedder(model, input_ids, mask)
-            logits = classify(model, input_ids, mask)
-    else:
-        points, logits = embedder(model, input_ids, mask), None
+    input_ids, mask, inputs = _padded(batch, device)
+    check_embedder(embedder, inputs)
+    prompt = {}
+    if batch.prompt_length and isinstance(embedder, OwnPooling):
+        prompt["prompt_length"] = batch.prompt_length
+    logits = None
+    with _one_pass(model) if with_logits else nullcontext():
+        points = embedder(model, input_ids, mask, **inputs, **prompt)
+        if with_logits:
+            logits = classify(model, input_ids, mask, **inputs)
     shape = getattr(points, "shape", None)
     if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(batch):
         raise ValueError(
@@ -319,13 +303,45 @@ def _observe_batch(
     return Observation(points.detach(), logits)
 
 
-def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def _padded(batch: Tokens, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """``(b, L)`` ids and mask, right-padded, and what else the model reads."""
+    input_ids = pad_sequence(list(batch.ids), batch_first=True, padding_value=batch.pad_token_id)
+    lengths = torch.tensor([len(ids) for ids in batch.ids])
+    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    inputs: dict[str, Tensor] = {}
+    if batch.types is not None:
+        types = pad_sequence(list(batch.types), batch_first=True, padding_value=batch.pad_type_id)
+        inputs["token_type_ids"] = types.to(device)
+    return input_ids.to(device), mask.to(device), inputs
+
+
+def check_embedder(embedder: Embedder, inputs: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: the pool has more than the embedder takes.
+    """
+    if not inputs:
+        return
+    known = inspect.signature(embedder).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        return
+    foreign = [name for name in inputs if name not in {parameter.name for parameter in known}]
+    if foreign:
+        raise ValueError(
+            f"the texts of the pool have {', '.join(foreign)}, which your embedder does not take: "
+            "give it **inputs and hand them to the model, or pass a pool without"
+        )
+
+
+def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
     """``(b, k)`` float32 logits of a classifier.
 
     Raises:
         ValueError: the model gives no logits, or not one row of two or more a text.
     """
-    output = model(input_ids=input_ids, attention_mask=attention_mask)
+    if is_cross_encoder(unwrapped(model)):
+        model = pretrained(model)
+    output = model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
     logits = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", output)
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or shape[0] != len(input_ids) or shape[1] < 2:
@@ -340,7 +356,7 @@ def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Ten
 @contextmanager
 def _one_pass(model: nn.Module) -> Iterator[None]:
     """Within, the backbone runs once: a second call gets the output of the first."""
-    body: Any = _backbone(model)
+    body: Any = backbone(model)
     if body is model:  # no head to be reached without it: it runs twice
         yield
         return
@@ -360,3 +376,22 @@ def _one_pass(model: nn.Module) -> Iterator[None]:
         del body.forward
         if own is not None:
             body.forward = own
+
+
+def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The caller's own autocast stays where none is asked for."""
+    if precision == "no":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+def training_precision(model: nn.Module) -> Precision:
+    """That of the autocast which accelerate put around the model's forward pass.
+
+    It is around the outermost module only, so a pass over the backbone has to ask for it.
+    """
+    parts = [model, unwrapped(model), pretrained(model)]
+    if not any("_original_forward" in vars(part) for part in parts):
+        return "no"
+    named = str(AcceleratorState().mixed_precision)
+    return named if named in _AUTOCAST else "no"  # type: ignore[return-value]

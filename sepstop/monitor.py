@@ -18,25 +18,26 @@ from torch import Tensor, nn
 
 from sepstop.criteria import CRITERIA, INPUTS
 from sepstop.embedding import (
-    DROPPED,
     EMBEDDERS,
+    Batching,
     Observation,
+    Precision,
     classify,
-    drop_tokens,
     observe,
+    training_precision,
 )
 from sepstop.names import build, describe
 from sepstop.neighbors import Neighborhoods
 from sepstop.pool import read_pool
 from sepstop.ranks import Ranks
 from sepstop.resampling import draw_resamples, interval, score_resamples
+from sepstop.tokens import DROPPED, Tokens, check_tokens, load_tokenizer, tokenize
 from sepstop.types import Criterion, Embedder, Record
 from sepstop.untouched import same_randomness, untouched
 
 logger = logging.getLogger(__name__)
 
 _LONG_POOL = 2000  # texts from which on a progress bar is worth its line
-_NO_LIMIT = 10**6  # tokenizers without a maximum length report a huge one
 
 
 class Monitor:
@@ -67,6 +68,10 @@ class Monitor:
         pool_size: a larger pool is sampled down to this many texts; None takes all.
         max_length: texts are cut at this many tokens (or at the tokenizer's own limit).
         batch_size: texts in a forward pass; halved for good when memory runs out.
+        padding: False puts only texts of one length into a batch. By default, False where padding
+            changes what the model makes of a text, as it does without a padding token.
+        precision: "bf16" or "fp16" autocast for the pool's forward pass, or "no". By default, that
+            of the training, where accelerate (and so Trainer) set one up.
         progress: show a bar on long pools.
         distributed: divide the work over the processes of torch.distributed, which all have to
             make the same calls; each gets the same records. Of a model that is itself divided
@@ -90,6 +95,8 @@ class Monitor:
         pool_size: int | None = 2000,
         max_length: int = 256,
         batch_size: int = 64,
+        padding: bool | None = None,
+        precision: Precision | None = None,
         progress: bool = True,
         distributed: bool = False,
     ) -> None:
@@ -100,6 +107,12 @@ class Monitor:
         ):
             if value < 1:
                 raise ValueError(f"expected `{name}` >= 1, got {value}")
+        for name, choice, known in (
+            ("padding", padding, (True, False)),
+            ("precision", precision, ("no", "bf16", "fp16")),
+        ):
+            if choice is not None and choice not in known:
+                raise ValueError(f"expected `{name}` among {known} or None, got {choice!r}")
         self.embedder: Embedder = build("embedder", embedder, EMBEDDERS)
         self.criterion: Criterion = build("criterion", criterion, CRITERIA)
         for attribute in ("name", "higher_is_better"):
@@ -125,15 +138,16 @@ class Monitor:
         self.seed = seed
         self.max_length = max_length
         self.batch_size = batch_size
+        self.padding, self.precision = self._asked = padding, precision
         self.progress = progress
         self.distributed = distributed
         named = isinstance(tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(tokenizer) if named else tokenizer
-        self._tokens: list[Tensor] | None = None
+        self._tokens: Tokens | None = None
+        self._one_by_one = False  # a head that takes no batches
         self._classifies: bool | None = None  # unknown before a model was seen
         self._previous_logits: Tensor | None = None
         self.neighborhoods = Neighborhoods()
-        self._pad_token_id = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -145,6 +159,8 @@ class Monitor:
             "resample_size": self.resample_size,
             "seed": self.seed,
             "max_length": self.max_length,
+            "padding": self.padding,
+            "precision": self.precision,
             "pool_size": len(self.pool),
             "pool": self.pool.fingerprint,
         }
@@ -166,7 +182,7 @@ class Monitor:
         if self._tokens is None and self.tokenizer is None and not self.pool.is_tokenized:
             return ""
         digest = hashlib.sha256()
-        for ids in self._tokenized(None):
+        for ids in self._tokens or tokenize(self.pool, None, self.tokenizer, self.max_length):
             digest.update(ids.numpy().tobytes() + b";")
         return digest.hexdigest()
 
@@ -176,7 +192,7 @@ class Monitor:
         return any(need.endswith("logits") for need in self.needs)
 
     def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
-        """Tokenise the pool and try the model on its two longest texts.
+        """Tokenize the pool, check it, and try the model on its two longest texts.
 
         `measure` does the first by itself; call this to see errors before training begins.
 
@@ -185,15 +201,17 @@ class Monitor:
             tokenizer: used if none was given to the Monitor.
 
         Raises:
-            ValueError: no tokenizer to be found, or a model that gives no embeddings, or no
-                logits where the criterion needs them.
+            ValueError: no tokenizer to be found, a text that the model cannot read, or a model that
+                gives no embeddings, or no logits where the criterion needs them.
         """
         self._tokens = self._previous_logits = self._classifies = None
+        self.padding, self.precision = self._asked
+        self._one_by_one = False
         self.neighborhoods = Neighborhoods()
         self.ranks.together(self._check_same_pool)
-        longest = sorted(self._tokenized(model, tokenizer), key=len)[-2:]
+        tokens = self._tokenized(model, tokenizer)
         self._classifies = self.needs_logits or self._is_classifier(model)
-        points = self._observe(model, longest).points
+        points = self._observe(model, tokens.at(_by_length(tokens)[-2:])).points
         if not points.is_floating_point():
             raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
 
@@ -208,8 +226,7 @@ class Monitor:
     def embed(self, model: nn.Module) -> Observation:
         """The forward pass over the pool, without logits."""
         tokens = self._tokenized(model)
-        with untouched(model):
-            return self._observe(model, tokens, progress=self.progress, with_logits=False)
+        return self._observe(model, tokens, progress=self.progress, with_logits=False)
 
     def measure(self, model: nn.Module, step: int, epoch: float | None = None) -> Record:
         """Embed the pool with ``model`` and score it.
@@ -237,12 +254,11 @@ class Monitor:
         """
         tokens = self._tokenized(model)
         self._classifies = self.needs_logits or self._is_classifier(model)
-        with untouched(model):
-            seen = self._observe(model, tokens, progress=self.progress)
-            if "corrupted_logits" in self.needs:
-                dropped = drop_tokens(tokens, DROPPED, self.seed)
-                corrupted = self._observe(model, dropped, progress=self.progress).logits
-                seen = seen._replace(corrupted_logits=corrupted)
+        seen = self._observe(model, tokens, progress=self.progress)
+        if "corrupted_logits" in self.needs:
+            dropped = tokens.corrupted(DROPPED, self.seed)
+            corrupted = self._observe(model, dropped, progress=self.progress).logits
+            seen = seen._replace(corrupted_logits=corrupted)
         return seen
 
     def score(
@@ -284,22 +300,24 @@ class Monitor:
     def _observe(
         self,
         model: nn.Module,
-        tokens: Sequence[Tensor],
+        tokens: Tokens,
         progress: bool = False,
         with_logits: bool | None = None,
     ) -> Observation:
-        if with_logits is None:
-            with_logits = bool(self._classifies)
-        # A decoder's head finds the last token by the model's own padding token.
-        own = getattr(getattr(model, "config", None), "pad_token_id", None)
+        if self.precision is None:
+            self.precision = training_precision(model)
+        whole = with_logits is None
+        with_logits = bool(self._classifies if with_logits is None else with_logits)
+        batching = self._batching(model, with_logits)
+        if whole:  # a pass without logits does not show what padding does to them
+            self.padding = batching.padding
         ranks = self.ranks
         seen = ranks.together(
             lambda: observe(
                 model,
-                [tokens[place] for place in ranks.share(len(tokens))],
+                tokens.at(ranks.share(len(tokens))),
                 self.embedder,
-                self.batch_size,
-                self._pad_token_id if own is None else own,
+                batching,
                 progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
                 with_logits=with_logits,
                 on_smaller=self._take_smaller_batches,
@@ -309,6 +327,37 @@ class Monitor:
         if seen.logits is None:
             return Observation(points, None)
         return Observation(points, ranks.gathered(seen.logits, len(tokens)))
+
+    def _batching(self, model: nn.Module, with_logits: bool) -> Batching:
+        """How the pool is put through the model, found out by trying where it is not settled."""
+        size = 1 if self._one_by_one and with_logits else self.batch_size
+        batching = Batching(size, self.padding is not False, self.precision or "no")
+        if self.padding is not None:
+            return batching
+        tokens = self._tokenized(model)
+        shortest, *_, longest = _by_length(tokens)
+
+        def alike(*places: int) -> bool:
+            """Whether the first of these texts is seen in their batch as it is alone."""
+
+            def seen(places: Sequence[int]) -> Observation:
+                few = tokens.at(places)
+                return observe(model, few, self.embedder, batching, with_logits=with_logits)
+
+            alone = seen(places[:1])
+            try:
+                return _is_alike(seen(places), alone, model, batching.precision)
+            except (RuntimeError, ValueError):
+                return False
+
+        ranks = self.ranks
+        if ranks.of_first(ranks.together(lambda: alike(shortest, longest))):
+            return batching
+        logger.info("padding changes what the model makes of a text: one length a batch")
+        if with_logits:
+            takes = ranks.of_first(ranks.together(lambda: alike(shortest, shortest)))
+            self._one_by_one = not takes
+        return replace(batching, padding=False, size=1 if self._one_by_one else size)
 
     def _take_smaller_batches(self, size: int) -> None:
         logger.info("out of memory: the pool is embedded %d texts at a time from now on", size)
@@ -404,25 +453,31 @@ class Monitor:
         )
         return ranks.collected(part, count)
 
-    def _tokenized(self, model: nn.Module | None, tokenizer: Any = None) -> list[Tensor]:
+    def _tokenized(self, model: nn.Module, tokenizer: Any = None) -> Tokens:
         if self._tokens is None:
-            tokenizer = self.tokenizer or tokenizer
-            if self.pool.is_tokenized:
-                ids: Any = [row[: self.max_length] for row in self.pool.rows]
-            else:
-                tokenizer = tokenizer or _tokenizer_of(model)
-                tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-                limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
-                ids = tokenizer(
-                    list(self.pool.rows),
-                    truncation=True,
-                    max_length=min(self.max_length, limit),
-                )["input_ids"]
-            _check_tokens(self.pool.rows, ids, self.max_length)
-            # Any valid id does where a tokenizer has no padding token, as padding is masked.
-            self._pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
-            self._tokens = [torch.tensor(row, dtype=torch.long) for row in ids]
+            tokens = tokenize(self.pool, model, self.tokenizer or tokenizer, self.max_length)
+            check_tokens(tokens, self.pool, model)
+            self._tokens = tokens
         return self._tokens
+
+
+def _by_length(tokens: Tokens) -> list[int]:
+    """Places of the texts, the shortest first."""
+    return sorted(range(len(tokens)), key=lambda place: len(tokens.ids[place]))
+
+
+def _is_alike(
+    batch: Observation, alone: Observation, model: nn.Module, precision: Precision
+) -> bool:
+    """Whether the first text of a batch is seen as it is alone, up to rounding."""
+    half = precision != "no" or next(model.parameters()).dtype.itemsize < 4
+    for one, other in zip(batch[:2], alone[:2], strict=True):
+        if one is None or other is None:
+            continue
+        apart = (one[0].double() - other[0].double()).norm()
+        if apart > (0.05 if half else 1e-3) * other[0].double().norm():
+            return False
+    return True
 
 
 def _why_no_score(name: str, inputs: dict[str, Any]) -> str:
@@ -434,50 +489,3 @@ def _why_no_score(name: str, inputs: dict[str, Any]) -> str:
             what = {"points": "embeddings"}.get(need, need.replace("_", " "))
             return f"{bad} of {len(values)} {what} are NaN or infinite"
     return f"{name} is not a finite number"
-
-
-def _check_tokens(rows: Sequence[Any], ids: Sequence[Sequence[int]], max_length: int) -> None:
-    """A tokenizer without a vocabulary gives every text the same few tokens."""
-    empty = sum(len(row) == 0 for row in ids)
-    if empty:
-        raise ValueError(f"{empty} texts of the pool have no tokens at all; drop them")
-    different, left = len(set(rows)), len({tuple(row) for row in ids})
-    if left < different / 2:
-        raise ValueError(
-            f"the {different} different texts of the pool become only {left} different token "
-            f"sequences: is this the model's tokenizer, and is max_length={max_length} enough?"
-        )
-
-
-def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a folder or hub repository.
-
-    Raises:
-        ValueError: there is none, or one of special tokens alone, which transformers makes up
-            for a folder without.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers raise all kinds
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"no tokenizer loads from {str(source)!r}: {why}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"no tokenizer loads from {str(source)!r}: it has special tokens only")
-    return tokenizer
-
-
-def _tokenizer_of(model: nn.Module | None) -> Any:
-    """The tokenizer in the folder or repository that the model was loaded from."""
-    source = getattr(getattr(model, "config", None), "_name_or_path", "")
-    try:
-        if source:
-            return load_tokenizer(source)
-        why = "the model does not tell where it came from"
-    except ValueError as error:
-        why = str(error)
-    raise ValueError(
-        f"no tokenizer for the pool: {why}; pass processing_class= to the Trainer, tokenizer= "
-        "(--tokenizer) to sepstop, or a pool that is already tokenised"
-    )

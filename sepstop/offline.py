@@ -21,7 +21,7 @@ from sepstop import history as rows
 from sepstop.criteria import CRITERIA
 from sepstop.embedding import EMBEDDERS, Observation
 from sepstop.loading import DTYPES, Bases, load_model
-from sepstop.monitor import Monitor, load_tokenizer
+from sepstop.monitor import Monitor
 from sepstop.names import build
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.policies import POLICIES, Mode
@@ -30,6 +30,7 @@ from sepstop.ranks import Ranks
 from sepstop.selection import Rule, Selection, choose
 from sepstop.sources import Run, find_run
 from sepstop.store import STORE, ObservationStore
+from sepstop.tokens import load_tokenizer
 from sepstop.types import Record
 
 _DEFAULTS = {"criterion": "separability", "embedder": "auto"}

@@ -73,9 +73,15 @@ class Decision:
 
 
 class Embedder(Protocol):
-    """Model and a right-padded batch of tokens to one point per text."""
+    """Model and a right-padded batch of tokens to one point per text.
 
-    def __call__(self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    It needs ``**inputs`` only for pools of sentence pairs, which have ``token_type_ids``,
+    ``(b, L)`` int64.
+    """
+
+    def __call__(
+        self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
+    ) -> Tensor:
         """``(b, L)`` int64 token ids and 0/1 mask on the model's device -> ``(b, D)``."""
 
 

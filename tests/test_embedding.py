@@ -9,12 +9,12 @@ from sepstop.embedding import (
     LastToken,
     MeanPooling,
     cls_pooling,
-    drop_tokens,
     embed,
     hidden_states,
     last_token_pooling,
     mean_pooling,
 )
+from sepstop.tokens import drop_tokens
 
 HIDDEN = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
 RIGHT = torch.tensor([[1, 1, 0], [1, 1, 1]])

@@ -11,7 +11,8 @@ from conftest import make_decoder, make_decoder_classifier, make_encoder
 
 from sepstop import Monitor, Plateau, h0_separability
 from sepstop.criteria import CRITERIA
-from sepstop.embedding import MeanPooling, drop_tokens, embed, observe
+from sepstop.embedding import MeanPooling, embed, observe
+from sepstop.tokens import drop_tokens
 
 
 @pytest.fixture
@@ -172,6 +173,7 @@ def count_passes(module):
 def test_logits_come_from_the_same_pass_as_the_points(pool, tokenizer, make, layer):
     model = make()
     monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer, embedder=MeanPooling(layer))
+    monitor.prepare(model)  # tries what padding does
     body = model.base_model
     layers = count_passes(body.encoder.layer[0] if hasattr(body, "encoder") else body.layers[0])
     record = monitor.measure(model, 1)
@@ -221,7 +223,7 @@ def test_consistency_looks_at_the_pool_without_some_of_its_tokens(pool, tokenize
 
 def test_predictions_need_a_classifier(pool, tokenizer):
     monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"expected a classifier with logits of shape \(2, k\)"):
+    with pytest.raises(ValueError, match=r"expected a classifier with logits of shape \(1, k\)"):
         monitor.prepare(make_decoder())
     with pytest.raises(ValueError, match=r"got none from BertModel"):
         monitor.prepare(make_encoder().bert)

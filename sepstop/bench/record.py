@@ -23,8 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from sepstop.bench.runs import Run
-from sepstop.embedding import DROPPED, EMBEDDERS, drop_tokens, embed
+from sepstop.embedding import EMBEDDERS, embed
 from sepstop.names import build
+from sepstop.tokens import DROPPED, drop_tokens
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _WARMUP = 20
