@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from sepstop.criteria import Information, Separability
 from sepstop.monitor import Monitor
 from sepstop.types import Criterion, Policy
+
+FEWEST = 5
+"""Scores that a policy needs before it can tell anything."""
 
 
 def own_schedule(args: TrainingArguments) -> bool:
@@ -96,5 +102,57 @@ def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) ->
         warnings.warn(
             f"sepstop: metric_for_best_model is {metric!r}, so Trainer {kept} checkpoints "
             f"by that; set it to {expected!r} to keep the label-free pick",
+            stacklevel=3,
+        )
+
+
+def warn_of_schedule(
+    args: TrainingArguments, state: TrainerState, every_n_steps: int | None, dataloader: Any
+) -> None:
+    """Warn of a run that will be scored too rarely to be decided, and propose a schedule."""
+    every = max(1, state.max_steps // (2 * FEWEST))
+    count = _planned_scores(args, state, every_n_steps, dataloader)
+    if count >= FEWEST or count >= state.max_steps // every:
+        return
+    proposal = f"every_n_steps={every}"
+    if not own_schedule(args):
+        proposal = f"eval_strategy='steps' and eval_steps={every}"
+    warnings.warn(
+        f"sepstop: this run will have {count} score{'s' * (count != 1)} in {state.max_steps} "
+        f"steps, but a policy needs at least {FEWEST}; for about {2 * FEWEST} set {proposal}",
+        stacklevel=3,
+    )
+
+
+def _planned_scores(
+    args: TrainingArguments, state: TrainerState, every_n_steps: int | None, dataloader: Any
+) -> int:
+    """How often the pool will be scored; a stream of unknown length counts as one epoch."""
+    try:
+        updates = max(1, len(dataloader) // args.gradient_accumulation_steps)
+    except TypeError:  # of an IterableDataset
+        updates = state.max_steps
+    last, by_epoch = state.max_steps, args.eval_strategy == "epoch"
+    if own_schedule(args):
+        return math.ceil(last / (every_n_steps or updates))
+    start = 0.0 if args.eval_delay is None else args.eval_delay * (updates if by_epoch else 1)
+    between = max(updates if by_epoch else state.eval_steps, 1)
+    evaluations = [step for step in range(between, last + 1, between) if step >= start]
+    if (not evaluations or evaluations[-1] != last) and last >= start:
+        evaluations.append(last)  # Trainer evaluates at the end, and an epoch that is cut short
+    scored: list[int] = []
+    for step in evaluations:
+        if not scored or step == last or step - scored[-1] >= (every_n_steps or 1):
+            scored.append(step)
+    return len(scored)
+
+
+def warn_of_other_run(output_dir: str) -> None:
+    """Warn where a new run begins in a folder with checkpoints of an earlier one."""
+    found = sorted(Path(output_dir).glob("checkpoint-*"))
+    if found:
+        warnings.warn(
+            f"sepstop: {output_dir} holds checkpoints of an earlier run, {found[0].name} among "
+            "them; remove them or choose another output_dir, so that the two are not mixed",
             stacklevel=3,
         )

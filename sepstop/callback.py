@@ -1,13 +1,14 @@
 """Trainer events to measure, decide, control; nothing else.
 
-Relies on these habits of transformers' Trainer (5.23): keys added to ``metrics`` in
-``on_evaluate`` reach the best-metric choice and the plateau scheduler but no tracker; rows
-of ``state.log_history`` are saved with each checkpoint and come back on resume;
+Relies on these habits of transformers' Trainer (5.23): an evaluation hands the same dict to ``log``
+and then to every callback's ``on_evaluate``, to the best-metric choice and to the plateau
+scheduler; rows of ``state.log_history`` are saved with each checkpoint and come back on resume;
 ``control.should_save`` set in an event saves at that very step.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from sepstop.arguments import (
     names_information,
     own_schedule,
     warn_of_arguments,
+    warn_of_other_run,
+    warn_of_schedule,
 )
 from sepstop.criteria import Information
 from sepstop.policies import Auto, Plateau
@@ -143,10 +146,13 @@ class SepStopCallback(Watch, TrainerCallback):
         self._claim(state)
         self._check(args)
         model = _trained(model, **kwargs)
+        if state.global_step == 0 and Ranks.of_run().rank == 0:
+            warn_of_other_run(args.output_dir)
         # The ranks of a tensor-parallel model have to see the same texts.
         self.monitor.distributed = getattr(model, "tp_size", None) in (None, 1)
         self.monitor.prepare(model, processing_class)
         warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
+        warn_of_schedule(args, state, self.every_n_steps, kwargs.get("train_dataloader"))
         self._resume(args, state, control)
         if not self._stopped_before:
             measured = args.eval_on_start and not own_schedule(args)
@@ -184,6 +190,24 @@ class SepStopCallback(Watch, TrainerCallback):
         elif own_schedule(args) and not self.every_n_steps:
             self._measure(args, state, control, _trained(**kwargs))
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = {} if logs is None else logs
+        if any(key.startswith("eval_") and key.endswith("_runtime") for key in logs):
+            # The dict goes on to all callbacks' on_evaluate: whatever their order, they see it.
+            self._add_scores(args, state, control, logs, **kwargs)
+        # The totals of the run are logged right before Trainer loads state.best_model_checkpoint;
+        # asking for that no sooner leaves the arguments as they were if the run is broken off.
+        if self._training and self.load_best_at_end and "train_runtime" in logs:
+            self._asked_to_load = args.load_best_model_at_end
+            args.load_best_model_at_end = True
+
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -192,33 +216,13 @@ class SepStopCallback(Watch, TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not self._training or metrics is None:
-            return
-        is_last = state.global_step >= state.max_steps
-        if not own_schedule(args) and self._is_due(state.global_step, is_last):
-            self._measure(args, state, control, _trained(**kwargs))
-        # Where none was due the last score stands in, since Trainer wants its metric every time.
-        if self.history and (self.every_n_steps or self.history[-1].step == state.global_step):
-            metrics.update(rows.scalars(self.history[-1]))
+        if metrics is not None:  # of a Trainer whose own log copies them
+            self._add_scores(args, state, control, metrics, **kwargs)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._saved_step = state.global_step
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        # The totals of the run are logged right before Trainer loads state.best_model_checkpoint;
-        # asking for that no sooner leaves the arguments as they were if the run is broken off.
-        if self._training and self.load_best_at_end and "train_runtime" in (logs or {}):
-            self._asked_to_load = args.load_best_model_at_end
-            args.load_best_model_at_end = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -229,6 +233,25 @@ class SepStopCallback(Watch, TrainerCallback):
             self._asked_to_load = None
 
     # Measure, decide, control
+
+    def _add_scores(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Score the pool, if that is due, and add the scores to an evaluation's metrics."""
+        if not self._training:
+            return
+        is_last = state.global_step >= state.max_steps
+        if not own_schedule(args) and self._is_due(state.global_step, is_last):
+            self._measure(args, state, control, _trained(**kwargs))
+        # Where none was due the last score stands in, since Trainer wants its metric every time.
+        if self.history and (self.every_n_steps or self.history[-1].step == state.global_step):
+            metrics.setdefault(f"eval_{self._best_metric}", math.nan)  # where nothing was scored
+            metrics.update(rows.scalars(self.history[-1]))
 
     def _measure(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any
@@ -268,15 +291,19 @@ class SepStopCallback(Watch, TrainerCallback):
     def _publish(
         self, state: TrainerState, control: TrainerControl, record: Record, decision: Decision
     ) -> None:
-        """To the log history, to the trackers if attached, and to the terminal."""
+        """To the log history, to the trackers if attached, and to the terminal.
+
+        Not by ``trainer.log``: TRL's trainers put what they gathered since their last row into
+        whatever is logged, and start anew.
+        """
+        epoch = {} if state.epoch is None else {"epoch": state.epoch}
+        values = {**rows.scalars(record), **epoch}
+        state.log_history.append({**values, "step": state.global_step})
         trainer = self._attached_to(state)
         if trainer is not None:
             wanted = control.should_log
-            trainer.log(rows.scalars(record))
+            trainer.callback_handler.on_log(trainer.args, state, control, values)
             control.should_log = wanted  # logging cleared it, but the loss may still be due
-        else:
-            epoch = {} if state.epoch is None else {"epoch": state.epoch}
-            state.log_history.append({**rows.scalars(record), **epoch, "step": state.global_step})
         state.log_history[-1][rows.KEY] = self._row(record, decision)
         self._announce(record, decision)
 

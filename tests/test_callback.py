@@ -137,7 +137,7 @@ def test_attached_scores_reach_tensorboard(make_trainer, pool, tmp_path, monkeyp
         trainer = make_trainer(callback, report_to=["tensorboard"], **schedule)
         assert callback.attach(trainer) is callback
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="sepstop")
+            warnings.filterwarnings("error", message="sepstop: the scores go to")
             trainer.train()
         events = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
         scores = events.Scalars("eval/separability")
