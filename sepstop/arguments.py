@@ -109,19 +109,26 @@ def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) ->
 def warn_of_schedule(
     args: TrainingArguments, state: TrainerState, every_n_steps: int | None, dataloader: Any
 ) -> None:
-    """Warn of a run that will be scored too rarely to be decided, and propose a schedule."""
-    every = max(1, state.max_steps // (2 * FEWEST))
+    """Warn of a Trainer's run that will be scored too rarely to be decided."""
     count = _planned_scores(args, state, every_n_steps, dataloader)
-    if count >= FEWEST or count >= state.max_steps // every:
-        return
-    proposal = f"every_n_steps={every}"
-    if not own_schedule(args):
-        proposal = f"eval_strategy='steps' and eval_steps={every}"
-    warnings.warn(
-        f"sepstop: this run will have {count} score{'s' * (count != 1)} in {state.max_steps} "
-        f"steps, but a policy needs at least {FEWEST}; for about {2 * FEWEST} set {proposal}",
-        stacklevel=3,
-    )
+    proposal = "every_n_steps={}" if own_schedule(args) else "eval_strategy='steps', eval_steps={}"
+    warn_of_few_scores(count, state.max_steps, proposal)
+
+
+def warn_of_few_scores(count: int, steps: int, proposal: str) -> None:
+    """Warn where ``count`` scores in so many steps are too few and more can be had.
+
+    Args:
+        proposal: what to set, with ``{}`` for a number of steps.
+    """
+    every = max(1, steps // (2 * FEWEST))
+    if count < FEWEST and count < steps // every:
+        warnings.warn(
+            f"sepstop: this run will have {count} score{'s' * (count != 1)} in {steps} steps, but "
+            f"a policy needs at least {FEWEST}; for about {2 * FEWEST}, set "
+            f"{proposal.format(every)}",
+            stacklevel=4,
+        )
 
 
 def _planned_scores(

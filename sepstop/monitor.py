@@ -191,7 +191,9 @@ class Monitor:
         """Whether the criterion looks at a classifier's predictions."""
         return any(need.endswith("logits") for need in self.needs)
 
-    def prepare(self, model: nn.Module, tokenizer: Any = None) -> None:
+    def prepare(
+        self, model: nn.Module, tokenizer: Any = None, precision: Precision | None = None
+    ) -> None:
         """Tokenize the pool, check it, and try the model on its two longest texts.
 
         `measure` does the first by itself; call this to see errors before training begins.
@@ -199,6 +201,7 @@ class Monitor:
         Args:
             model: the model that will be measured.
             tokenizer: used if none was given to the Monitor.
+            precision: that of the training, where the model does not tell; likewise.
 
         Raises:
             ValueError: no tokenizer to be found, a text that the model cannot read, or a model that
@@ -206,6 +209,7 @@ class Monitor:
         """
         self._tokens = self._previous_logits = self._classifies = None
         self.padding, self.precision = self._asked
+        self.precision = self.precision or precision
         self._one_by_one = False
         self.neighborhoods = Neighborhoods()
         self.ranks.together(self._check_same_pool)

@@ -211,7 +211,7 @@ def test_a_failing_measurement_costs_no_run_that_is_kept_by_the_information(trai
         (
             None,
             {"eval_steps": 4, "max_steps": 12},
-            "3 scores .* eval_strategy='steps' and eval_steps=1",
+            "3 scores .* eval_strategy='steps', eval_steps=1",
         ),
         (None, {"eval_steps": 4, "max_steps": 18}, None),  # the last step is evaluated as well
         (None, {"eval_steps": 3, "eval_delay": 6, "max_steps": 16}, None),

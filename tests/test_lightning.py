@@ -1,5 +1,6 @@
 """The Lightning callback in real Lightning runs of a tiny model."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -186,3 +187,39 @@ def test_validating_alone_is_no_score(fit, pool, tokenizer, batches):
         warnings.simplefilter("error", RuntimeWarning)
         trainer.validate(model, batches, verbose=False)
     assert callback.history == seen
+
+
+def test_the_pool_is_read_in_the_precision_of_training(fit, pool, tokenizer):
+    dtypes = {True: set(), False: set()}
+    model = Classifier()
+    model.net.bert.encoder.layer[0].attention.self.query.register_forward_hook(
+        lambda module, inputs, output: dtypes[module.training].add(output.dtype)
+    )
+    callback = SepStopCallback(pool, policy=NEVER, tokenizer=tokenizer, every_n_steps=4)
+    fit(callback, model=model, validates=False, max_epochs=1, precision="bf16-mixed")
+    assert dtypes == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+    assert callback.monitor.settings["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "said"),
+    [
+        (None, {"validates": False}, None),  # an epoch has 8 steps
+        (None, {"validates": False, "max_epochs": 3}, "3 scores in 24 steps.* every_n_steps=2"),
+        (8, {"validates": False, "max_epochs": 3}, "3 scores in 24 steps"),
+        (None, {"max_epochs": 2}, r"4 scores in 16 steps.*val_check_interval=1\)"),
+        (None, {"max_epochs": 3}, None),
+    ],
+)
+def test_too_few_scores_are_said_before_training(fit, pool, tokenizer, every, options, said):
+    callback = SepStopCallback(
+        pool, policy=NEVER, tokenizer=tokenizer, every_n_steps=every, verbose=False
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(callback, **options)
+    found = [str(w.message) for w in caught if "this run will have" in str(w.message)]
+    assert len(found) == bool(said)
+    assert all(re.search(said, sentence) for sentence in found)
+    if said:
+        assert f"have {len(callback.history)} score" in found[0]

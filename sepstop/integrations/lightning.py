@@ -7,6 +7,7 @@ for a ``ModelCheckpoint`` at the same validation; the state of a callback comes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,14 @@ except ImportError:  # its older name
     import pytorch_lightning as pl
 
 from sepstop import history as rows
+from sepstop.arguments import FEWEST, warn_of_few_scores
+from sepstop.embedding import Precision
 from sepstop.ranks import Ranks
 from sepstop.types import Decision, Record
 from sepstop.watch import Watch
+
+_PRECISIONS: dict[str, Precision] = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
+"""Those in which Lightning's own forward passes run under autocast."""
 
 
 class SepStopCallback(Watch, pl.Callback):
@@ -86,7 +92,8 @@ class SepStopCallback(Watch, pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = self._model(pl_module)
         self.monitor.distributed = True
-        self.monitor.prepare(model)
+        self.monitor.prepare(model, precision=_PRECISIONS.get(str(trainer.precision)))
+        warn_of_few_scores(*_planned_scores(trainer, self.every_n_steps))
         self._restore(*self._recorded(trainer))
         if self._stays_stopped():
             trainer.should_stop = True
@@ -175,6 +182,21 @@ class SepStopCallback(Watch, pl.Callback):
                 f"{', '.join(outer) or 'none'}; name the one to score: model='...'"
             )
         return pl_module.get_submodule(outer[0])
+
+
+def _planned_scores(trainer: pl.Trainer, every_n_steps: int | None) -> tuple[int, int, str]:
+    """How often the pool will be scored in how many steps, and what to set for more."""
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or not math.isfinite(trainer.num_training_batches):
+        return FEWEST, 1, ""  # no end is known
+    batches = int(steps) * trainer.accumulate_grad_batches
+    if trainer.enable_validation:
+        epochs = max(1, round(batches / trainer.num_training_batches))
+        each = max(1, int(trainer.num_training_batches // trainer.val_check_batch))
+        count = epochs // (trainer.check_val_every_n_epoch or 1) * each
+        return count, int(steps), "Trainer(val_check_interval={})"
+    every = every_n_steps or trainer.num_training_batches / trainer.accumulate_grad_batches
+    return math.ceil(steps / every), int(steps), "every_n_steps={}"
 
 
 def _is_model(part: nn.Module) -> bool:
