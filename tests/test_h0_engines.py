@@ -173,6 +173,18 @@ def test_lower_precision_of_products_loses_nothing(precision):
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="needs torch 2.9")
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_lower_precision_by_backend_loses_nothing(precision):
+    """As ``TrainingArguments(tf32=True)`` sets it; torch's older functions raise then."""
+    points = shapes(6)["clusters"].float()
+    strict = filtered._margin(points, 1.0)
+    with torch.backends.flags(fp32_precision=precision):
+        assert filtered._margin(points, 1.0) > 100 * strict
+        assert_close(h0_deaths(points, engine="filtered"), prim(points))
+    assert filtered._margin(points, 1.0) == strict
+
+
 def test_rounding_within_the_margin_loses_no_edge(monkeypatch):
     """The computed squares off by as much as the margin allows, in the worst direction or any."""
     points = normal(240, 8, seed=7).float()

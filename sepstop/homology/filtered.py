@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ _SHRUNK = 1 / 16  # of the squared radius, for the precision to be kept in a clu
 _ROWS, _COLUMNS = 512, 2048  # of a block of products
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB
 _CACHED = 2**18  # likewise on a CPU, for its cache
+_ROUNDINGS = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of factors, cut off
 _SEED = 0
 
 
@@ -241,14 +243,25 @@ def _squared_norms(points: Tensor) -> Tensor:
 def _margin(points: Tensor, radius: float) -> float:
     """What a squared distance of the pass may be wrong by; see the top of this file."""
     roundoff = torch.finfo(points.dtype).eps / 2
-    factors = 0.0
-    if points.dtype == torch.float32:
-        factors = {"highest": 0.0, "high": 2.0**-11}.get(
-            torch.get_float32_matmul_precision(), 2.0**-8
-        )
-        if points.is_cuda and torch.backends.cuda.matmul.allow_tf32:
-            factors = max(factors, 2.0**-11)
+    factors = _rounding_of_factors() if points.dtype == torch.float32 else 0.0
     return 1.02 * radius * ((4 * (points.shape[1] + 2) + 24) * roundoff + 8 * factors)
+
+
+def _rounding_of_factors() -> float:
+    """Largest relative error of a factor in float32 products, as the global settings allow it.
+
+    Since torch 2.9 each backend has a setting of its own. The older functions follow it, but raise
+    where it was set directly, as by ``TrainingArguments(tf32=True)``.
+    """
+    if not hasattr(torch.backends, "fp32_precision"):  # torch before 2.9
+        general = torch.get_float32_matmul_precision()
+        names = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+        settings = {names[general], "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"}
+    else:
+        on_cpu: Any = torch.backends.mkldnn
+        places = (torch.backends, torch.backends.cuda.matmul, on_cpu.matmul)
+        settings = {place.fp32_precision for place in places}
+    return max(_ROUNDINGS[setting] for setting in settings)
 
 
 def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
