@@ -174,8 +174,7 @@ def carry_out(
 
 def _is_missing(error: Exception) -> bool:
     """Whether a package of someone else is not installed."""
-    name = getattr(error, "name", None) or "sepstop"
-    return isinstance(error, ModuleNotFoundError) and name.split(".")[0] != "sepstop"
+    return isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("sepstop")
 
 
 @contextlib.contextmanager
@@ -305,36 +304,30 @@ def timed(work: Callable[[], Any], setup: Setup, repeats: int = 3) -> tuple[floa
 
 def parity(setup: Setup) -> Iterator[Figure]:
     """Deaths, trees and criteria against the CPU, with TF32 forbidden and allowed."""
-    from sepstop import h0_deaths
-    from sepstop.homology import h0_dendrogram
-
     clouds = trap_clouds(200 if setup.small else 1500)
     lengths = {name: reference(cloud) for name, cloud in clouds.items()}
-    check = partial(Figure, target=TOLERANCE, decides=True)
     for setting in SETTINGS:
         with products(setting):
-            for engine in ("dense", "filtered"):
-                worst = Worst()
-                for name, cloud in clouds.items():
-                    deaths = h0_deaths(cloud.to(setup.device), engine=engine)
-                    worst.add(name, relative_error(deaths, lengths[name]))
-                yield check(f"deaths, {engine}, {setting}", worst.value, note=worst.where)
-            worst = Worst()
-            for name, cloud in clouds.items():
+            for error in (deaths_error, tree_error):
                 for engine in ("dense", "filtered"):
-                    error = tree_error(cloud.to(setup.device), lengths[name], engine)
-                    worst.add(f"{name}, {engine}", error)
-            yield check(f"trees, {setting}", worst.value, note=worst.where)
+                    worst = Worst()
+                    for name, cloud in clouds.items():
+                        there = cloud.to(setup.device)
+                        worst.add(name, partial(error, there, lengths[name], engine))
+                    kind = error.__name__.removesuffix("_error")
+                    yield worst.figure(f"{kind}, {engine}, {setting}")
     worst = Worst()
     for name, cloud in clouds.items():
-        gaps = h0_dendrogram(cloud.to(setup.device))[1].sort().values
-        worst.add(name, relative_error(gaps, lengths[name]))
-    yield check("dendrograms", worst.value, note=worst.where)
-    yield check("deaths of resamples and of a batch", batch_error(setup))
+        worst.add(name, partial(dendrogram_error, cloud.to(setup.device), lengths[name]))
+    yield worst.figure("dendrograms")
+    worst = Worst()
+    worst.add("", partial(batch_error, setup))
+    yield worst.figure("deaths of resamples and of a batch")
     for dtype in (torch.bfloat16, torch.float16):
         cloud = clouds["mixture"].to(dtype)
-        error = relative_error(h0_deaths(cloud.to(setup.device)), reference(cloud))
-        yield check(f"deaths of {str(dtype).removeprefix('torch.')} points", error)
+        worst = Worst()
+        worst.add("", partial(deaths_error, cloud.to(setup.device), reference(cloud), "auto"))
+        yield worst.figure(f"deaths of {dtype} points")
     yield from criteria_parity(setup)
     yield from neighbor_parity(setup)
 
@@ -345,9 +338,17 @@ class Worst:
     value = 0.0
     where = ""
 
-    def add(self, where: str, error: float) -> None:
-        if not error <= self.value:  # NaN counts as the largest
+    def add(self, where: str, measure: Callable[[], float]) -> None:
+        """NaN, as what raises is taken for, counts as the largest error."""
+        try:
+            error = measure()
+        except Exception as failure:
+            error, where = math.nan, f"{where}: {type(failure).__name__}: {failure}"
+        if not error <= self.value and not math.isnan(self.value):
             self.value, self.where = error, where
+
+    def figure(self, name: str) -> Figure:
+        return Figure(name, self.value, target=TOLERANCE, note=self.where, decides=True)
 
 
 def trap_clouds(n: int) -> dict[str, Tensor]:
@@ -389,6 +390,18 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
         return math.nan
     floor = 1e-9 * expected.max() + torch.finfo(torch.float32).tiny
     return float(((found.cpu().double() - expected).abs() / expected.clamp(min=floor)).max())
+
+
+def deaths_error(points: Tensor, expected: Tensor, engine: Any) -> float:
+    from sepstop import h0_deaths
+
+    return relative_error(h0_deaths(points, engine=engine), expected)
+
+
+def dendrogram_error(points: Tensor, expected: Tensor) -> float:
+    from sepstop.homology import h0_dendrogram
+
+    return relative_error(h0_dendrogram(points)[1].sort().values, expected)
 
 
 def tree_error(points: Tensor, expected: Tensor, engine: Any) -> float:
@@ -465,11 +478,10 @@ def score_inputs(n: int, dimensions: int, classes: int) -> dict[str, Tensor]:
 def criteria_parity(setup: Setup) -> Iterator[Figure]:
     """Each criterion on resamples, the worst error as a part of its largest score."""
     from sepstop.criteria import CRITERIA
-    from sepstop.resampling import draw_resamples, score_resamples
+    from sepstop.resampling import draw_resamples
 
     n, dimensions = (150, 48) if setup.small else (1000, 384)
     inputs = score_inputs(n, dimensions, classes=10)
-    there = {name: values.to(setup.device) for name, values in inputs.items()}
     resamples = draw_resamples(n, 4, n // 2, seed=0)
     for name, kind in CRITERIA.items():
         try:
@@ -481,11 +493,21 @@ def criteria_parity(setup: Setup) -> Iterator[Figure]:
         if missing := [need for need in needs if need not in inputs]:
             yield Figure(f"criterion {name}", None, note=f"it needs the {missing[0]}")
             continue
-        given: Any = {need: inputs[need] for need in needs}
-        expected = torch.tensor(score_resamples(criterion, given, resamples))
-        found = torch.tensor(score_resamples(criterion, there, resamples))
-        error = float((found - expected).abs().max() / expected.abs().max())
-        yield Figure(f"criterion {name}", error, target=TOLERANCE, decides=True)
+        given = {need: inputs[need] for need in needs}
+        worst = Worst()
+        worst.add("", partial(criterion_error, setup, criterion, given, resamples))
+        yield worst.figure(f"criterion {name}")
+
+
+def criterion_error(
+    setup: Setup, criterion: Any, inputs: dict[str, Tensor], resamples: Tensor
+) -> float:
+    from sepstop.resampling import score_resamples
+
+    there = {name: values.to(setup.device) for name, values in inputs.items()}
+    found = torch.tensor(score_resamples(criterion, there, resamples))
+    expected = torch.tensor(score_resamples(criterion, dict(inputs), resamples))
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def neighbor_parity(setup: Setup) -> Iterator[Figure]:

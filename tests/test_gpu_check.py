@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import gpu_check
-from gpu_check import Figure, OutOfTime, Part, alarm, exit_status
+from gpu_check import Figure, OutOfTime, Part, Worst, alarm, exit_status, line
 
 from sepstop.criteria import CRITERIA
 
@@ -36,7 +36,7 @@ def test_every_part_runs_and_its_figures_are_kept(tmp_path, capsys):
     left_out = {name for name, figure in parity.items() if figure["value"] is None}
     assert left_out == {"criterion weightwatcher"}
     deciding = [figure for figure in parity.values() if figure["decides"]]
-    assert len(deciding) == 13 + len(CRITERIA) - len(left_out)
+    assert len(deciding) == 16 + len(CRITERIA) - len(left_out)
     assert all(figure["value"] <= 1e-6 and figure["met"] for figure in deciding)
     speed = figures_of(report, "speed")
     assert speed["h0_deaths of 2,000 x 32"]["value"] > 0
@@ -90,6 +90,11 @@ def test_another_number_than_the_cpus_fails_the_check():
         Figure("deaths", value, target=1e-6, decides=True) for value in (1e-7, 1e-5, math.nan)
     )
     slow = Figure("seconds", 9.0, target=0.1)
+    worst = Worst()
+    for measure in (lambda: 1e-8, lambda: 1 / 0, lambda: 1e-3):
+        worst.add("here", measure)
+    assert "ZeroDivisionError" in line(worst.figure("trees"))
+    assert exit_status([Part("parity", figures=[worst.figure("trees")])]) == 1
     assert exit_status([Part("parity", figures=[equal, slow])]) == 0
     for wrong in (different, unknown):
         assert exit_status([Part("parity", figures=[equal, wrong])]) == 1
