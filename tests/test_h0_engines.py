@@ -235,6 +235,25 @@ def test_threads_and_repetitions_give_the_same_bits():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("name", ["blob", "clumps of clumps", "clumps in float32", "duplicates"])
+def test_wider_blocks_as_on_a_gpu_change_nothing(name, monkeypatch):
+    points = shapes(13)[name]
+    blocks = []
+    product = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda *given, **into: blocks.append(1) or product(*given, **into)
+    )
+    expected = h0_deaths(points, engine="filtered")
+    count = len(blocks)
+    blocks.clear()
+    monkeypatch.setattr(filtered, "_wider", lambda device: 3)
+    torch.testing.assert_close(h0_deaths(points, engine="filtered"), expected, rtol=1e-7, atol=0)
+    assert len(blocks) <= count / 3
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.undo()
+    assert filtered.memory(10_000, 64, cpu) < filtered.memory(10_000, 64, gpu) < 2**30
+
+
 def test_many_pairs_within_their_bounds_are_thinned_out(monkeypatch):
     monkeypatch.setattr(filtered, "_most_pairs", lambda points: 2 * points)
     calls = []
