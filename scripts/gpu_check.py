@@ -123,8 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=360, help="seconds in all")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = parser.parse_args(arguments)
+    if not given.small and not torch.cuda.is_available():
+        parser.error("torch sees no GPU; --small rehearses the check on the CPU")
     start = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() and not given.small else "cpu"
+    device = "cpu" if given.small else "cuda"
     report: dict[str, Any] = {"machine": machine(device), "small": given.small, "parts": []}
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         setup = Setup(torch.device(device), given.small, Path(folder))
@@ -160,16 +162,16 @@ def carry_out(
     except OutOfTime as error:
         part.status, part.reason = "cut short" if part.figures else "left out", str(error)
     except Exception as error:
-        part.status, part.reason = "failed", f"{type(error).__name__}: {error}"
+        part.status, part.reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0]
         if _is_missing(error):
             part.status = "skipped"
         else:
             traceback.print_exc()
     part.seconds = round(time.perf_counter() - start, 2)
-    gc.collect()
-    if setup.device.type == "cuda":
-        torch.cuda.empty_cache()
     save()
+    gc.collect()
+    with contextlib.suppress(RuntimeError):  # after a kernel failed, every call does
+        torch.cuda.empty_cache()
 
 
 def _is_missing(error: Exception) -> bool:
@@ -343,7 +345,8 @@ class Worst:
         try:
             error = measure()
         except Exception as failure:
-            error, where = math.nan, f"{where}: {type(failure).__name__}: {failure}"
+            why = f"{type(failure).__name__}: {failure}".splitlines()[0]
+            error, where = math.nan, f"{where}: {why}"
         if not error <= self.value and not math.isnan(self.value):
             self.value, self.where = error, where
 
@@ -572,7 +575,7 @@ def h0_figures(setup: Setup, n: int, dimensions: int) -> Iterator[Figure]:
     mark = n == 50_000 and dimensions <= 768
     yield Figure(f"h0_deaths of {shape}", seconds, "s", target=0.1 if mark else None)
     yield Figure("  as a multiple of the product", seconds / floor)
-    yield Figure("  its peak memory", peak, "MiB", target=1000 if mark else None)
+    yield Figure("  its peak memory", peak, "MiB", target=954 if mark else None)
 
 
 def peers(setup: Setup, n: int, dimensions: int) -> Iterator[Figure]:
@@ -782,24 +785,24 @@ def train(setup: Setup, base: Path, watch: bool) -> Watched:
         seed=0,
     )
     model = to_train(setup, base)
-    trainer: Any = Trainer(model, arguments, train_dataset=data)  # type: ignore[arg-type]
-    trainer.remove_callback(PrinterCallback)
     spent = dict.fromkeys(("callback", "embedding", "scoring"), 0.0)
     dtypes: dict[str, set[str]] = {"training": set(), "pool": set()}
-    callback = None
+    callbacks = []
     if watch:
         callback = SepStopCallback(
             the_pool(setup), policy=NEVER, every_n_steps=steps // 2, verbose=False
         )
-        trainer.add_callback(callback)
         clock(setup, callback, spent)
         watch_dtypes(model, dtypes, spent)
+        callbacks.append(callback)
+    trainer: Any = Trainer(model, arguments, train_dataset=data, callbacks=callbacks)  # type: ignore[arg-type]
+    trainer.remove_callback(PrinterCallback)
     setup.wait()
     start = time.perf_counter()
     trainer.train()
     setup.wait()
     spent["total"] = time.perf_counter() - start
-    scores = 0 if callback is None else len(callback.history)
+    scores = sum(len(callback.history) for callback in callbacks)
     return Watched(dict(model.state_dict()), spent, dtypes, scores)
 
 

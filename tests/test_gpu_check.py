@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
@@ -83,6 +84,13 @@ def test_parts_are_left_out_where_the_budget_is_used_up(tmp_path):
     assert {part["status"] for part in report["parts"]} == {"left out"}
     with pytest.raises(OutOfTime, match="the time for it is used up"), alarm(0.05):
         time.sleep(60)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_only_a_rehearsal_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--out", str(tmp_path / "gpu.json")])
+    assert "torch sees no GPU; --small rehearses the check" in capsys.readouterr().err
 
 
 def test_another_number_than_the_cpus_fails_the_check():
