@@ -39,10 +39,11 @@ def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
     """
     rows = normalize(points.float(), dim=-1)
     found = []
-    for start in range(0, len(rows), _ROWS):
-        similar = rows[start : start + _ROWS] @ rows.T
-        similar.diagonal(offset=start).fill_(-torch.inf)
-        found.append(similar.topk(min(count, len(rows) - 1), dim=-1).indices)
+    with torch.autocast(points.device.type, enabled=False):  # a plain loop may be inside one
+        for start in range(0, len(rows), _ROWS):
+            similar = rows[start : start + _ROWS] @ rows.T
+            similar.diagonal(offset=start).fill_(-torch.inf)
+            found.append(similar.topk(min(count, len(rows) - 1), dim=-1).indices)
     return torch.cat(found)
 
 

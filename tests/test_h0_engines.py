@@ -173,6 +173,18 @@ def test_lower_precision_of_products_loses_nothing(precision):
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="needs torch 2.9")
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_lower_precision_by_backend_loses_nothing(precision):
+    """As ``TrainingArguments(tf32=True)`` sets it; torch's older functions raise then."""
+    points = shapes(6)["clusters"].float()
+    strict = filtered._margin(points, 1.0)
+    with torch.backends.flags(fp32_precision=precision):
+        assert filtered._margin(points, 1.0) > 100 * strict
+        assert_close(h0_deaths(points, engine="filtered"), prim(points))
+    assert filtered._margin(points, 1.0) == strict
+
+
 def test_rounding_within_the_margin_loses_no_edge(monkeypatch):
     """The computed squares off by as much as the margin allows, in the worst direction or any."""
     points = normal(240, 8, seed=7).float()
@@ -221,6 +233,25 @@ def test_threads_and_repetitions_give_the_same_bits():
     state = torch.get_rng_state()
     h0_deaths(points, engine="filtered")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["blob", "clumps of clumps", "clumps in float32", "duplicates"])
+def test_wider_blocks_as_on_a_gpu_change_nothing(name, monkeypatch):
+    points = shapes(13)[name]
+    blocks = []
+    product = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda *given, **into: blocks.append(1) or product(*given, **into)
+    )
+    expected = h0_deaths(points, engine="filtered")
+    count = len(blocks)
+    blocks.clear()
+    monkeypatch.setattr(filtered, "_wider", lambda device: 3)
+    torch.testing.assert_close(h0_deaths(points, engine="filtered"), expected, rtol=1e-7, atol=0)
+    assert len(blocks) <= count / 3
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.undo()
+    assert filtered.memory(10_000, 64, cpu) < filtered.memory(10_000, 64, gpu) < 2**30
 
 
 def test_many_pairs_within_their_bounds_are_thinned_out(monkeypatch):

@@ -22,6 +22,13 @@ def test_neighbors_are_the_nearest_by_cosine_whatever_the_length(monkeypatch, ro
     assert torch.equal(nearest_neighbors(points * lengths), expected)
 
 
+def test_autocast_around_a_loop_changes_no_neighbors():
+    points = cloud(50) + 10  # cosines that bfloat16 cannot tell apart
+    expected = nearest_neighbors(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_neighbors(points), expected)
+
+
 def test_few_points_have_few_neighbors():
     assert nearest_neighbors(cloud(2)).tolist() == [[1], [0]]
 

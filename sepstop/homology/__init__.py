@@ -170,7 +170,7 @@ def _trees(clouds: Tensor, engine: str, max_memory: int | None) -> tuple[Tensor,
             parts = [dense.spanning_trees(part) for part in _in_parts(clouds, max_memory)]
             edges, lengths = (torch.cat(part) for part in zip(*parts, strict=True))
         else:
-            _check_memory(filtered.memory(n, dimensions), max_memory, clouds)
+            _check_memory(filtered.memory(n, dimensions, clouds.device), max_memory, clouds)
             found = [filtered.spanning_tree(cloud) for cloud in _with_float64(clouds)]
             edges, lengths = (torch.stack(part) for part in zip(*found, strict=True))
     return edges, lengths

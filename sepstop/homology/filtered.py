@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,9 @@ _CROWD = 2**13  # pairs of one block of products that are worth a second look in
 _SHRUNK = 1 / 16  # of the squared radius, for the precision to be kept in a clump
 _ROWS, _COLUMNS = 512, 2048  # of a block of products
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB
+_WIDER = 4  # times the sides of a block on other devices, where a step costs a launch at any size
 _CACHED = 2**18  # likewise on a CPU, for its cache
+_ROUNDINGS = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of factors, cut off
 _SEED = 0
 
 
@@ -76,12 +79,18 @@ def spanning_tree(points: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([first, second], dim=1), squared.sqrt() * cloud.unit
 
 
-def memory(points: int, dimensions: int) -> int:
+def memory(points: int, dimensions: int, device: torch.device) -> int:
     """Bytes above the input that `spanning_tree` takes at most."""
+    wider = _wider(device)
     copies = 2 * 4 * points * (dimensions + 4)  # of the points: as they come, and in order
     pairs = _most_pairs(points) * 120
-    blocks = 12 * _ROWS * _COLUMNS + 4 * 8 * _PAIRS + 13 * _DISTANCES
-    return copies + pairs + blocks + 1500 * points
+    blocks = 12 * _ROWS * _COLUMNS * wider**2 + (4 * 8 * _PAIRS + 13 * _DISTANCES) * wider
+    again = 8 * dimensions * (_ROWS + _COLUMNS) * wider  # the points of a block in float64
+    return copies + pairs + blocks + again + 1500 * points
+
+
+def _wider(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else _WIDER
 
 
 def _most_pairs(points: int) -> int:
@@ -176,11 +185,12 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
         if shrunk or dtype == torch.float32:
             found.append(_solve(cloud, inside, dtype if shrunk else torch.float64))
             gaps[start : end - 1] = -torch.inf  # no pair inside is within its bound
+    crowd = _CROWD * _wider(points.device) ** 2
     if not torch.isneginf(gaps).all():
         points, norms, ids = points.index_select(0, order), norms[order], ids[order]
         held, limit = sum(len(edges[0]) for edges in found), _most_pairs(len(ids))
         for row, column in _within(points, norms, (gaps + margin).to(dtype)):
-            if len(row) > _CROWD and dtype == torch.float32:
+            if len(row) > crowd and dtype == torch.float32:
                 row, column = _within_in_float64(cloud, ids, centre, gaps, row, column)
             found.append(_measured(cloud, ids[row], ids[column]))
             held += len(row)
@@ -228,7 +238,7 @@ def _thinned(points: int, found: list[_Edges]) -> _Edges:
 
 def _rows(points: Tensor) -> int:
     """Rows that are held in float64 at once."""
-    held = _CACHED if points.device.type == "cpu" else _PAIRS
+    held = _CACHED if points.device.type == "cpu" else _PAIRS * _wider(points.device)
     return max(1, held // points.shape[1])
 
 
@@ -241,14 +251,25 @@ def _squared_norms(points: Tensor) -> Tensor:
 def _margin(points: Tensor, radius: float) -> float:
     """What a squared distance of the pass may be wrong by; see the top of this file."""
     roundoff = torch.finfo(points.dtype).eps / 2
-    factors = 0.0
-    if points.dtype == torch.float32:
-        factors = {"highest": 0.0, "high": 2.0**-11}.get(
-            torch.get_float32_matmul_precision(), 2.0**-8
-        )
-        if points.is_cuda and torch.backends.cuda.matmul.allow_tf32:
-            factors = max(factors, 2.0**-11)
+    factors = _rounding_of_factors() if points.dtype == torch.float32 else 0.0
     return 1.02 * radius * ((4 * (points.shape[1] + 2) + 24) * roundoff + 8 * factors)
+
+
+def _rounding_of_factors() -> float:
+    """Largest relative error of a factor in float32 products, as the global settings allow it.
+
+    Since torch 2.9 each backend has a setting of its own. The older functions follow it, but raise
+    where it was set directly, as by ``TrainingArguments(tf32=True)``.
+    """
+    if not hasattr(torch.backends, "fp32_precision"):  # torch before 2.9
+        general = torch.get_float32_matmul_precision()
+        names = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+        settings = {names[general], "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"}
+    else:
+        on_cpu: Any = torch.backends.mkldnn
+        places = (torch.backends, torch.backends.cuda.matmul, on_cpu.matmul)
+        settings = {place.fp32_precision for place in places}
+    return max(_ROUNDINGS[setting] for setting in settings)
 
 
 def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,10 +278,11 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(_SEED)
     shuffled = torch.randperm(n, generator=generator).to(points.device)
     pivots = shuffled[: max(2, n // _PIVOT)]
+    held = _ROWS * _COLUMNS * _wider(points.device) ** 2
     nearest = torch.cat(
         [
             torch.addmm(norms[pivots], rows, points[pivots].T, alpha=-2).argmin(dim=1)
-            for rows in points.split(max(1, _ROWS * _COLUMNS // len(pivots)))
+            for rows in points.split(max(1, held // len(pivots)))
         ]
     )
     gathered = shuffled[nearest[shuffled].argsort(stable=True)]
@@ -286,8 +308,9 @@ def _block_edges(points: Tensor, norms: Tensor, order: Tensor, most: int) -> _Ed
     count = -(-len(order) // most)
     size = -(-len(order) // count)
     padded = torch.cat([order, order[: count * size - len(order)]]).view(count, size)
+    held = _DISTANCES * _wider(points.device)
     found = []
-    for blocks in padded.split(max(1, _DISTANCES // size**2)):
+    for blocks in padded.split(max(1, held // size**2)):
         rows = points.index_select(0, blocks.flatten()).unflatten(0, blocks.shape)
         heights = norms[blocks]
         squared = torch.baddbmm(heights[:, None, :] + heights[:, :, None], rows, rows.mT, alpha=-2)
@@ -334,12 +357,14 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
         Two ``(m,)`` int64 tensors, the lower place first.
     """
     n, dimensions = points.shape
+    wider = _wider(points.device)
+    height, width = min(n, _ROWS * wider), min(n, _COLUMNS * wider)  # of a block
     ones = torch.ones_like(norms)[:, None]
     right = torch.cat([points, ones, norms[:, None]], dim=1)  # (n, D + 2)
-    left = torch.cat([-2 * points[:_ROWS], norms[:_ROWS, None], ones[:_ROWS]], dim=1)
-    buffer = points.new_empty(_ROWS * _COLUMNS)
-    for start in range(0, n, _ROWS):
-        end = min(n, start + _ROWS)
+    left = torch.cat([-2 * points[:height], norms[:height, None], ones[:height]], dim=1)
+    buffer = points.new_empty(height * width)
+    for start in range(0, n, height):
+        end = min(n, start + height)
         rows = left[: end - start]
         torch.mul(points[start:end], -2, out=rows[:, :dimensions])
         rows[:, dimensions] = norms[start:end]
@@ -355,8 +380,8 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
         to_end = bounds.new_full((end - start,), -torch.inf)
         to_end[:-1] = within.flip(0).cummax(dim=0).values.flip(0)
         since = bounds[end - 1 :].cummax(dim=0).values  # (n - end,)
-        for first in range(end, n, _COLUMNS):
-            last = min(n, first + _COLUMNS)
+        for first in range(end, n, width):
+            last = min(n, first + width)
             out = buffer[: (end - start) * (last - first)].view(end - start, last - first)
             squared = torch.mm(rows, right[first:last].T, out=out)
             bound = since[first - end : last - end]
