@@ -64,11 +64,11 @@ def same_randomness(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _no_stale_casts(device: torch.device) -> Iterator[None]:
     """Within the caller's autocast, no cast weight is cached: it would have no gradient later."""
-    if not torch.is_autocast_enabled(device.type):
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         yield
         return
-    dtype = torch.get_autocast_dtype(device.type)
-    with torch.autocast(device.type, dtype=dtype, cache_enabled=False):
+    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
         yield
 
 
