@@ -36,6 +36,7 @@ def card(run_dir: str | Path, figure: str | Path | None = None) -> str:
     best = next((record for record in history if record.step == decision.best_step), None)
     if best is None:
         raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
+    steps = max(history[-1].step, run.ended or 0)
     versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
     embedder = f" ({described(settings['embedder'])})" if "embedder" in settings else ""
     says = f"The policy ({described(run.policy)}) says" if run.policy else "The choice"
@@ -45,7 +46,7 @@ def card(run_dir: str | Path, figure: str | Path | None = None) -> str:
         picture = f"![Scores over the steps, with the pick at {best.step}]({Path(figure).name})\n\n"
     return f"""## How this checkpoint was chosen
 
-The weights are those of step {best.step}, of {history[-1].step} that were trained, chosen without
+The weights are those of step {best.step}, of {steps} that were trained, chosen without
 validation labels by sepstop {__version__} ({versions}): at {len(history)} steps
 the model embedded {best.pool_size} unlabeled texts{embedder}, and the
 embeddings were scored.

@@ -412,11 +412,16 @@ def marker(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["criterion", "embedder"])
-def test_settings_in_a_log_import_nothing(run, pool, marker, kind):
-    state = copy.deepcopy(STATE)
-    state["log_history"][1][KEY]["settings"][kind] = {"name": f"trap:{kind}"}
-    state["log_history"][1][KEY]["policy"] = {"name": "trap:policy"}
-    (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+@pytest.mark.parametrize("file", ["trainer_state.json", HISTORY_FILE])
+def test_recorded_settings_import_nothing(run, pool, marker, kind, file):
+    state, lines = copy.deepcopy(STATE), copy.deepcopy(LINES)
+    for recorded in (state["log_history"][1][KEY], lines[0][KEY]):
+        recorded["settings"][kind] = {"name": f"trap:{kind}"}
+        recorded["policy"] = {"name": "trap:policy"}
+    if file == HISTORY_FILE:
+        (run / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        (run / "checkpoint-2" / file).write_text(json.dumps(state))
     with pytest.raises(ValueError, match=f"the run.s {kind} is its own, trap:{kind}; pass"):
         select_checkpoint(run, pool, progress=False)
     command("card", run)

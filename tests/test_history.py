@@ -235,6 +235,16 @@ def test_what_was_decided_comes_back_as_it_was_written(tmp_path, ended):
     assert list(tmp_path.iterdir()) == [tmp_path / HISTORY_FILE]
 
 
+def test_the_state_of_an_earlier_version_has_no_decisions():
+    state = {"history": [to_dict(record) for record in RUN.records], "settings": RUN.settings}
+    run = from_state(state)
+    assert repr(run.records) == repr(RUN.records)
+    assert (run.decisions, run.settings) == ((None, None, None), RUN.settings)
+    for broken in ({"history": [5]}, {"history": 5}, {"settings": 5}, {"policy": "auto"}, 5):
+        with pytest.raises(ValueError, match="expected a sepstop"):
+            from_state(broken)
+
+
 def test_a_run_that_was_not_scored_yet(tmp_path):
     run = replace(RUN, records=(), decisions=())
     write_run(tmp_path / HISTORY_FILE, run)

@@ -81,7 +81,7 @@ def train(tmp_path, pool, tokenizer, train_rows):
 def check(tmp_path, pool, monkeypatch):
     """Compares what the commands show of tmp_path / "run" with what its callback decided."""
 
-    def compare(callback, decides="separability"):
+    def compare(callback, decides="separability", ended=None):
         folder, decision = tmp_path / "run", callback.decision
         marks = {"pick": decision.best_step, "stop": decision.step if decision.stop else None}
 
@@ -98,7 +98,8 @@ def check(tmp_path, pool, monkeypatch):
 
         said = CliRunner().invoke(app, ["card", str(folder)])
         assert said.exit_code == 0, said.output
-        assert f"those of step {decision.best_step}, of " in said.stdout
+        trained = ended or callback.history[-1].step
+        assert f"those of step {decision.best_step}, of {trained} that" in said.stdout
         assert f"says: {decision.reason}." in said.stdout
 
         with mpl.rc_context({"svg.fonttype": "none"}):
@@ -114,7 +115,7 @@ def check(tmp_path, pool, monkeypatch):
             out = Console(file=io.StringIO(), width=300)
             follow(folder, out, once=once, every=0.01)  # which ends, as training has
             text = out.file.getvalue()
-            assert "training ended at step" in text
+            assert f"training ended at step {trained}\n" in text
             if once:
                 assert f"as of step {decision.step}: {decision.reason}" in text
                 assert ("STOP" in text) == decision.stop
@@ -171,6 +172,27 @@ def test_of_a_run_without_its_history_file(train, check, tmp_path):
     callback = train(StopsAt(6))
     (tmp_path / "run" / HISTORY_FILE).unlink()
     check(callback)
+
+
+def test_of_a_run_whose_checkpoints_lost_their_log(train, check, tmp_path):
+    """As after a crash before the save was whole, or from weights that were copied alone."""
+    callback = train(StopsAt(6))
+    for state in tmp_path.glob("run/checkpoint-*/trainer_state.json"):
+        state.unlink()
+    check(callback)
+    path = tmp_path / "run" / "checkpoint-4"
+    alone = select_checkpoint(path, callback.monitor.pool, progress=False)
+    assert alone.settings == callback.monitor.settings
+
+
+def test_of_a_run_that_trained_on_after_its_last_score(train, check):
+    class Ends(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 7
+
+    callback = train(NEVER, others=[Ends()])
+    assert callback.history[-1].step == 6
+    check(callback, ended=7)
 
 
 def test_of_a_run_that_went_on_after_a_stop(train, check, tmp_path):
