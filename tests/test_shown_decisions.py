@@ -30,6 +30,16 @@ NEVER = Patience(patience=None)
 SETTINGS = {"resamples": 3, "seed": 5, "max_length": 12}
 
 
+BY_EVALUATIONS = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "best",
+    "metric_for_best_model": "information",
+    "greater_is_better": True,
+    "load_best_model_at_end": True,
+}
+
+
 class StopsAt:
     """A policy of one's own, which names neither a step to keep nor the step it looked at."""
 
@@ -68,6 +78,7 @@ def train(tmp_path, pool, tokenizer, train_rows):
             model=make_encoder(),
             args=TrainingArguments(str(tmp_path / "run"), **(defaults | options)),
             train_dataset=train_rows,
+            eval_dataset=train_rows.select(range(8)) if "eval_strategy" in options else None,
             processing_class=tokenizer,
             callbacks=[callback, *others],
         )
@@ -85,7 +96,9 @@ def check(tmp_path, pool, monkeypatch):
         folder, decision = tmp_path / "run", callback.decision
         marks = {"pick": decision.best_step, "stop": decision.step if decision.stop else None}
 
+        trained = ended or callback.history[-1].step
         recorded = read_run(folder)
+        assert recorded.ended == trained
         assert repr(list(recorded.records)) == repr(callback.history)
         assert list(recorded.decisions) == callback.decisions
         assert recorded.policy == describe(callback.policy, POLICIES)
@@ -98,7 +111,6 @@ def check(tmp_path, pool, monkeypatch):
 
         said = CliRunner().invoke(app, ["card", str(folder)])
         assert said.exit_code == 0, said.output
-        trained = ended or callback.history[-1].step
         assert f"those of step {decision.best_step}, of {trained} that" in said.stdout
         assert f"says: {decision.reason}." in said.stdout
 
@@ -141,6 +153,9 @@ def check(tmp_path, pool, monkeypatch):
         (NEVER, {"save_strategy": "no"}, "separability"),
         (StopsAt(6), {"save_strategy": "no"}, "separability"),
         (StopsAt(6), {"save_total_limit": 1}, "separability"),
+        (None, BY_EVALUATIONS, "information"),
+        (EAGER, BY_EVALUATIONS | {"metric_for_best_model": "separability"}, "separability"),
+        (None, BY_EVALUATIONS | {"metric_for_best_model": "separability"}, "separability"),
         (failing, {"save_strategy": "no"}, "separability"),
         (failing, {}, "separability"),
     ],
@@ -183,6 +198,19 @@ def test_of_a_run_whose_checkpoints_lost_their_log(train, check, tmp_path):
     path = tmp_path / "run" / "checkpoint-4"
     alone = select_checkpoint(path, callback.monitor.pool, progress=False)
     assert alone.settings == callback.monitor.settings
+
+
+def test_a_torn_history_file_is_never_guessed_at(train, pool, tmp_path):
+    train(EAGER)
+    path = tmp_path / "run" / HISTORY_FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    last = len(path.read_bytes().splitlines())
+    with pytest.raises(ValueError, match=rf"{HISTORY_FILE}, line {last}: "):
+        select_checkpoint(tmp_path / "run", pool, progress=False)
+    for command in ("plot", "card", "report", "watch"):
+        said = CliRunner().invoke(app, [command, str(tmp_path / "run")])
+        assert said.exit_code == 2
+        assert f"{HISTORY_FILE}, line {last}: " in "".join(said.stderr.splitlines())
 
 
 def test_of_a_run_that_trained_on_after_its_last_score(train, check):
