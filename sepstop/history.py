@@ -51,7 +51,9 @@ class RunHistory:
     Attributes:
         records: in order of steps.
         decisions: the decision made at each record; None where it was not written down.
-        settings: how the records were measured, as `Monitor.settings`; empty if unknown.
+        settings: how the newest records were measured, as `Monitor.settings`; empty if unknown.
+        settings_since: first step measured with these settings. Earlier records were measured
+            with others, which changed when the run was resumed.
         policy: as `sepstop.names.describe` gives it; empty if unknown or if no policy decided.
         decides: name of the score that the newest decision went by, "information" or the
             criterion's name; empty if unknown.
@@ -62,6 +64,7 @@ class RunHistory:
     records: tuple[Record, ...] = ()
     decisions: tuple[Decision | None, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    settings_since: int = 0
     policy: Mapping[str, Any] = field(default_factory=dict)
     decides: str = ""
     ended: int | None = None
@@ -78,6 +81,12 @@ class RunHistory:
         return self.decides == INFORMATION and not any(
             record.criterion == INFORMATION for record in self.records
         )
+
+    @property
+    def measured_alike(self) -> tuple[Record, ...]:
+        """The records measured with `settings`; none if these are unknown."""
+        since = self.settings_since if self.settings else math.inf
+        return tuple(record for record in self.records if record.step >= since)
 
     def where(self, keep: Callable[[Record], bool]) -> RunHistory:
         """The same with only the records for which ``keep`` is true, and their decisions."""
@@ -143,6 +152,7 @@ def header_of(run: RunHistory) -> dict[str, Any]:
     """What a history says of itself besides its records, ready for JSON."""
     return {
         "settings": dict(run.settings),
+        "settings_since": run.settings_since,
         "policy": dict(run.policy),
         "decides": run.decides,
         "ended": run.ended,
@@ -153,15 +163,19 @@ def _from_header(values: Mapping[str, Any]) -> RunHistory:
     """The history without records that `header_of` described; unknown keys are ignored."""
     settings, policy = values.get("settings", {}), values.get("policy", {})
     decides, ended = values.get("decides", ""), values.get("ended")
+    since = values.get("settings_since", 0)
     if not (
         isinstance(settings, dict)
         and isinstance(policy, dict)
         and all(_fits(key, value) for key, value in settings.items())
         and isinstance(decides, str)
         and (ended is None or _is_step(ended))
+        and _is_step(since)
     ):
         raise TypeError("not a header")
-    return RunHistory(settings=settings, policy=policy, decides=decides, ended=ended)
+    return RunHistory(
+        settings=settings, settings_since=since, policy=policy, decides=decides, ended=ended
+    )
 
 
 def _fits(key: str, value: Any) -> bool:
@@ -237,6 +251,11 @@ class Row(NamedTuple):
     decision: Decision | None
     header: RunHistory
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How the record was measured."""
+        return self.header.settings
+
 
 def rows_in(log_history: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows of sepstop among those of a ``log_history``, in their order.
@@ -283,6 +302,9 @@ def from_log(log_history: Iterable[Mapping[str, Any]]) -> RunHistory:
         informed = any(math.isfinite(record.information) for record in run.records if record.step)
         by_information = run.policy.get("name") == "auto" and informed
         run = replace(run, decides=INFORMATION if by_information else run.records[-1].criterion)
+    otherwise = [row.record.step for row in found if row.settings != run.settings]
+    if otherwise:
+        run = replace(run, settings_since=max(run.settings_since, max(otherwise) + 1))
     stopped = run.decision is not None and run.decision.stop
     return replace(run, ended=run.records[-1].step if stopped else None)
 

@@ -83,6 +83,7 @@ class Watch:
         self.verbose = verbose
         self.history: list[Record] = []
         self.decisions: list[Decision | None] = []
+        self._settings_since = 0  # first step measured with the settings of now
         self._afresh_after = -1  # told to go on after a stop that the checkpoint does not know
         self._stopped_before = False  # resumed after a stop: the weights stay as they are
 
@@ -124,8 +125,10 @@ class Watch:
         own = self._of_own_criterion(recorded)
         self.history, self.decisions = list(own.records), list(own.decisions)
         self._afresh_after = -1
+        self._settings_since = recorded.settings_since
         if self.history:
-            self._compare_settings(recorded.settings)
+            if self._settings_changed(recorded.settings):
+                self._settings_since = self.history[-1].step + 1
             self.decisions[-1] = self._decide(self.history)
 
     def _of_own_criterion(self, recorded: rows.RunHistory) -> rows.RunHistory:
@@ -137,6 +140,7 @@ class Watch:
             tuple(self.history),
             tuple(self.decisions),
             settings=self.monitor.settings,
+            settings_since=self._settings_since,
             policy=describe(self.policy, POLICIES),
             decides=self.decides,
             ended=ended,
@@ -239,14 +243,19 @@ class Watch:
             stacklevel=3,
         )
 
-    def _compare_settings(self, recorded: Mapping[str, Any]) -> None:
+    def _settings_changed(self, recorded: Mapping[str, Any]) -> bool:
+        """True, with a warning, if the run was measured with other settings before it was resumed.
+
+        Raises:
+            ValueError: they changed, and the policy compares the same resamples.
+        """
         changed = {
             key: f"{key} was {value!r} and is {self.monitor.settings[key]!r}"
             for key, value in recorded.items()
             if self.monitor.settings.get(key, value) != value
         }
         if not changed:
-            return
+            return False
         what = f"the resumed run was measured otherwise: {'; '.join(changed.values())}"
         unpaired = changed.keys() & {"resamples", "resample_size", "seed", "pool_size", "pool"}
         if unpaired and getattr(self.policy, "significance", None):
@@ -255,6 +264,7 @@ class Watch:
                 "settings of before"
             )
         warnings.warn(f"sepstop: {what}; its scores may not compare with new ones", stacklevel=2)
+        return True
 
     def _row(self, record: Record, decision: Decision) -> dict[str, Any]:
         """A copy of the record and decision for the trainer's own state, ready for JSON."""

@@ -149,6 +149,7 @@ ROW = {
 HEADER = {
     "schema": 1,
     "ended": 9,
+    "settings_since": 3,
     **{key: ROW[KEY][key] for key in ("settings", "policy", "decides")},
 }
 LINES = [{KEY: HEADER}, {**RECORD, "decision": ROW[KEY]["decision"]}]

@@ -200,6 +200,7 @@ RUN = RunHistory(
         Decision(False, 30, "told to go on", 30),
     ),
     settings={"criterion": {"name": "separability"}, "seed": 3, "pool": "abc"},
+    settings_since=15,
     policy={"custom": "script:my_policy"},
     decides="separability",
 )
@@ -311,6 +312,7 @@ def test_a_file_of_an_earlier_version_has_scores_and_no_decision(tmp_path):
     assert repr(run.records) == repr(RUN.records)
     assert run.decisions == (None, None, None)
     assert (run.decision, run.settings, run.by_information) == (None, {}, False)
+    assert run.measured_alike == ()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_rows(tmp_path, ROWS_OF_RUN)  # which know more
