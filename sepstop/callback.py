@@ -74,6 +74,7 @@ class SepStopCallback(Watch, TrainerCallback):
     Attributes:
         history: the records so far, those before a resume included.
         decision: the newest decision; None before the first record.
+        decisions: the decision made at each record.
 
     Raises:
         FileNotFoundError, ValueError: on construction, when the Trainer is made, or when
@@ -228,6 +229,7 @@ class SepStopCallback(Watch, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._training = False
+        self._end(args.output_dir, state.global_step)
         if self._asked_to_load is not None:
             args.load_best_model_at_end = self._asked_to_load
             self._asked_to_load = None
@@ -310,14 +312,20 @@ class SepStopCallback(Watch, TrainerCallback):
     def _resume(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl
     ) -> None:
-        """History and decision of a resumed run, from the rows that came with its checkpoint."""
-        self._restore(rows.records_in(state.log_history), rows.settings_in(state.log_history) or {})
+        """Restore a resumed run from the rows that came with its checkpoint, and note its begin.
+
+        A checkpoint that was saved before its step's score lacks it; the history file has it.
+        """
+        whole = rows.from_log(state.log_history)
+        if whole.records:
+            whole = rows.continuation(Path(args.output_dir) / rows.HISTORY_FILE, whole)
+        self._restore(whole.where(lambda record: record.step <= state.global_step))
         if self.decision is not None and not self.decision.stop:
-            self._look_beyond(args, state)
-            # Each rank looked at its own disk: the first decides.
-            self.history, self.decision, self._afresh_after = Ranks.of_run().of_first(
-                (self.history, self.decision, self._afresh_after)
-            )
+            self._look_beyond(args, state, self._of_own_criterion(whole))
+        # Each rank looked at its own disk: the first decides.
+        self.history, self.decisions, self._afresh_after = Ranks.of_run().of_first(
+            (self.history, self.decisions, self._afresh_after)
+        )
         if self.history and own_schedule(args):
             self._point_to_best(state)
             best = _checkpoint(args, state.best_global_step)
@@ -325,8 +333,11 @@ class SepStopCallback(Watch, TrainerCallback):
                 state.best_model_checkpoint = str(best)
         if self._stays_stopped():
             control.should_training_stop = True
+        self._write_down(args.output_dir)
 
-    def _look_beyond(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _look_beyond(
+        self, args: TrainingArguments, state: TrainerState, whole: rows.RunHistory
+    ) -> None:
         """Whether the run was stopped after its newest checkpoint on disk.
 
         It may have been: the checkpoint of the stop is deleted with ``save_total_limit=1`` where
@@ -335,14 +346,14 @@ class SepStopCallback(Watch, TrainerCallback):
         newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         if newest is None or Path(newest).name != f"checkpoint-{state.global_step}":
             return
-        whole = rows.continuation(Path(args.output_dir) / rows.HISTORY_FILE, self.history)
-        decision = self._decide(whole)
+        decision = self._decide(list(whole.records))
         if not decision.stop or not _checkpoint(args, decision.best_step).is_dir():
             return
         if self.continue_after_stop:
             self._afresh_after = state.global_step
         else:
-            self.history, self.decision = whole, decision
+            self.history = list(whole.records)
+            self.decisions = [*whole.decisions[:-1], decision]
 
     def _attached_to(self, state: TrainerState) -> Any:
         """The Trainer of this run, if attached; an earlier one's trackers are not this run's."""

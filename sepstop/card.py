@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sepstop import __version__
-from sepstop import history as rows
-from sepstop.offline import newest_log_history
 from sepstop.report import draw_scores, history_of, information_text, score_text
-from sepstop.sources import find_checkpoints
 from sepstop.types import Record
 
 _VERSIONS = ("transformers", "torch")
@@ -29,28 +25,28 @@ def card(run_dir: str | Path, figure: str | Path | None = None) -> str:
     Raises:
         FileNotFoundError: no scores there.
         ImportError: matplotlib is missing, for a figure.
-        ValueError: nothing could be scored, or a file is broken.
+        ValueError: nothing could be scored, no decision was recorded, or a file is broken.
     """
-    scores = history_of(run_dir)
-    history, decision, _ = scores
+    run = history_of(run_dir)
+    history, decision, settings = run.records, run.decision, run.settings
+    if decision is None:
+        raise ValueError(
+            f"{run_dir} has scores but no decision on them; `sepstop select` makes one"
+        )
     best = next((record for record in history if record.step == decision.best_step), None)
     if best is None:
         raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
-    log: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError):  # a run may have kept no checkpoint
-        log = newest_log_history(find_checkpoints(run_dir))
-    noted = rows.rows_in(log)
-    settings, policy = (noted[-1].settings, noted[-1].policy) if noted else ({}, {})
+    steps = max(history[-1].step, run.ended or 0)
     versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
     embedder = f" ({described(settings['embedder'])})" if "embedder" in settings else ""
-    says = f"The policy ({described(policy)}) says" if policy else "The choice"
+    says = f"The policy ({described(run.policy)}) says" if run.policy else "The choice"
     picture = ""
     if figure is not None:
-        draw_scores(scores, figure)
+        draw_scores(run, figure)
         picture = f"![Scores over the steps, with the pick at {best.step}]({Path(figure).name})\n\n"
     return f"""## How this checkpoint was chosen
 
-The weights are those of step {best.step}, of {history[-1].step} that were trained, chosen without
+The weights are those of step {best.step}, of {steps} that were trained, chosen without
 validation labels by sepstop {__version__} ({versions}): at {len(history)} steps
 the model embedded {best.pool_size} unlabeled texts{embedder}, and the
 embeddings were scored.
@@ -65,7 +61,7 @@ No labels were looked at, so these scores are no accuracy; measure that before y
 """
 
 
-def _rows(best: Record, history: list[Record]) -> str:
+def _rows(best: Record, history: Sequence[Record]) -> str:
     lines = []
     for name, values, shown in (
         (

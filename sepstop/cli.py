@@ -266,7 +266,7 @@ def watch(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run that is being trained.")],
     once: Annotated[bool, typer.Option("--once", help="Show what is there and end.")] = False,
 ) -> None:
-    """Follow a run's scores in the terminal until its policy stops it; Ctrl-C leaves it alone."""
+    """Follow a run's scores in the terminal until its training ends; Ctrl-C leaves it alone."""
     from sepstop.live import follow
 
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.bar import Bar
@@ -13,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sepstop import history as rows
+from sepstop.history import RunHistory, read_online, read_run
 from sepstop.policies import has_information, scored_by_information
 from sepstop.report import history_of, information_text, score_text
 from sepstop.types import Decision, Record
@@ -24,9 +26,10 @@ _WIDTH = 20  # of the bars, in characters
 
 
 def follow(run_dir: str | Path, console: Console, once: bool = False, every: float = 1.0) -> None:
-    """Show a run's scores as they come, until it is stopped by its policy or the user interrupts.
+    """Show a run's scores as they come, until its training ends or the user interrupts.
 
-    On a terminal a table that is redrawn; elsewhere a line for each score.
+    On a terminal, a table that is redrawn; elsewhere a line for each score. A run that crashed
+    leaves no word of its end: it is followed until the user interrupts.
 
     Args:
         once: show what is there and return.
@@ -39,22 +42,20 @@ def follow(run_dir: str | Path, console: Console, once: bool = False, every: flo
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise FileNotFoundError(f"no folder at {run_dir}")
+    name = run_dir.resolve().name
     if once:
-        console.print(view(*_state(run_dir), run_dir.resolve().name))
+        console.print(_view_of(history_of(run_dir), name))
         return
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            for state in _changes(run_dir, every):
-                live.update(view(*state, run_dir.resolve().name, console.height), refresh=True)
+            for run in _changes(run_dir, every):
+                live.update(_view_of(run, name, console.height), refresh=True)
         return
-    shown = -1
-    for history, decision, _ in _changes(run_dir, every):
-        for record in history:
-            if record.step > shown:
-                console.print(_line(record), markup=False, highlight=False, soft_wrap=True)
-                shown = record.step
-        if decision is not None and decision.stop:
-            console.print(f"stopped: {decision.reason}", markup=False, soft_wrap=True)
+    before = RunHistory()
+    for run in _changes(run_dir, every):
+        for line in _news(before, run):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        before = run
 
 
 def view(
@@ -63,15 +64,18 @@ def view(
     by_information: bool,
     title: str,
     height: int = 100,
+    ended: int | None = None,
 ) -> RenderableType:
-    """The newest scores with bars for their intervals, and what was decided last.
+    """The newest scores with bars for their intervals, and the newest decision.
 
     Args:
-        by_information: whether it goes by the information, where there is any.
-        height: lines that there are.
+        by_information: True if the information decides, where there is any.
+        height: number of lines to fill at most.
+        ended: step at which training ended; None while it goes on.
     """
+    end = [] if ended is None else [Text(_end_text(ended))]
     if not history:
-        return Text(f"{title}: waiting for the first score")
+        return Group(Text(f"{title}: {'no' if end else 'waiting for the first'} score"), *end)
     informed, criterion = has_information(history), history[-1].criterion
     deciding, others = list(history), scored_by_information(history)
     name, other = criterion, "information"
@@ -97,9 +101,13 @@ def view(
             style="bold" if record.step == best else "",
         )
     if decision is None:
-        return table
+        return Group(table, *end)
     mark = Text("STOP: " if decision.stop else "", style="bold red")
-    return Group(table, mark + Text(f"as of step {decision.step}: {decision.reason}"))
+    return Group(table, mark + Text(f"as of step {decision.step}: {decision.reason}"), *end)
+
+
+def _view_of(run: RunHistory, title: str, height: int = 100) -> RenderableType:
+    return view(run.records, run.decision, run.by_information, title, height, run.ended)
 
 
 def _interval(record: Record) -> tuple[float, float]:
@@ -116,42 +124,48 @@ def _bar(record: Record, low: float, span: float) -> RenderableType:
     return Bar(_WIDTH, begin, max(end, begin + 0.5), width=_WIDTH, color="blue")
 
 
-def _line(record: Record) -> str:
-    informed = math.isfinite(record.information)
-    information = f"  information {information_text(record)}" if informed else ""
-    return f"step {record.step}  {record.criterion} {score_text(record)}{information}"
+def _news(before: RunHistory, run: RunHistory) -> Iterator[str]:
+    """What a run says that it did not say ``before``, a line each."""
+    known = 0
+    for old, new in zip(before.records, run.records, strict=False):
+        if repr(old) != repr(new):  # as NaN is not equal to itself
+            break
+        known += 1
+    if known < len(before.records):
+        yield f"back to step {run.records[known - 1].step}" if known else "a new run"
+    pairs = zip(run.records[known:], run.decisions[known:], strict=True)
+    for record, decision in pairs:
+        informed = math.isfinite(record.information)
+        information = f"  information {information_text(record)}" if informed else ""
+        yield f"step {record.step}  {record.criterion} {score_text(record)}{information}"
+        if decision is not None and decision.stop:
+            yield f"stopped: {decision.reason}"
+    if run.ended is not None:
+        yield _end_text(run.ended)
 
 
-_State = tuple[list[Record], Decision | None, bool]
+def _end_text(step: int) -> str:
+    return f"training ended at step {step}"
 
 
-def _changes(run_dir: Path, every: float) -> Iterator[_State]:
-    """History, decision and whether by the information, now and whenever they have changed.
-
-    Until the run is stopped.
-    """
-    known: object = None
+def _changes(run_dir: Path, every: float) -> Iterator[RunHistory]:
+    """The history of a run, now and whenever it changes, until its training ends."""
+    known: RunHistory | None = None
     while True:
-        state = _state(run_dir, waits=True)
-        if repr(state) != known:  # as NaN is no NaN
-            known = repr(state)
-            yield state
-        if state[1] is not None and state[1].stop:
+        with warnings.catch_warnings():
+            if known is not None:
+                warnings.simplefilter("ignore")  # the first look said it
+            run = _look(run_dir)
+        if repr(run) != repr(known):  # as NaN is not equal to itself
+            known = run
+            yield run
+        if run.ended is not None:
             return
         time.sleep(every)
 
 
-def _state(run_dir: Path, waits: bool = False) -> _State:
-    """The scores so far, and the newest decision that a checkpoint knows."""
-    history: list[Record] = []
-    decision, by_information = None, True
-    try:
-        history, decision, by_information = history_of(run_dir)
-    except FileNotFoundError:
-        if not waits:
-            raise
-    newest = run_dir / rows.HISTORY_FILE
-    if newest.is_file():
-        whole = rows.read_history(newest)
-        history = whole if len(whole) >= len(history) else history
-    return history, decision, by_information
+def _look(run_dir: Path) -> RunHistory:
+    """The history so far, without records if there is nothing yet."""
+    with suppress(FileNotFoundError):
+        return read_online(run_dir) or read_run(run_dir)
+    return RunHistory()

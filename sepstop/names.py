@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -52,8 +54,9 @@ def build(kind: str, spec: Any, known: Mapping[str, type]) -> Any:
 def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
     """Settings that `build` turns back into ``thing``, ready for JSON.
 
-    What can't be made again from its settings (a lambda, an object that is no dataclass, something
-    of the script itself) is described under "custom" and has no "name".
+    What cannot be rebuilt from its settings (a lambda, an object that is not a dataclass or whose
+    fields are not JSON values, something defined in the script itself) is described under "custom"
+    and has no "name".
     """
     names = {cls: name for name, cls in known.items()}
     is_function = hasattr(thing, "__qualname__")
@@ -64,7 +67,9 @@ def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
     if is_function and importable:
         return {"name": name}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type) and importable:
-        return {"name": name, **dataclasses.asdict(thing)}
+        with suppress(RecursionError, TypeError, ValueError):
+            fields = json.dumps(dataclasses.asdict(thing), allow_nan=False)
+            return {"name": name, **json.loads(fields)}
     return {"custom": path}
 
 

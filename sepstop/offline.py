@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +64,7 @@ def select_checkpoint(
 ) -> Selection:
     """Score the checkpoints of a run and pick the best, without labels.
 
-    A run that was monitored left its settings in trainer_state.json; they are the defaults
+    A run that was monitored recorded its settings in its history file; they are the defaults
     here, so that the scores and the pick are the ones seen during training. Weights are
     loaded from safetensors, or from pickles with ``weights_only``.
 
@@ -108,12 +109,12 @@ def select_checkpoint(
         if value is not None and value not in known:
             raise ValueError(f"expected `{name}` among {', '.join(known)}, got {value!r}")
     run = find_run(run_dir)
-    log_history = newest_log_history(run.checkpoints)
+    recorded = _recorded(run)
     on = _device(device)
     if on.type != "cpu":
         monitor_options = {"batch_size": _ON_GPU} | monitor_options
     monitor = _monitor_as_in(
-        run, log_history, pool, text_column, pool_size, trust_remote_code, monitor_options
+        run, recorded, pool, text_column, pool_size, trust_remote_code, monitor_options
     )
     mode: Mode = "max" if monitor.criterion.higher_is_better else "min"
     policy = None if policy is None else build("policy", policy, POLICIES)
@@ -124,8 +125,10 @@ def select_checkpoint(
 
     def scored(store: ObservationStore) -> Selection:
         records, skipped, width = _score(run, monitor, loads, store, start, progress, on_observed)
-        by_score = "criterion" in monitor_options or _decided_by_score(log_history)
-        own = None if "criterion" in monitor_options else _online_best_step(log_history)
+        online = None if recorded.decision is None else recorded.decision.best_step
+        decided_by_score = bool(recorded.decides) and not recorded.by_information
+        by_score = "criterion" in monitor_options or decided_by_score
+        own = None if "criterion" in monitor_options else online
         decision, by_information, tied = choose(records, policy, mode, by_score, ties, own)
         if decision.best_step is None:
             causes = [f"{path.name}: {why}" for path, why in skipped.items()]
@@ -141,15 +144,20 @@ def select_checkpoint(
                 stacklevel=3,
             )
         if write_history and run.is_trained:
-            path = run.home / rows.SELECTION_FILE
-            rows.try_to_write_selection(path, records, decision, by_information)
+            chosen = rows.RunHistory(
+                tuple(records),
+                (*[None] * (len(records) - 1), decision),
+                settings=monitor.settings,
+                decides=rows.INFORMATION if by_information else monitor.criterion.name,
+            )
+            rows.try_to_write_run(run.home / rows.SELECTION_FILE, chosen)
         return Selection(
             decision=decision,
             records=tuple(records),
             paths=run.checkpoints,
             skipped=skipped,
             higher_is_better=mode == "max",
-            online_best_step=_online_best_step(log_history),
+            online_best_step=online,
             by_information=by_information,
             ties=tied,
             settings=monitor.settings,
@@ -166,9 +174,23 @@ def select_checkpoint(
         return ranks.of_first(ranks.together(lambda: scored(store) if ranks.rank == 0 else None))  # type: ignore[return-value]  # the first has one
 
 
+def _recorded(run: Run) -> rows.RunHistory:
+    """What the run itself recorded; without records if it was not monitored.
+
+    Of a single checkpoint, its own trainer_state.json comes before the history file beside it.
+    """
+    if run.is_trained:
+        return rows.read_online(run.home) or rows.RunHistory()
+    copies = rows.from_log(rows.newest_log_history(run.checkpoints))
+    of_run = all(re.fullmatch(r"checkpoint-\d+", path.name) for path in run.checkpoints.values())
+    if copies.records or not of_run:
+        return copies
+    return rows.read_online(run.home) or copies
+
+
 def _monitor_as_in(
     run: Run,
-    log_history: list[dict[str, Any]],
+    recorded: rows.RunHistory,
     pool: Any,
     text_column: str,
     pool_size: int | None,
@@ -176,12 +198,12 @@ def _monitor_as_in(
     given: dict[str, Any],
 ) -> Monitor:
     """The Monitor that the run had, but for what is ``given``."""
-    recorded = rows.settings_in(log_history) or {}
-    options = _with_recorded(given, recorded)
+    settings = recorded.settings
+    options = _with_recorded(given, settings)
     texts = read_pool(
-        pool, text_column, pool_size or recorded.get("pool_size", 2000), options.get("seed", 0)
+        pool, text_column, pool_size or settings.get("pool_size", 2000), options.get("seed", 0)
     )
-    same_pool = texts.fingerprint == recorded.get("pool", texts.fingerprint)
+    same_pool = texts.fingerprint == settings.get("pool", texts.fingerprint)
     if not same_pool:
         warnings.warn(
             "this is not the pool that the run was monitored with, so its scores differ from "
@@ -353,7 +375,7 @@ def _base_of_adapter(checkpoint: Path) -> str | None:
     return None
 
 
-def _with_recorded(options: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+def _with_recorded(options: dict[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` for the Monitor, what they leave open taken from the run's own settings.
 
     A mapping without a "name" changes parameters of the recorded criterion or embedder.
@@ -398,27 +420,6 @@ def _saved_tokenizer(checkpoints: dict[int, Path], trust_remote_code: bool) -> A
             with suppress(ValueError):  # a broken folder; the next may do
                 return load_tokenizer(path, trust_remote_code)
     return None
-
-
-def newest_log_history(checkpoints: dict[int, Path]) -> list[dict[str, Any]]:
-    """That of the last checkpoint whose log can be read."""
-    for step in sorted(checkpoints, reverse=True):
-        try:
-            return rows.read_log_history(checkpoints[step])
-        except ValueError as error:
-            warnings.warn(f"{error}; looking into the checkpoint before", stacklevel=3)
-    return []
-
-
-def _online_best_step(log_history: list[dict[str, Any]]) -> int | None:
-    found = rows.rows_in(log_history)
-    return found[-1].decision.best_step if found else None
-
-
-def _decided_by_score(log_history: list[dict[str, Any]]) -> bool:
-    """Whether the run's own policy kept the best score; not said by runs without one."""
-    found = rows.rows_in(log_history)
-    return bool(found) and found[-1].policy.get("name") != "auto"
 
 
 def _epoch(checkpoint: Path) -> float | None:

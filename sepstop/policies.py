@@ -36,7 +36,7 @@ def decide(
 
     Records after a stop mean that somebody told the run to go on: the policy starts afresh
     on them. Likewise it looks only at records after step ``after``. The best step is always that
-    of the whole run.
+    of the whole run. A policy that names no step looked at all records.
     """
     start = sum(record.step <= after for record in history)
     decision = policy(history[start:])
@@ -49,7 +49,13 @@ def decide(
     direction: Mode = getattr(policy, "mode", "max") if mode is None else mode
     pick = getattr(policy, "pick", None)
     best = pick(history) if pick else best_record(history, direction)
-    return replace(decision, best_step=None if best is None else best.step)
+    newest = history[-1].step if history else None
+    return Decision(
+        bool(decision.stop),
+        None if best is None else best.step,
+        str(decision.reason or "no reason given"),
+        newest if decision.step is None else int(decision.step),
+    )
 
 
 def replay(policy: Policy, history: Sequence[Record]) -> Decision:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sepstop.types import Decision, Record
+from sepstop.history import RunHistory, read_run
+from sepstop.types import Record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,50 +104,17 @@ def runs_table(
     return table
 
 
-class Scores(NamedTuple):
-    """What a run's folder says of it.
-
-    Attributes:
-        history: the records, in order of steps.
-        decision: the newest.
-        by_information: whether it went by the information and not by the criterion's score.
-    """
-
-    history: list[Record]
-    decision: Decision
-    by_information: bool
-
-
-def history_of(run_dir: str | Path) -> Scores:
-    """The scores of a run, as its callback or `sepstop select` left them, and what was decided.
+def history_of(run_dir: str | Path) -> RunHistory:
+    """`read_run` of a run that was scored.
 
     Raises:
-        FileNotFoundError: neither did, or nothing is in it yet.
+        FileNotFoundError: no scores there, or none yet.
         ValueError: a file is broken.
     """
-    from sepstop import history as rows
-    from sepstop.offline import newest_log_history
-    from sepstop.policies import Auto, has_information, replay
-    from sepstop.sources import find_checkpoints
-
-    with suppress(FileNotFoundError):  # a run may have kept no checkpoint
-        log = newest_log_history(find_checkpoints(run_dir))
-        history = rows.records_in(log)
-        if history:
-            newest = rows.rows_in(log)[-1]
-            is_auto = newest.policy.get("name", "auto") == "auto"
-            return Scores(history, newest.decision, is_auto and has_information(history))
-    path = Path(run_dir) / rows.HISTORY_FILE
-    history = rows.read_history(path) if path.is_file() else []
-    if history:
-        return Scores(history, replay(Auto(), history), has_information(history))
-    path = Path(run_dir) / rows.SELECTION_FILE
-    if path.is_file():
-        return Scores(*rows.read_selection(path))
-    raise FileNotFoundError(
-        f"no scores in {run_dir}: a run with the callback leaves {rows.HISTORY_FILE}, and "
-        f"`sepstop select` {rows.SELECTION_FILE}"
-    )
+    run = read_run(run_dir)
+    if not run.records:
+        raise FileNotFoundError(f"no scores in {run_dir} yet: the run was not scored so far")
+    return run
 
 
 def _other_text(selection: Selection, record: Record | None) -> str:
@@ -156,11 +123,12 @@ def _other_text(selection: Selection, record: Record | None) -> str:
     return f"{record.score:.4f}{' ◀' if record.step == selection.best_step else ''}"
 
 
-def draw_scores(scores: Scores, path: str | Path, title: str = "") -> Path:
-    """`draw_curve` of what a run's folder says, with the pick and the stop."""
-    history, decision, _ = scores
-    stop_step = decision.step if decision.stop else None
-    return draw_curve(history, path, best_step=decision.best_step, stop_step=stop_step, title=title)
+def draw_scores(run: RunHistory, path: str | Path, title: str = "") -> Path:
+    """`draw_curve` of a run, with its pick and its stop if a decision was recorded."""
+    decision = run.decision
+    best_step = None if decision is None else decision.best_step
+    stop_step = decision.step if decision is not None and decision.stop else None
+    return draw_curve(run.records, path, best_step=best_step, stop_step=stop_step, title=title)
 
 
 def draw_curve(

@@ -6,6 +6,7 @@ import logging
 import math
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,15 @@ from sepstop.criteria import Information, Separability
 from sepstop.monitor import Monitor
 from sepstop.names import build, describe
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
-from sepstop.policies import POLICIES, Auto, Mode, Plateau, best_record, decide
+from sepstop.policies import (
+    POLICIES,
+    Auto,
+    Mode,
+    Plateau,
+    best_record,
+    decide,
+    has_information,
+)
 from sepstop.ranks import Ranks
 from sepstop.types import Criterion, Decision, Policy, Record
 
@@ -32,7 +41,8 @@ class Watch:
 
     Attributes:
         history: the records so far, those before a resume included.
-        decision: the newest decision; None before the first record.
+        decisions: the decision made at each record; None where an earlier version of sepstop did
+            not write it down.
     """
 
     def __init__(
@@ -72,7 +82,8 @@ class Watch:
         self.on_error = on_error
         self.verbose = verbose
         self.history: list[Record] = []
-        self.decision: Decision | None = None
+        self.decisions: list[Decision | None] = []
+        self._settings_since = 0  # first step measured with the settings of now
         self._afresh_after = -1  # told to go on after a stop that the checkpoint does not know
         self._stopped_before = False  # resumed after a stop: the weights stay as they are
 
@@ -81,9 +92,20 @@ class Watch:
         return self.monitor.criterion
 
     @property
+    def decision(self) -> Decision | None:
+        """The newest decision; None before the first record."""
+        return self.decisions[-1] if self.decisions else None
+
+    @property
     def by_information(self) -> bool:
         """Whether the policy goes by the information, where there is any, and not by the score."""
         return isinstance(self.policy, Auto)
+
+    @property
+    def decides(self) -> str:
+        """Name of the score that the newest decision went by."""
+        informed = not self.history or has_information(self.history)
+        return Information.name if self.by_information and informed else self._criterion.name
 
     @property
     def _best_metric(self) -> str:
@@ -95,14 +117,48 @@ class Watch:
         every = self.every_n_steps
         return not every or not self.history or is_last or step - self.history[-1].step >= every
 
-    def _restore(self, history: list[Record], settings: dict[str, Any]) -> None:
-        """History and decision of a resumed run, or of a new one from nothing."""
-        self.history = [record for record in history if record.criterion == self._criterion.name]
-        self.decision = None
+    def _restore(self, recorded: rows.RunHistory) -> None:
+        """Take over what a resumed run recorded; a new run recorded nothing.
+
+        The newest decision is made again, by the policy that the run has now.
+        """
+        own = self._of_own_criterion(recorded)
+        self.history, self.decisions = list(own.records), list(own.decisions)
         self._afresh_after = -1
+        self._settings_since = recorded.settings_since
         if self.history:
-            self._compare_settings(settings)
-            self.decision = self._decide(self.history)
+            if self._settings_changed(recorded.settings):
+                self._settings_since = self.history[-1].step + 1
+            self.decisions[-1] = self._decide(self.history)
+
+    def _of_own_criterion(self, recorded: rows.RunHistory) -> rows.RunHistory:
+        return recorded.where(lambda record: record.criterion == self._criterion.name)
+
+    def _recorded(self, ended: int | None = None) -> rows.RunHistory:
+        """The run so far, as its history file has it."""
+        return rows.RunHistory(
+            tuple(self.history),
+            tuple(self.decisions),
+            settings=self.monitor.settings,
+            settings_since=self._settings_since,
+            policy=describe(self.policy, POLICIES),
+            decides=self.decides,
+            ended=ended,
+        )
+
+    def _write_down(self, folder: str | Path, ended: int | None = None) -> None:
+        """Replace the history file of the run in ``folder``.
+
+        Args:
+            ended: step at which training ended; None while it goes on.
+        """
+        if Ranks.of_run().rank == 0:
+            rows.try_to_write_run(Path(folder) / rows.HISTORY_FILE, self._recorded(ended))
+
+    def _end(self, folder: str | Path, step: int) -> None:
+        """Note in the history file that training ended at ``step``."""
+        # The step that a stopped run takes when it is resumed changes nothing.
+        self._write_down(folder, self.history[-1].step if self._stopped_before else step)
 
     def _stays_stopped(self) -> bool:
         """Whether a resumed run was stopped before and is not told to go on; said if so."""
@@ -150,13 +206,14 @@ class Watch:
         if self.history and self.history[-1].step == step:
             return None  # a second evaluation set, or an evaluation right after resuming
         record = Ranks.of_run().of_first(self._record(model, step, epoch))
+        decision = self._decide([*self.history, record])
         self.history.append(record)
-        self.decision = self._decide(self.history)
+        self.decisions.append(decision)
+        self._write_down(folder)
         if Ranks.of_run().rank == 0:
-            rows.try_to_write(Path(folder) / rows.HISTORY_FILE, self.history)
             path = Path(folder) / NEIGHBORS_FILE
             self.monitor.neighborhoods.save(path, self.monitor.places)
-        return record, self.decision
+        return record, decision
 
     def _record(self, model: nn.Module, step: int, epoch: float | None) -> Record:
         try:
@@ -186,14 +243,19 @@ class Watch:
             stacklevel=3,
         )
 
-    def _compare_settings(self, recorded: dict[str, Any]) -> None:
+    def _settings_changed(self, recorded: Mapping[str, Any]) -> bool:
+        """True, with a warning, if the run was measured with other settings before it was resumed.
+
+        Raises:
+            ValueError: they changed, and the policy compares the same resamples.
+        """
         changed = {
             key: f"{key} was {value!r} and is {self.monitor.settings[key]!r}"
             for key, value in recorded.items()
             if self.monitor.settings.get(key, value) != value
         }
         if not changed:
-            return
+            return False
         what = f"the resumed run was measured otherwise: {'; '.join(changed.values())}"
         unpaired = changed.keys() & {"resamples", "resample_size", "seed", "pool_size", "pool"}
         if unpaired and getattr(self.policy, "significance", None):
@@ -202,18 +264,14 @@ class Watch:
                 "settings of before"
             )
         warnings.warn(f"sepstop: {what}; its scores may not compare with new ones", stacklevel=2)
+        return True
 
     def _row(self, record: Record, decision: Decision) -> dict[str, Any]:
-        """What is kept of a record with the trainer's own state, ready for JSON."""
+        """A copy of the record and decision for the trainer's own state, ready for JSON."""
         return {
             "record": rows.to_dict(record),
-            "settings": self.monitor.settings,
-            "policy": describe(self.policy, POLICIES),
-            "decision": {
-                "stop": decision.stop,
-                "best_step": decision.best_step,
-                "reason": decision.reason,
-            },
+            "decision": rows.decision_to_dict(decision),
+            **rows.header_of(self._recorded()),
         }
 
     def _announce(self, record: Record, decision: Decision) -> None:

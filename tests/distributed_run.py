@@ -29,6 +29,7 @@ from transformers import Trainer, TrainingArguments
 
 from sepstop import Monitor, SepStopCallback
 from sepstop.criteria import Separability
+from sepstop.history import read_run
 
 POOL = 41  # no multiple of the processes
 
@@ -139,6 +140,11 @@ def main(out: Path) -> None:
         found["other pool"] = train(out / "other", pool_seed=rank)
         found["sharded encoder"] = measure(make_encoder(), shard)
         found["sharded causal"] = measure(make_decoder(), shard)
+    if rank == 0:  # which writes the history files
+        found["recorded"] = {
+            "run": dataclasses.asdict(read_run(out / "run")),
+            "stop again": dataclasses.asdict(read_run(out / "stop")),
+        }
     (out / f"rank{rank}.json").write_text(json.dumps(found))
     # gloo's threads now and then abort a process that is torn down with many groups behind it.
     ranks = dist.get_world_size() if dist.is_initialized() else 1

@@ -12,7 +12,7 @@ from conftest import make_encoder
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sepstop import Decision, Monitor, Patience, Plateau, SepStopCallback, replay
-from sepstop.history import HISTORY_FILE, read_history, read_log_history, records_in
+from sepstop.history import HISTORY_FILE, read_history, read_log_history, read_run, records_in
 from sepstop.neighbors import NEIGHBORS_FILE
 from sepstop.policies import Auto
 
@@ -520,6 +520,22 @@ def test_resuming_with_another_pool_warns(make_trainer, pool):
     trainer = make_trainer(SepStopCallback(pool[:60], policy=StopAt(4)))
     with pytest.warns(UserWarning, match="measured otherwise.*pool_size was 80 and is 60"):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_records_that_were_measured_otherwise_are_known(make_trainer, pool, kept):
+    """By the history file, and by the rows of a checkpoint."""
+    for end, count in ((4, 80), (8, 60), (12, 60)):
+        trainer = make_trainer(SepStopCallback(pool[:count], policy=NEVER), max_steps=end)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.train(resume_from_checkpoint=end > 4)
+    if not kept:
+        (Path(trainer.args.output_dir) / HISTORY_FILE).unlink()
+    run = read_run(trainer.args.output_dir)
+    assert [record.step for record in run.records] == [2, 4, 6, 8, 10, 12]
+    assert [record.step for record in run.measured_alike] == [6, 8, 10, 12]
+    assert {record.pool_size for record in run.measured_alike} == {60}
 
 
 def test_significance_needs_the_same_resamples_on_resuming(make_trainer, pool):

@@ -209,7 +209,7 @@ def test_the_configurations_are_valid(path):
 
 def history_lines(tmp_path):
     path = tmp_path / "run" / "sepstop_history.jsonl"
-    return len(path.read_text().splitlines()) if path.is_file() else 0
+    return len(read_history(path)) if path.is_file() else 0
 
 
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(settings, tmp_path):

@@ -26,13 +26,15 @@ from sepstop import Record, select_checkpoint
 from sepstop.bench.runs import load_run
 from sepstop.cli import app
 from sepstop.history import (
+    HISTORY_FILE,
     KEY,
     SELECTION_FILE,
+    RunHistory,
+    from_log,
+    from_state,
     read_history,
     read_log_history,
-    read_selection,
-    records_in,
-    settings_in,
+    read_run,
     to_dict,
 )
 from sepstop.neighbors import Neighborhoods
@@ -140,9 +142,17 @@ ROW = {
             "pool": "abc",
         },
         "policy": {"name": "auto", "mode": "max"},
-        "decision": {"stop": False, "best_step": 5, "reason": "improving"},
+        "decides": "information",
+        "decision": {"stop": False, "best_step": 5, "reason": "improving", "step": 5},
     },
 }
+HEADER = {
+    "schema": 1,
+    "ended": 9,
+    "settings_since": 3,
+    **{key: ROW[KEY][key] for key in ("settings", "policy", "decides")},
+}
+LINES = [{KEY: HEADER}, {**RECORD, "decision": ROW[KEY]["decision"]}]
 TRAINED = {"loss": 1.0, "learning_rate": 1e-5, "step": 5, "epoch": 0.5}
 STATE = {"max_steps": 9, "save_steps": 5, "log_history": [TRAINED, ROW]}
 
@@ -172,12 +182,21 @@ def test_history_files_of_any_values(tmp_path, record):
 
 
 @FUZZ
-@given(kept=mutated({"reason": "best", "stop_step": None, "by_information": False}))
-def test_selection_files_of_any_values(tmp_path, kept):
-    (tmp_path / SELECTION_FILE).write_text(json.dumps({**RECORD, "kept": kept}))
-    found = said(read_selection, tmp_path / SELECTION_FILE)
-    assert isinstance(found, tuple) or "kept" in found or "does not say which" in found
+@given(lines=mutated(LINES), name=st.sampled_from([HISTORY_FILE, SELECTION_FILE]))
+def test_headers_and_decisions_of_any_values(tmp_path, lines, name):
+    for other in (HISTORY_FILE, SELECTION_FILE):
+        (tmp_path / other).unlink(missing_ok=True)
+    lines = lines if isinstance(lines, list) else [lines]
+    (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = said(read_run, tmp_path)
+    assert (
+        isinstance(found, RunHistory)
+        or f"{name}, line " in found
+        or "no scores" in found
+        or (name == SELECTION_FILE and "does not say which" in found)
+    )
     command("card", tmp_path)
+    command("watch", tmp_path, "--once")
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("report", tmp_path, "-o", tmp_path / "x.html")
 
@@ -191,12 +210,18 @@ def test_trainer_states_of_any_values(tmp_path, state):
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     log = said(read_log_history, checkpoint)
     if isinstance(log, list):
-        said(records_in, log)
-        said(settings_in, log)
+        said(from_log, log)
     command("card", tmp_path)
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("watch", tmp_path, "--once")
     command("report", tmp_path, "-o", tmp_path / "x.html")
+
+
+@FUZZ
+@given(state=mutated({"history": LINES[1:], **HEADER}))
+def test_states_of_other_trainers_of_any_values(state):
+    found = said(from_state, state)
+    assert isinstance(found, RunHistory) or "expected a" in found
 
 
 @FUZZ
@@ -388,11 +413,16 @@ def marker(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["criterion", "embedder"])
-def test_settings_in_a_log_import_nothing(run, pool, marker, kind):
-    state = copy.deepcopy(STATE)
-    state["log_history"][1][KEY]["settings"][kind] = {"name": f"trap:{kind}"}
-    state["log_history"][1][KEY]["policy"] = {"name": "trap:policy"}
-    (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+@pytest.mark.parametrize("file", ["trainer_state.json", HISTORY_FILE])
+def test_recorded_settings_import_nothing(run, pool, marker, kind, file):
+    state, lines = copy.deepcopy(STATE), copy.deepcopy(LINES)
+    for recorded in (state["log_history"][1][KEY], lines[0][KEY]):
+        recorded["settings"][kind] = {"name": f"trap:{kind}"}
+        recorded["policy"] = {"name": "trap:policy"}
+    if file == HISTORY_FILE:
+        (run / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        (run / "checkpoint-2" / file).write_text(json.dumps(state))
     with pytest.raises(ValueError, match=f"the run.s {kind} is its own, trap:{kind}; pass"):
         select_checkpoint(run, pool, progress=False)
     command("card", run)

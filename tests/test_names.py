@@ -127,6 +127,8 @@ def test_what_settings_can_not_make_again_has_no_name():
         (Own(3), f"{__name__}:Own"),
         (lambda points: points, "<lambda>"),
         (nested, "<locals>.nested"),
+        (Threshold(level=math.inf), f"{__name__}:Threshold"),  # not a JSON value
+        (Threshold(level=nested), f"{__name__}:Threshold"),
     ):
         described = describe(thing, KNOWN)
         assert list(described) == ["custom"]

@@ -323,6 +323,7 @@ def test_predictions_of_a_model_without_a_head_are_an_error(
 
 
 def test_a_broken_log_is_passed_over(run, pool_file, finished):
+    (run / HISTORY_FILE).unlink()
     newest = run / f"checkpoint-{finished[1].history[-1].step}"
     (newest / "trainer_state.json").write_text('{"log_history": [')
     with pytest.warns(UserWarning, match="is no trainer state"):
@@ -544,27 +545,28 @@ def test_what_was_chosen_afterwards_is_told_alike(
     run = tmp_path / "run"
     train(run, tokenizer, train_rows, None, make_encoder(), max_steps=16)
     selection = select_checkpoint(run, pool_file, progress=False, **options)
-    history, decision, by_information = history_of(run)
-    assert list(history) == list(selection.records)
-    assert decision == selection.decision
-    assert by_information == selection.by_information
+    shown, decision = history_of(run), selection.decision
+    assert repr(shown.records) == repr(selection.records)
+    assert shown.decision == decision
+    assert shown.by_information == selection.by_information
+    assert shown.settings == selection.settings
     said = CliRunner().invoke(app, ["card", str(run)]).output
     assert f"The choice: {decision.reason}" in " ".join(said.split())
     assert f"those of step {selection.best_step}, of 16" in said
 
 
 def test_a_picture_of_a_run(run, finished, tmp_path):
-    history, decision, by_information = history_of(run)
-    assert not by_information
-    assert history == finished[1].history
-    assert decision == finished[1].decision
+    shown = history_of(run)
+    assert not shown.by_information
+    assert list(shown.records) == finished[1].history
+    assert shown.decision == finished[1].decision
     picture = tmp_path / "run.png"
     result = CliRunner().invoke(app, ["plot", str(run), "-o", str(picture)])
     assert result.exit_code == 0, result.output
     assert picture.stat().st_size > 5000
     for checkpoint in find_checkpoints(run).values():
         shutil.rmtree(checkpoint)
-    assert history_of(run)[0] == finished[1].history  # by the file beside them
+    assert history_of(run) == shown
     result = CliRunner().invoke(app, ["plot", str(tmp_path)])
     assert result.exit_code == 2
     assert "no scores in" in result.stderr

@@ -19,7 +19,7 @@ except ImportError:  # then the tests in a browser are skipped
 
 from sepstop import Decision, Patience, Record, SepStopCallback, h0_separability
 from sepstop.cli import app
-from sepstop.history import HISTORY_FILE, write_history
+from sepstop.history import HISTORY_FILE, RunHistory, read_run, write_history, write_run
 from sepstop.page import write_page
 from sepstop.page.data import run_data
 from sepstop.page.frames import Camera, sample
@@ -271,8 +271,29 @@ def _run(history, decision, frames=()):
     )
 
 
+def _write_history(folder, history=HISTORY):
+    decisions = [Decision(False, record.step, "improving", record.step) for record in history]
+    run = RunHistory(tuple(history), tuple(decisions), decides="separability")
+    write_run(folder / HISTORY_FILE, run)
+
+
+def test_a_history_of_an_earlier_version_shows_no_decision(tmp_path):
+    write_history(tmp_path / HISTORY_FILE, HISTORY)
+    run = look_at(tmp_path)
+    assert not run.monitored
+    assert run.marks == {"pick": None, "stop": None}
+    data = run_data(run, 1, "run")
+    assert (data["summary"], data["reason"]) == (
+        "There is no checkpoint to recommend.",
+        "the run recorded no decision",
+    )
+    assert "was written by an earlier version" in data["notes"][-1]
+    assert ("decided by", "unknown") in dict(data["settings"])["Decision"]
+    assert data["curves"][0]["values"] == [0.3, None, 0.6]
+
+
 def test_a_history_alone(tmp_path):
-    write_history(tmp_path / "run" / HISTORY_FILE, HISTORY)
+    _write_history(tmp_path / "run")
     notes = write_page([tmp_path / "run"], tmp_path / "report.html")
     assert notes == ["no score at step 20: the embeddings could not be scored there"]
     found = (tmp_path / "report.html").read_text()
@@ -301,7 +322,7 @@ def test_nothing_scored():
     data = run_data(run, 1, "run")
     json.dumps(data, allow_nan=False)
     assert data["curves"] == []
-    assert data["summary"].startswith("Nothing could be scored")
+    assert data["summary"] == "There is no checkpoint to recommend."
 
 
 # A real run
@@ -341,12 +362,12 @@ def test_the_barcode_is_of_the_texts_that_are_scored():
 
 
 def test_another_pick_afterwards_is_said(run_dir):
-    newest = max(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    state = json.loads((newest / "trainer_state.json").read_text())
-    rows = [row for row in state["log_history"] if "sepstop" in row]
-    best = rows[-1]["sepstop"]["decision"]["best_step"]
-    rows[-1]["sepstop"]["decision"]["best_step"] = other = 4 if best != 4 else 8
-    (newest / "trainer_state.json").write_text(json.dumps(state))
+    recorded = read_run(run_dir)
+    best = recorded.decision.best_step
+    other = 4 if best != 4 else 8
+    decision = replace(recorded.decision, best_step=other)
+    changed = replace(recorded, decisions=(*recorded.decisions[:-1], decision))
+    write_run(run_dir / HISTORY_FILE, changed)
     notes = run_data(look_at(run_dir, criteria=[], ties="best"), 1, "run")["notes"]
     assert f"scored afterwards, the checkpoint of step {best} is the better one" in notes[0]
     assert f"the run itself kept step {other}" in notes[0]
@@ -382,7 +403,7 @@ def _pool_file(folder):
 
 def test_several_runs(run_dir, tmp_path):
     other = tmp_path / "other"
-    write_history(other / HISTORY_FILE, HISTORY)
+    _write_history(other)
     path = tmp_path / "report.html"
     write_page([run_dir, other], path, criteria=[])
     found = path.read_text()
@@ -678,8 +699,7 @@ def test_everything_has_a_name_and_the_tables_unfold(opened, page):
 
 def test_a_history_alone_and_several_runs_in_a_browser(opened, finished, tmp_path):
     for name in ("one", "two"):
-        history = [replace(r, information=math.nan) for r in HISTORY]
-        write_history(tmp_path / name / HISTORY_FILE, history)
+        _write_history(tmp_path / name, [replace(r, information=math.nan) for r in HISTORY])
     write_page([tmp_path / "one", tmp_path / "two"], tmp_path / "report.html")
     tab = opened(tmp_path / "report.html")
     assert data_of(tab, "compared-plot")[0]["y"] == [0.3, None, 0.6]

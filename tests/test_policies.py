@@ -2,6 +2,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,6 +212,17 @@ def test_replay_ends_at_the_first_stop_of_any_function():
 def test_empty_history(policy):
     decision = replay(policy, [])
     assert (decision.stop, decision.best_step, decision.step) == (False, None, None)
+
+
+def test_decisions_of_a_policy_of_ones_own_are_plain_values():
+    def stops_at_the_third(history):
+        return Decision(np.bool_(len(history) >= 3), np.int64(7), None)
+
+    decision = replay(stops_at_the_third, history_of(1, 3, 2, 5))
+    assert decision == Decision(
+        True, 20, "no reason given", 30
+    )  # where it named no step, the newest
+    assert type(decision.stop) is bool
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,11 @@ def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
         # The training itself differs by its sums; to be told from a wrong pool, not much.
         scores, expected = ([r["score"] for r in f["history"]] for f in (first, alone[name]))
         assert scores == pytest.approx(expected, rel=1e-3)
+    for name, recorded in ran(processes)[0]["recorded"].items():
+        run = ran(processes)[0][name]
+        assert recorded["records"] == run["history"]
+        assert recorded["decisions"][-1] == run["decision"]
+        assert recorded["ended"] == (6 if name == "stop again" else 12)
     assert ran(processes)[0]["stop"]["decision"]["stop"]
     assert ran(processes)[0]["stop"]["steps"] == 6
 

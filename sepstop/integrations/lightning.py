@@ -94,7 +94,8 @@ class SepStopCallback(Watch, pl.Callback):
         self.monitor.distributed = True
         self.monitor.prepare(model, precision=_PRECISIONS.get(str(trainer.precision)))
         warn_of_few_scores(*_planned_scores(trainer, self.every_n_steps))
-        self._restore(*self._recorded(trainer))
+        self._restore(self._saved_history(trainer))
+        self._write_down(trainer.default_root_dir)
         if self._stays_stopped():
             trainer.should_stop = True
         else:
@@ -116,26 +117,25 @@ class SepStopCallback(Watch, pl.Callback):
         if not trainer.enable_validation and not self.every_n_steps:
             self._measure(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end(trainer.default_root_dir, trainer.global_step)
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "history": [rows.to_dict(record) for record in self.history],
-            "settings": self.monitor.settings,
-        }
+        return rows.to_state(self._recorded())
 
     # Measure, decide, stop
 
-    def _recorded(self, trainer: pl.Trainer) -> tuple[list[Record], dict[str, Any]]:
-        """History and settings of the run that goes on; nothing of a new one.
+    def _saved_history(self, trainer: pl.Trainer) -> rows.RunHistory:
+        """What the checkpoint of a resumed run recorded; nothing for a new run.
 
-        A checkpoint that was saved before its step's score does not know it; the folder does.
+        A checkpoint that was saved before its step's score lacks it; the history file has it.
         """
         saved, self._saved = self._saved, {}
-        history = [rows.from_dict(row) for row in saved.get("history", [])]
-        if saved:
-            path = Path(trainer.default_root_dir) / rows.HISTORY_FILE
-            whole = Ranks.of_run().of_first(rows.continuation(path, history))
-            history = [record for record in whole if record.step <= trainer.global_step]
-        return history, saved.get("settings", {})
+        if not saved:
+            return rows.RunHistory()
+        path = Path(trainer.default_root_dir) / rows.HISTORY_FILE
+        whole = Ranks.of_run().of_first(rows.continuation(path, rows.from_state(saved)))
+        return whole.where(lambda record: record.step <= trainer.global_step)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._stopped_before:

@@ -27,12 +27,13 @@ _FAR = 1000  # the map's coordinates are whole numbers up to this
 def run_data(run: Run, place: int, name: str) -> dict[str, Any]:
     """What the template and the script need of a run, the ``place``-th of the page, by its name."""
     ways = groupings(run)
+    policy = run.log.get("policy", {})
     return {
         "id": f"run-{place}",
         "name": name,
         "summary": decision_in_words(run.decision, run.monitored),
         "reason": said(run.decision.reason, run.folder),
-        "policy": plain(run.log.get("policy", {}).get("name", ""), 60),
+        "policy": plain(policy.get("name", policy.get("custom", "")), 60),
         "marks": run.marks,
         "curves": curves(run),
         "frames": frames(run, ways),

@@ -12,7 +12,7 @@ from typing import Any
 
 from sepstop import history as rows
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
-from sepstop.offline import NothingScoredError, newest_log_history, select_checkpoint
+from sepstop.offline import NothingScoredError, select_checkpoint
 from sepstop.page.frames import MOST_TEXTS, Camera, Frame, sample
 from sepstop.page.labelled import read_labels
 from sepstop.pool import Pool, read_pool
@@ -25,6 +25,9 @@ from sepstop.types import Decision, Record
 POOL_FILE = "pool.jsonl"
 """Where a run's folder may have its pool."""
 
+UNKNOWN = Decision(False, None, "the run recorded no decision")
+"""The decision of a run whose own is not on disk."""
+
 _PLACES = ("pool", "pool_size", "embedder", "max_length")  # of `Monitor.places`
 
 
@@ -35,10 +38,10 @@ class Run:
     Attributes:
         folder: the run's.
         history: its records, in order of steps.
-        decision: that of the run itself, or else of the selection.
-        monitored: whether the run itself decided.
-        by_information: whether the information and not the criterion's score did.
-        log: a row of the log with the settings, the policy, ...; empty if there is none.
+        decision: that of the run itself, or else of the selection; `UNKNOWN` without either.
+        monitored: True if the run's own decision is known.
+        by_information: True if the information decides, False if the criterion's score does.
+        log: the recorded "settings" and "policy", and the learning "rates" in the log.
         state: the trainer's, without its log.
         config: the model's.
         selection: the checkpoints, scored on the pool; None without a pool or checkpoints.
@@ -184,22 +187,21 @@ def look_at(
 
 def _recorded(folder: Path, checkpoints: Mapping[int, Path]) -> Run | None:
     """What the run left without a look at its models; None if that has no scores."""
-    log = newest_log_history(dict(checkpoints))
-    noted = rows.rows_in(log)
-    row = {"settings": noted[-1].settings, "policy": noted[-1].policy} if noted else {}
     try:
-        history, decision, by_information = history_of(folder)
+        found = history_of(folder)
     except FileNotFoundError:
         return None
-    rates = [logged.get("learning_rate") for logged in log]
+    rates = [row.get("learning_rate") for row in rows.newest_log_history(checkpoints)]
+    recorded = {"settings": found.settings} if found.settings else {}
     newest = checkpoints[max(checkpoints)] if checkpoints else folder  # with no trainer's state
     return Run(
         folder=folder,
-        history=history,
-        decision=decision,
-        monitored=bool(row) or (folder / rows.HISTORY_FILE).is_file(),
-        by_information=by_information,
-        log=row | {"rates": [r for r in rates if isinstance(r, float)]},
+        history=found.records,
+        decision=found.decision or UNKNOWN,
+        monitored=found.is_online and found.decision is not None,
+        by_information=found.by_information,
+        log=recorded
+        | {"policy": found.policy, "rates": [r for r in rates if isinstance(r, float)]},
         state=_json(newest / "trainer_state.json"),
         config=_config(checkpoints),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from sepstop import __version__
 from sepstop.card import described, version_of
 from sepstop.page.groups import Grouping
-from sepstop.page.run import Run
+from sepstop.page.run import UNKNOWN, Run
 from sepstop.page.words import number, plain, said
 from sepstop.types import Record
 
@@ -42,9 +42,8 @@ def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     policy = run.log.get("policy")
     decided = [("policy", described(policy))] if policy else []
-    decided += [
-        ("decided by", "the run itself" if run.monitored else "the checkpoints, afterwards")
-    ]
+    who = "the run itself" if run.monitored else "the checkpoints, afterwards"
+    decided += [("decided by", "unknown" if run.decision is UNKNOWN else who)]
     rates = run.log.get("rates") or []
     trained = _named_values(run.state, _TRAINER)
     trained += [("learning rate, highest in the log", number(max(rates)))] if rates else []

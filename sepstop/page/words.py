@@ -65,7 +65,7 @@ def decision_in_words(decision: Decision, monitored: bool) -> str:
     'The run was stopped at step 140; the checkpoint to keep is that of step 80.'
     """
     if decision.best_step is None:
-        return "Nothing could be scored, so there is no checkpoint to recommend."
+        return "There is no checkpoint to recommend."
     keep = f"the checkpoint to keep is that of step {decision.best_step}"
     if decision.stop:
         what = "The run was stopped" if monitored else "In hindsight the run could have stopped"
