@@ -219,7 +219,7 @@ def test_labels_of_every_kind_of_file(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         pool = read_pool(path)
         assert read_labels(path, "y", pool) == tuple("abcabc"), path
-        with pytest.raises(ValueError, match="has no column 'z'; its columns: text, y"):
+        with pytest.raises(ValueError, match="has no column 'z'; its columns are text, y"):
             read_labels(path, "z", pool)
     (tmp_path / "pool.txt").write_text("a\nb")
     with pytest.raises(ValueError, match="has no columns"):
@@ -453,7 +453,7 @@ def test_errors_are_a_sentence_and_status_two(run_dir, tmp_path, monkeypatch):
     for arguments, message in (
         ([tmp_path / "nowhere"], "no folder at"),
         ([tmp_path], "no scores in"),
-        ([run_dir, "--labels", "none"], "has no column 'none'; its columns: text, topic"),
+        ([run_dir, "--labels", "none"], "has no column 'none'; its columns are text, topic"),
         ([run_dir, "--pool", tmp_path / "x.txt"], "no pool file at"),
         ([run_dir, "--criteria", "best"], "unknown criterion 'best'"),
         ([run_dir, "--map", "tsne"], "unknown map 'tsne'"),

@@ -173,10 +173,10 @@ def test_empty_rows_are_left_out_with_a_warning(pool, rows):
         (dataset_of([]), "the pool is empty: none of its 0 rows"),
         (["a"] * 5, "all 5 texts of the pool are equal: 'a'"),
         (["a", "b", "c"], "expected at least 4 texts in the pool, got 3"),
-        ([*TEXTS, 3.5], r"expected strings \(or token ids\) in the pool, got float at row 5"),
-        ([("a", "b")] * 4, r"expected strings \(or token ids\) in the pool, got tuple at row 0"),
+        ([*TEXTS, 3.5], r"expected strings \(or token ids\), got float at row 5 of the pool"),
+        ([("a", "b")] * 4, r"expected strings \(or token ids\), got tuple at row 0 of the pool"),
         ([*TEXTS, [1, 2]], "the pool mixes strings and token ids; pass one kind"),
-        ([5, 6, 7, 8], r"expected strings \(or token ids\) in the pool, got int at row 0"),
+        ([5, 6, 7, 8], r"expected strings \(or token ids\), got int at row 0 of the pool"),
         (5, "expected a list of strings, a datasets.Dataset or a path as the pool, got int"),
         (
             Dataset.from_dict({"body": TEXTS, "label": [0] * 5}),
