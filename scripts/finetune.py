@@ -310,21 +310,23 @@ def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict
     if not (trained := output - missing):
         return
     of = other_labels(model, before)
-    if not wrong and of is None:
-        if is_unnamed(before):
-            warnings.warn(
-                f"sepstop: {name} has a head for {len(before.id2label)} classes without names, "
-                f"which is kept for {listed(model.config.id2label.values(), ordered=False)}",
-                stacklevel=3,
-            )
-        return
-    if not wrong:
-        renew(model, trained)
-    warnings.warn(
-        f"sepstop: {name} was fine-tuned {of or f'for {len(before.id2label)} classes'}, the data "
-        f"have {len(model.config.id2label)}: its head is new ({listed(trained)})",
-        stacklevel=3,
-    )
+    classes = listed(model.config.id2label.values(), ordered=False)
+    if wrong or of:
+        if not wrong:
+            renew(model, trained)
+        count = len(before.id2label)
+        of = of or f"for {count} label{'s' * (count != 1)}"
+        warnings.warn(
+            f"sepstop: {name} was fine-tuned {of}; its head is new for {classes} "
+            f"({listed(trained)})",
+            stacklevel=3,
+        )
+    elif is_unnamed(before):
+        warnings.warn(
+            f"sepstop: {name} has a head for {len(before.id2label)} classes without names; "
+            f"it is kept for {classes}",
+            stacklevel=3,
+        )
 
 
 def output_layer(model: Any, trust_remote_code: bool) -> set[str]:

@@ -128,26 +128,24 @@ def _rows(table: Table, columns: tuple[str, ...]) -> Iterator[_Row | None]:
     """Each row of the table as it is kept; None where there is no text in it."""
     is_tokenized = columns[:1] == ("input_ids",)
     for number, cells in enumerate(table.rows(*columns)):
-        at = f"at row {number} of {table.name}"
-        if cells[0] is None:
+        cell = cells[0]
+        if not is_tokenized and (isinstance(cell, str) or not isinstance(cell, _LISTS)):
+            yield text_of(cell, number, table.name, "strings (or token ids)")
+        elif cell is None:
             yield None
-        elif is_tokenized:
-            yield _unpadded(dict(zip(columns, cells, strict=True)), at)
-        elif isinstance(cells[0], _LISTS):
-            ids = _token_ids(cells[0], at)
-            yield _Tokens(ids) if ids else None
         else:
-            yield text_of(cells[0], at, "strings (or token ids)")
+            named = zip(columns if is_tokenized else _TOKENS[:1], cells, strict=True)
+            yield _unpadded(dict(named), number, table.name)
 
 
-def _unpadded(cells: dict[str, Any], at: str) -> _Tokens | None:
+def _unpadded(cells: dict[str, Any], row: int, table: str) -> _Tokens | None:
     """Token ids, and types if there are any, where the attention mask is not 0."""
-    ids = _token_ids(cells["input_ids"], at)
+    ids = _token_ids(cells["input_ids"], row, table)
     for column, cell in cells.items():
         if not isinstance(cell, _LISTS) or len(cell) != len(ids):
             raise ValueError(
                 f"expected lists of as many numbers in the pool's input_ids and {column}, "
-                f"got {cells['input_ids']!r:.40} and {cell!r:.40} {at}"
+                f"got {cells['input_ids']!r:.40} and {cell!r:.40} at row {row} of {table}"
             )
     mask = cells.get("attention_mask", [1] * len(ids))
     kept = [place for place, is_seen in enumerate(mask) if is_seen]
@@ -155,27 +153,28 @@ def _unpadded(cells: dict[str, Any], at: str) -> _Tokens | None:
         return None
     types = None
     if "token_type_ids" in cells:
-        types = _token_ids(cells["token_type_ids"], at)
+        types = _token_ids(cells["token_type_ids"], row, table)
         types = tuple(types[place] for place in kept)
     return _Tokens(tuple(ids[place] for place in kept), types)
 
 
-def _token_ids(cell: Any, at: str) -> Ids:
+def _token_ids(cell: Any, row: int, table: str) -> Ids:
     """A row's token ids as integers of Python."""
     kind = type(cell).__name__
     if isinstance(cell, (torch.Tensor, np.ndarray)) and cell.ndim == 1:
         cell = cell.tolist()
     if not isinstance(cell, (list, tuple)):
-        raise ValueError(f"expected strings (or token ids), got {kind} {at}")
+        raise ValueError(f"expected strings (or token ids), got {kind} at row {row} of {table}")
     if not all(type(token) is int for token in cell):
         for token in cell:
             if isinstance(token, bool) or not isinstance(token, Integral):
                 raise ValueError(
-                    f"expected strings (or token ids), got {kind} {at}, with {token!r:.40} in it"
+                    f"expected strings (or token ids), got {kind} at row {row} of {table}, "
+                    f"with {token!r:.40} in it"
                 )
     if any(token < 0 for token in cell):
         raise ValueError(
-            f"expected token ids of at least 0 in the pool, got {min(cell)} {at}; "
+            f"expected token ids of at least 0, got {min(cell)} at row {row} of {table}; "
             "-100 marks labels: pass the input_ids"
         )
     return tuple(map(int, cell))

@@ -59,7 +59,15 @@ class Table:
     is_complete: bool = True
 
     def rows(self, *columns: str) -> Iterator[Row]:
-        """The cells of ``columns`` in each row; of a table without columns, its one cell."""
+        """The cells of ``columns`` in each row; of a table without columns, its one cell.
+
+        Raises:
+            ValueError: two columns have the same name.
+        """
+        names = list(self.columns or ())
+        for column in columns:
+            if names.count(column) > 1:
+                raise ValueError(f"{self.name} has {names.count(column)} columns {column!r}")
         return self._read(columns)
 
     def has(self, column: str) -> bool:
@@ -164,12 +172,12 @@ def open_table(source: Any, kind: str = "data") -> Table:
     )
 
 
-def text_of(cell: Any, at: str, expected: str = "strings") -> str | None:
+def text_of(cell: Any, row: int, table: str, expected: str = "strings") -> str | None:
     """The text in a cell; None if there is none.
 
     Args:
         cell: of a text column.
-        at: where it is, for messages, such as "at row 3 of the pool".
+        row, table: where the cell is, for messages.
         expected: what may be there, for messages.
 
     Raises:
@@ -177,11 +185,11 @@ def text_of(cell: Any, at: str, expected: str = "strings") -> str | None:
     """
     if isinstance(cell, str):
         text = str(cell)  # a plain string, not NumPy's
-        _check_surrogates(text, at)
+        _check_surrogates(text, row, table)
         return text if text.strip() else None
     if _is_null(cell):
         return None
-    raise ValueError(f"expected {expected}, got {type(cell).__name__} {at}")
+    raise ValueError(f"expected {expected}, got {type(cell).__name__} at row {row} of {table}")
 
 
 def read_labels(table: Table, column: str) -> Labels:
@@ -224,7 +232,7 @@ def read_labelled(
     def texts() -> Iterator[str]:
         nonlocal total
         for total, (text, label) in enumerate(table.rows(text_column, label_column), start=1):
-            if (text := text_of(text, f"at row {total - 1} of {table.name}")) is not None:
+            if (text := text_of(text, total - 1, table.name)) is not None:
                 numbers.append(total - 1)
                 cells.append(label)
                 yield text
@@ -282,16 +290,18 @@ def _labels(
     known: dict[str, str] = {}  # a string for each class, not for each row
     for place, cell in enumerate(cells):
         row = place if numbers is None else numbers[place]
-        at = f"at row {row} of {table.name}"
-        value = _class_of(cell, at) if classes is None else _class_in(cell, classes, at)
+        if classes is None:
+            value = _class_of(cell, row, table.name)
+        else:
+            value = _class_in(cell, classes, row, table.name)
         values.append(None if value is None else known.setdefault(value, value))
     return Labels(values, ordered(known) if classes is None else tuple(classes), table.name)
 
 
-def _class_of(cell: Any, at: str) -> str | None:
+def _class_of(cell: Any, row: int, table: str) -> str | None:
     """The name of a label's class; None if there is no label."""
     if isinstance(cell, str):
-        _check_surrogates(cell, at)
+        _check_surrogates(cell, row, table)
         return str(cell) if cell.strip() else None
     if _is_null(cell):
         return None
@@ -300,16 +310,18 @@ def _class_of(cell: Any, at: str) -> str | None:
     if isinstance(cell, (list, tuple, dict, bytes, np.ndarray)):
         raise ValueError(
             f"expected one label a row (a string, an integer or a boolean), "
-            f"got {type(cell).__name__} {at}"
+            f"got {type(cell).__name__} at row {row} of {table}"
         )
     return str(cell)
 
 
-def _class_in(cell: Any, classes: Sequence[str], at: str) -> str | None:
+def _class_in(cell: Any, classes: Sequence[str], row: int, table: str) -> str | None:
     if cell is None or cell == NO_LABEL:
         return None
     if not 0 <= cell < len(classes):
-        raise ValueError(f"expected a label from 0 to {len(classes) - 1}, got {cell} {at}")
+        raise ValueError(
+            f"expected a label from 0 to {len(classes) - 1}, got {cell} at row {row} of {table}"
+        )
     return classes[cell]
 
 
@@ -317,7 +329,7 @@ def _is_null(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and cell != cell)
 
 
-def _check_surrogates(text: str, at: str) -> None:
+def _check_surrogates(text: str, row: int, table: str) -> None:
     if text.isascii():
         return
     try:
@@ -325,7 +337,7 @@ def _check_surrogates(text: str, at: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"expected text that can be encoded as UTF-8, got the lone surrogate "
-            f"{ascii(error.object[error.start])[1:-1]} {at}; repair it with "
+            f"{ascii(error.object[error.start])[1:-1]} at row {row} of {table}; repair it with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         ) from error
 
@@ -453,7 +465,8 @@ def _json(path: Path, name: str) -> Table:
         for row in _json_values(path, name):
             if not isinstance(row, dict):
                 raise ValueError(f'expected JSON objects in {name}, as {{"text": ...}}')
-            keys.update(dict.fromkeys(row))
+            if not row.keys() <= keys.keys():
+                keys.update(dict.fromkeys(row))
             yield tuple(map(row.get, columns))
 
     if not sum(1 for _ in islice(rows(()), _BATCH)):

@@ -226,6 +226,17 @@ def test_labels_of_every_kind_of_file(tmp_path):
         read_labels(tmp_path / "pool.txt", "y", pool)
 
 
+def test_labels_mean_what_they_mean_in_training(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame({"text": list("abcd"), "y": ["None", "NA", "00", ""]})
+    table.to_csv(tmp_path / "pool.csv", index=False)
+    table.assign(y=[10, 2, None, 0]).to_parquet(tmp_path / "pool.parquet")
+    for name, labels in (("pool.csv", ("None", "NA", "00", "")), ("pool.parquet", "10 2  0")):
+        expected = tuple(labels.split(" ")) if isinstance(labels, str) else labels
+        assert read_labels(tmp_path / name, "y", read_pool(tmp_path / name)) == expected
+
+
 def test_labels_belong_to_the_rows_that_were_kept(tmp_path):
     path = tmp_path / "pool.jsonl"
     path.write_text("".join(json.dumps({"text": "t", "y": y}) + "\n" for y in (1, 0, None)))
