@@ -38,7 +38,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sepstop import SepStopCallback
 from sepstop.integrations.terminal import LiveView
 from sepstop.sources import find_checkpoints
-from sepstop.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, read_labelled
+from sepstop.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, is_file, read_labelled
 
 POOL_FILE = "pool.jsonl"
 _CLASSIFIES = "single_label_classification"
@@ -229,7 +229,7 @@ def load_data(settings: DataSettings) -> LabelledData:
 def read_rows(settings: DataSettings, file: str, split: str) -> LabelledTexts:
     """Texts and labels of a file, or else of a split of the hub data set."""
     columns = settings.text_column, settings.label_column
-    if Path(file).suffix in SUFFIXES:
+    if is_file(Path(file)) or Path(file).suffix in SUFFIXES:
         return read_labelled(file, *columns)
     rows = datasets.load_dataset(settings.train, settings.subset, split=split)
     return read_labelled(rows, *columns, kind=f"data {settings.train}, split {split}")
@@ -284,7 +284,15 @@ def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise SystemExit("model.lora needs peft: pip install 'sepstop[peft]'") from error
-    return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **settings.lora))
+    own = {"modules_to_save": head_modules(model) or None}  # peft knows few of them
+    return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **(own | settings.lora)))
+
+
+def head_modules(model: Any) -> list[str]:
+    """Names of the modules beside the base model; none if the model does not say which that is."""
+    names = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    base = {model.base_model_prefix}
+    return sorted(names - base) if base <= names else []
 
 
 def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict[str, Any]) -> None:
@@ -302,8 +310,8 @@ def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict
         shapes = "; ".join(f"{key} is {wrong[key]}" for key in odd[:5])
         raise SystemExit(f"the weights of {name} do not fit its configuration: {shapes}")
     missing = set(loaded["missing_keys"])
-    body = f"{model.base_model_prefix}." if model.base_model_prefix else ""
-    if new := [key for key in missing - output if key.startswith(body)]:
+    heads = head_modules(model)
+    if new := [key for key in missing - output if key.partition(".")[0] not in heads]:
         warnings.warn(
             f"sepstop: {name} has no weights for {listed(new)}; they are new", stacklevel=3
         )

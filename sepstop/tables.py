@@ -364,15 +364,15 @@ def _in_arrow(texts: Iterator[str]) -> datasets.Dataset:
 def _open_file(path: Path, kind: str) -> Table:
     if not is_file(path):
         raise FileNotFoundError(f"no {kind} file at {path}")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"expected a {kind} file ending in {', '.join(SUFFIXES)}, got {path.name}")
     if path.stat().st_size == 0:
         raise ValueError(f"the {kind} is empty: {path} has no bytes")
     name = f"the {kind} {path}"
+    opened = {".txt": _text, ".csv": _csv, ".parquet": _parquet}.get(suffix, _json)
     with _readable(name):
-        table = {".txt": _text, ".csv": _csv, ".parquet": _parquet}.get(path.suffix, _json)(
-            path, name
-        )
+        table = opened(path, name)
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         with _readable(name):
@@ -480,7 +480,7 @@ def _json_values(path: Path, name: str) -> Iterator[Any]:
         while start.isspace():
             start = file.read(1)
         file.seek(0)
-        if path.suffix == ".json" and start == "[":
+        if path.suffix.lower() == ".json" and start == "[":
             yield from _parsed(file.read(), 1, name)
             return
         for number, line in enumerate(file, start=1):

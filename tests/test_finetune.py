@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WORDS, make_decoder, make_decoder_classifier, make_encoder, make_texts
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
@@ -22,9 +22,13 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForSequenceClassification,
+    XLNetConfig,
+    XLNetModel,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -272,6 +276,32 @@ def test_lora_on_a_decoder_without_padding_token(settings, tmp_path, bare_tokeni
     assert (Path(trainer.args.output_dir) / "checkpoint-5" / "adapter_config.json").is_file()
 
 
+def test_splits_of_a_data_set(settings, tmp_path):
+    """From a folder, which `datasets` reads as it does one of the hub."""
+    features = Features(text=Value("string"), label=ClassLabel(names=["z", "a", "m"]))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, rows in (("train", 60), ("validation", 20)):
+        texts = [f"{split} {i}" if i else " " for i in range(rows)]
+        labels = [(2, 0, -1 if split == "train" else 1)[i % 3] for i in range(rows)]
+        table = Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        table.to_parquet(folder / f"{split}.parquet")
+    with pytest.warns(UserWarning, match=r"1 empty row left out of the data .*, split train"):
+        data = load(
+            settings,
+            f"--data.train={folder}",
+            "--data.validation=validation",
+            "--data.text_column=text",
+            "--data.label_column=label",
+            "--data.labeled_rows=null",
+        )
+    assert data.names == ["z", "a", "m"]
+    assert (len(data.train), len(data.pool), len(data.validation)) == (39, 20, 19)
+    for split, expected in ((data.train, (2, 0)), (data.validation, (2, 0, 1))):
+        for text, label in zip(split["text"], split["label"], strict=True):
+            assert label == expected[int(text.split()[1]) % 3]
+
+
 SMALL = {"vocab_size": len(WORDS), "d_model": 16, "pad_token_id": 0, "eos_token_id": 3}
 
 
@@ -406,6 +436,29 @@ def test_weights_of_another_shape_are_refused(tmp_path, tokenizer):
         finetune.load_model(
             finetune.ModelSettings(str(tmp_path / "model")), ["bad", "good"], tokenizer
         )
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5", "distilbert", "xlnet"])
+def test_lora_trains_the_whole_head(tmp_path, tokenizer, kind):
+    """Also the heads that peft does not know, which would stay as they were drawn."""
+    pytest.importorskip("peft")
+    if kind == "distilbert":
+        config = DistilBertConfig(
+            vocab_size=len(WORDS), dim=16, n_layers=1, n_heads=2, hidden_dim=32
+        )
+        model, heads = DistilBertModel(config), {"pre_classifier", "classifier"}
+    elif kind == "xlnet":
+        config = XLNetConfig(vocab_size=len(WORDS), d_model=16, n_layer=1, n_head=2, d_inner=32)
+        model, heads = XLNetModel(config), {"sequence_summary", "logits_proj"}
+    else:
+        model, heads = make_encoder_decoder(kind), {"classification_head"}
+    model.save_pretrained(tmp_path)
+    lora = {"r": 2, "target_modules": "all-linear"}
+    model = finetune.load_model(
+        finetune.ModelSettings(str(tmp_path), lora=lora), ["bad", "good", "odd"], tokenizer
+    )
+    whole = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    assert {name.split(".")[2] for name in whole} == heads
 
 
 def test_a_tokenizer_that_can_not_pad(tmp_path, tokenizer):

@@ -134,6 +134,12 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
     assert found.labels.values == ["x", "y"]
 
 
+def test_suffixes_of_any_case(tmp_path):
+    for suffix in SUFFIXES:
+        path = save(tmp_path / f"rows{suffix}", ["a", "b"], ["x", "y"])
+        assert labels_of(path.rename(tmp_path / f"ROWS{suffix.upper()}"))[0] == ["x", "y"]
+
+
 def test_a_key_may_come_late_in_a_json_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n' * 5000 + '{"text": "b", "label": 1}\n')
