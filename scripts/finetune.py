@@ -229,7 +229,8 @@ def load_data(settings: DataSettings) -> LabelledData:
 def read_rows(settings: DataSettings, file: str, split: str) -> LabelledTexts:
     """Texts and labels of a file, or else of a split of the hub data set."""
     columns = settings.text_column, settings.label_column
-    if is_file(Path(file)) or Path(file).suffix in SUFFIXES:
+    suffix = Path(file).suffix.lower()
+    if suffix in SUFFIXES or (suffix and is_file(Path(file))):
         return read_labelled(file, *columns)
     rows = datasets.load_dataset(settings.train, settings.subset, split=split)
     return read_labelled(rows, *columns, kind=f"data {settings.train}, split {split}")

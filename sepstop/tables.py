@@ -72,7 +72,7 @@ class Table:
 
     def has(self, column: str) -> bool:
         """True if there is such a column; a JSON file is read as far as it takes to know."""
-        known = self.columns or ()
+        known = () if self.columns is None else self.columns
         if column in known or self.is_complete:
             return column in known
         return any(column in known for _ in self.rows())
