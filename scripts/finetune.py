@@ -306,9 +306,9 @@ def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict
         loaded: what from_pretrained tells of the weights.
     """
     name, output = settings.name, output_layer(model, settings.trust_remote_code)
-    wrong = {key: f"{tuple(had)}, not {tuple(has)}" for key, had, has in loaded["mismatched_keys"]}
+    wrong = {key: (tuple(had), tuple(has)) for key, had, has in loaded["mismatched_keys"]}
     if odd := sorted(wrong.keys() - output):
-        shapes = "; ".join(f"{key} is {wrong[key]}" for key in odd[:5])
+        shapes = "; ".join("{} is {}, not {}".format(key, *wrong[key]) for key in odd[:5])
         raise SystemExit(f"the weights of {name} do not fit its configuration: {shapes}")
     missing = set(loaded["missing_keys"])
     heads = head_modules(model)
@@ -321,10 +321,11 @@ def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict
     of = other_labels(model, before)
     classes = listed(model.config.id2label.values(), ordered=False)
     if wrong or of:
-        if not wrong:
+        if wrong:
+            (count, *_), _ = next(iter(wrong.values()))
+            of = of or f"for {count} label{'s' * (count != 1)}"
+        else:
             renew(model, trained)
-        count = len(before.id2label)
-        of = of or f"for {count} label{'s' * (count != 1)}"
         warnings.warn(
             f"sepstop: {name} was fine-tuned {of}; its head is new for {classes} "
             f"({listed(trained)})",
@@ -332,7 +333,7 @@ def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict
         )
     elif is_unnamed(before):
         warnings.warn(
-            f"sepstop: {name} has a head for {len(before.id2label)} classes without names; "
+            f"sepstop: {name} has a head for {len(model.config.id2label)} classes without names; "
             f"it is kept for {classes}",
             stacklevel=3,
         )

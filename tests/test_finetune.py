@@ -16,6 +16,7 @@ import torch
 from conftest import WORDS, make_decoder, make_decoder_classifier, make_encoder, make_texts
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import (
+    AutoConfig,
     BartConfig,
     BartForSequenceClassification,
     BertForMaskedLM,
@@ -420,6 +421,17 @@ def test_a_reward_model_gets_a_head_of_classes(tmp_path, tokenizer):
         "was fine-tuned for 2 labels; its head is new for bad, good, odd (score.weight)"
     ]
     assert loaded.score.weight.shape == (3, 16)
+
+
+def test_labels_of_a_head_are_counted_by_its_weights(tmp_path, tokenizer):
+    """A BART with two labels has a configuration that reads back as three."""
+    _, messages = load_saved(make_encoder_decoder("bart"), tmp_path / "model", tokenizer)
+    assert AutoConfig.from_pretrained(tmp_path / "model").num_labels == 3
+    head = "classification_head.out_proj"
+    assert messages == [
+        "was fine-tuned for 2 labels; its head is new for bad, good, odd "
+        f"({head}.bias, {head}.weight)"
+    ]
 
 
 def test_weights_that_are_missing_are_named(tmp_path, tokenizer):
