@@ -9,15 +9,22 @@ them. A run that was interrupted goes on with --resume true.
 
 from __future__ import annotations
 
+import copy
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from jsonargparse import ArgumentParser
 from sklearn.metrics import accuracy_score
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -31,10 +38,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sepstop import SepStopCallback
 from sepstop.integrations.terminal import LiveView
 from sepstop.sources import find_checkpoints
+from sepstop.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, is_file, read_labelled
 
 POOL_FILE = "pool.jsonl"
-NO_LABEL = -1
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_CLASSIFIES = "single_label_classification"
+_FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
 
 
 @dataclass
@@ -57,13 +65,14 @@ class DataSettings:
     """The labelled data and the pool.
 
     Args:
-        train: hub name of a data set, or a .jsonl, .json, .csv or .parquet file.
+        train: hub name of a data set, or a .jsonl, .json, .csv or .parquet file. See
+            sepstop.tables for what is a text and what is a label.
         subset: name of the hub data set's configuration.
         split: split of the hub data set to train on.
         validation: labelled file, or split of the hub data set, for Trainer's own evaluations;
             sepstop needs none.
         text_column: the texts.
-        label_column: the labels, strings or integers; a row may have none.
+        label_column: the labels: names of classes, integers or booleans; a row may have none.
         labeled_rows: train on this many random rows; all that have a label by default.
         pool: file of unlabeled texts; by default the rest of the training split, labels dropped.
         max_length: texts are cut at this many tokens, in training and in the pool.
@@ -97,7 +106,10 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
     trainer, callback, checkpoint = set_up(arguments)
     output, pool = Path(trainer.args.output_dir), callback.monitor.pool
     if trainer.is_world_process_zero():
-        datasets.Dataset.from_dict({"text": pool.rows}).to_json(output / POOL_FILE)
+        columns: dict[str, Any] = {"input_ids" if pool.is_tokenized else "text": pool.rows}
+        if pool.token_type_ids is not None:
+            columns["token_type_ids"] = pool.token_type_ids
+        datasets.Dataset.from_dict(columns).to_json(output / POOL_FILE)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     if trainer.is_world_process_zero():
@@ -124,14 +136,15 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
         config.model.name, trust_remote_code=config.model.trust_remote_code
     )
     model = load_model(config.model, data.names, tokenizer)
-    callback = SepStopCallback(
-        data.pool,
-        **{
-            "text_column": config.data.text_column if config.data.pool else "text",
-            "max_length": config.data.max_length,
-            **config.sepstop,
-        },
-    )
+    with unusable_data_ends_it():
+        callback = SepStopCallback(
+            data.pool,
+            **{
+                "text_column": config.data.text_column if config.data.pool else "text",
+                "max_length": config.data.max_length,
+                **config.sepstop,
+            },
+        )
 
     def tokenize(split: datasets.Dataset | None) -> datasets.Dataset | None:
         return split and split.map(
@@ -150,6 +163,7 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy,
+        preprocess_logits_for_metrics=only_logits,
         callbacks=[callback],
     )
     callback.attach(trainer)
@@ -174,13 +188,23 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+@contextmanager
+def unusable_data_ends_it() -> Iterator[None]:
+    """What is wrong with a user's data as the script's last words."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+
+
+@unusable_data_ends_it()
 def load_data(settings: DataSettings) -> LabelledData:
     """Labelled rows and pool, disjoint; the classes are those of the whole training split."""
     if settings.labeled_rows is not None and settings.labeled_rows < 1:
         raise SystemExit(f"expected data.labeled_rows >= 1, got {settings.labeled_rows}")
-    rows = read_rows(settings, settings.train, settings.split)
-    names = class_names(rows, settings.train)
-    rows = number_labels(rows, names, settings.train).shuffle(seed=settings.seed)
+    found = read_rows(settings, settings.train, settings.split)
+    names = class_names(found.labels)
+    rows = numbered(found, names).shuffle(seed=settings.seed)
     labelled = np.flatnonzero(np.array(rows["label"]) != NO_LABEL)[: settings.labeled_rows]
     rest = np.setdiff1d(np.arange(len(rows)), labelled)
     if not len(rest) and settings.pool is None:
@@ -190,10 +214,10 @@ def load_data(settings: DataSettings) -> LabelledData:
         )
     validation = None
     if settings.validation:
-        validation = read_rows(settings, settings.validation, settings.validation)
-        validation = number_labels(validation, names, settings.validation)
+        found = read_rows(settings, settings.validation, settings.validation)
+        validation = numbered(found, names)
         if NO_LABEL in validation["label"]:
-            raise SystemExit(f"{settings.validation} has rows without a label")
+            raise SystemExit(f"{found.labels.table} has rows without a label")
     return LabelledData(
         train=rows.select(labelled),
         validation=validation,
@@ -202,74 +226,160 @@ def load_data(settings: DataSettings) -> LabelledData:
     )
 
 
-def read_rows(settings: DataSettings, file: str, split: str) -> datasets.Dataset:
-    """``text`` and ``label`` of a file, or else of a split of the hub data set."""
-    path = Path(file)
-    if path.suffix in _BUILDERS:
-        if not path.is_file():
-            raise SystemExit(f"no data file at {path}")
-        rows = datasets.load_dataset(_BUILDERS[path.suffix], data_files=file, split="train")
-    else:
-        rows = datasets.load_dataset(settings.train, settings.subset, split=split)
-    columns = {settings.text_column: "text", settings.label_column: "label"}
-    for column in columns:
-        if column not in rows.column_names:
-            raise SystemExit(
-                f"no column {column!r} in {file}; it has {', '.join(rows.column_names)}"
-            )
-    if len(columns) < 2:
-        raise SystemExit(f"{settings.text_column!r} can't be both texts and labels")
-    return rows.select_columns(list(columns)).rename_columns(columns)
+def read_rows(settings: DataSettings, file: str, split: str) -> LabelledTexts:
+    """Texts and labels of a file, or else of a split of the hub data set."""
+    columns = settings.text_column, settings.label_column
+    suffix = Path(file).suffix.lower()
+    if suffix in SUFFIXES or (suffix and is_file(Path(file))):
+        return read_labelled(file, *columns)
+    rows = datasets.load_dataset(settings.train, settings.subset, split=split)
+    return read_labelled(rows, *columns, kind=f"data {settings.train}, split {split}")
 
 
-def class_names(rows: datasets.Dataset, file: str) -> list[str]:
-    """Classes in the data set's own order; else integers by size and strings by the alphabet."""
-    label = rows.features["label"]
-    if isinstance(label, datasets.ClassLabel):
-        return list(label.names)
-    values = [value for value in rows.unique("label") if value is not None]
-    if not all(isinstance(value, (str, int)) for value in values):
-        raise SystemExit(f"expected strings or integers as labels in {file}, got {values[0]!r}")
-    if len(values) < 2:
-        raise SystemExit(f"expected at least 2 classes in {file}, got {values}")
-    return [str(value) for value in sorted(values)]
+def class_names(labels: Labels) -> list[str]:
+    """The classes, two at least."""
+    if len(labels.names) < 2:
+        raise SystemExit(f"expected at least 2 classes in {labels.table}, got {labels.names}")
+    fractions = [name for name in labels.names if _FRACTION.fullmatch(name)]
+    if len(fractions) == len(labels.names):
+        warnings.warn(
+            f"sepstop: the labels of {labels.table} are numbers such as {fractions[0]}; each of "
+            f"the {len(fractions)} becomes a class of its own",
+            stacklevel=2,
+        )
+    return list(labels.names)
 
 
-def number_labels(rows: datasets.Dataset, names: list[str], file: str) -> datasets.Dataset:
-    """Labels as places in ``names``; NO_LABEL where a row has none."""
-    label = rows.features["label"]
-    numbers = {name: number for number, name in enumerate(names)}
-
-    def number(value: Any) -> int:
-        if value is None or (isinstance(label, datasets.ClassLabel) and value == NO_LABEL):
-            return NO_LABEL
-        name = label.int2str(value) if isinstance(label, datasets.ClassLabel) else str(value)
-        if name not in numbers:
-            raise SystemExit(f"{file} has a label {name!r} that the training split has not")
-        return numbers[name]
-
-    labels = [number(value) for value in rows["label"]]
-    return rows.remove_columns("label").add_column("label", labels)
+def numbered(rows: LabelledTexts, names: list[str]) -> datasets.Dataset:
+    """``text`` and ``label``, which is a place in ``names``, or NO_LABEL."""
+    return rows.texts.add_column("label", rows.labels.numbered(names).tolist())
 
 
 def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any:
-    model = AutoModelForSequenceClassification.from_pretrained(
+    """The model with an output for each of ``names``, and the tokenizer made able to pad."""
+    trust = {"trust_remote_code": settings.trust_remote_code}
+    before = AutoConfig.from_pretrained(settings.name, **trust)
+    model, loaded = AutoModelForSequenceClassification.from_pretrained(
         settings.name,
         num_labels=len(names),
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
-        trust_remote_code=settings.trust_remote_code,
+        problem_type=_CLASSIFIES,
+        ignore_mismatched_sizes=True,  # of the output layer; check_weights refuses the others
+        output_loading_info=True,
+        **trust,
     )
+    check_weights(settings, model, before, loaded)
     if tokenizer.pad_token is None:  # most decoders have none
+        if tokenizer.eos_token is None:
+            raise SystemExit(
+                f"the tokenizer of {settings.name} has no token to pad with: set its pad_token "
+                "and save it with the model"
+            )
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
     if settings.lora is None:
         return model
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise SystemExit("model.lora needs peft: pip install 'sepstop[peft]'") from error
-    return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **settings.lora))
+    own = {"modules_to_save": head_modules(model) or None}  # peft knows few of them
+    return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **(own | settings.lora)))
+
+
+def head_modules(model: Any) -> list[str]:
+    """Names of the modules beside the base model; none if the model does not say which that is."""
+    names = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    base = {model.base_model_prefix}
+    return sorted(names - base) if base <= names else []
+
+
+def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict[str, Any]) -> None:
+    """Say which weights did not come from the checkpoint, but for the head of a base model.
+
+    An output layer that was trained for other labels is made anew.
+
+    Args:
+        before: the checkpoint's own configuration.
+        loaded: what from_pretrained tells of the weights.
+    """
+    name, output = settings.name, output_layer(model, settings.trust_remote_code)
+    wrong = {key: (tuple(had), tuple(has)) for key, had, has in loaded["mismatched_keys"]}
+    if odd := sorted(wrong.keys() - output):
+        shapes = "; ".join("{} is {}, not {}".format(key, *wrong[key]) for key in odd[:5])
+        raise SystemExit(f"the weights of {name} do not fit its configuration: {shapes}")
+    missing = set(loaded["missing_keys"])
+    heads = head_modules(model)
+    if new := [key for key in missing - output if key.partition(".")[0] not in heads]:
+        warnings.warn(
+            f"sepstop: {name} has no weights for {listed(new)}; they are new", stacklevel=3
+        )
+    if not (trained := output - missing):
+        return
+    of = other_labels(model, before)
+    classes = listed(model.config.id2label.values(), ordered=False)
+    if wrong or of:
+        if wrong:
+            (count, *_), _ = next(iter(wrong.values()))
+            of = of or f"for {count} label{'s' * (count != 1)}"
+        else:
+            renew(model, trained)
+        warnings.warn(
+            f"sepstop: {name} was fine-tuned {of}; its head is new for {classes} "
+            f"({listed(trained)})",
+            stacklevel=3,
+        )
+    elif is_unnamed(before):
+        warnings.warn(
+            f"sepstop: {name} has a head for {len(model.config.id2label)} classes without names; "
+            f"it is kept for {classes}",
+            stacklevel=3,
+        )
+
+
+def output_layer(model: Any, trust_remote_code: bool) -> set[str]:
+    """Names of the weights whose shape depends on the number of labels."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = model.config.num_labels + 1
+    with torch.device("meta"):
+        wider = AutoModelForSequenceClassification.from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    shapes = {key: weight.shape for key, weight in wider.named_parameters()}
+    return {key for key, weight in model.named_parameters() if weight.shape != shapes.get(key)}
+
+
+def other_labels(model: Any, before: Any) -> str | None:
+    """What else the head was trained for; None if for the same classes, or for unnamed ones."""
+    kinds = before.architectures or [type(model).__name__]
+    if type(model).__name__ not in kinds:
+        return f"as {kinds[0]}"
+    if before.problem_type not in (None, _CLASSIFIES):
+        return f"for {before.problem_type}"
+    if not is_unnamed(before) and dict(before.id2label) != dict(model.config.id2label):
+        return f"for {listed(before.id2label.values(), ordered=False)}"
+    return None
+
+
+def is_unnamed(config: Any) -> bool:
+    """True if the classes are called LABEL_0, LABEL_1 and so on, as nobody calls them."""
+    return all(name == f"LABEL_{number}" for number, name in config.id2label.items())
+
+
+def renew(model: Any, weights: Collection[str]) -> None:
+    """Initialize the weights as transformers does where a checkpoint lacks them."""
+    modules = {key.rpartition(".")[0] for key in weights}
+    for module in map(model.get_submodule, sorted(modules)):
+        for weight in module.parameters(recurse=False):
+            weight._is_hf_initialized = False
+        model._init_weights(module)
+
+
+def listed(names: Collection[str], ordered: bool = True) -> str:
+    shown = list(map(str, sorted(names) if ordered else names))
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 def last_checkpoint(output_dir: str, resume: bool) -> str | None:
@@ -294,6 +404,11 @@ def last_checkpoint(output_dir: str, resume: bool) -> str | None:
         else:
             return str(path)
     return None
+
+
+def only_logits(outputs: Any, labels: Any) -> Any:
+    """The logits alone: encoder-decoder models put out hidden states beside them."""
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

@@ -54,7 +54,8 @@ def read_data(
 
 def read_tab(files: list[Path], text_column: str, label_column: str) -> tuple[list[str], list[str]]:
     """Orange's tables: tab-separated, two more lines of header below the first."""
-    tables = [pd.read_csv(file, sep="\t", skiprows=[1, 2], low_memory=False) for file in files]
+    as_it_stands = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+    tables = [pd.read_csv(file, sep="\t", skiprows=[1, 2], **as_it_stands) for file in files]
     rows = pd.concat(tables)[[text_column, label_column]].dropna()
     return rows[text_column].tolist(), rows[label_column].tolist()
 

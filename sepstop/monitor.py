@@ -31,7 +31,14 @@ from sepstop.neighbors import Neighborhoods
 from sepstop.pool import read_pool
 from sepstop.ranks import Ranks
 from sepstop.resampling import draw_resamples, interval, score_resamples
-from sepstop.tokens import DROPPED, Tokens, check_tokens, load_tokenizer, tokenize
+from sepstop.tokens import (
+    DROPPED,
+    Tokens,
+    check_tokens,
+    load_tokenizer,
+    tokenize,
+    warn_of_columns,
+)
 from sepstop.types import Criterion, Embedder, Record
 from sepstop.untouched import same_randomness, untouched
 
@@ -461,6 +468,7 @@ class Monitor:
         if self._tokens is None:
             tokens = tokenize(self.pool, model, self.tokenizer or tokenizer, self.max_length)
             check_tokens(tokens, self.pool, model)
+            warn_of_columns(self.pool, model)
             self._tokens = tokens
         return self._tokens
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +148,21 @@ def check_tokens(tokens: Tokens, pool: Pool, model: nn.Module) -> None:
             )
 
 
+def warn_of_columns(pool: Pool, model: nn.Module) -> None:
+    """Warn where a tokenized pool has more columns that the model reads."""
+    if not pool.is_tokenized:
+        return
+    inner = pretrained(model)
+    known = inspect.signature(inner.forward).parameters
+    for name in pool.other_columns:
+        if name in known and not re.search("label|start_positions|end_positions", name):
+            warnings.warn(
+                f"sepstop: the pool's column {name} is an input of {type(inner).__name__}, but "
+                "only input_ids, attention_mask and token_type_ids are passed to the model",
+                stacklevel=4,
+            )
+
+
 def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a folder or hub repository.
 
@@ -234,7 +251,7 @@ def _cut(pool: Pool, tokenizer: Any, max_length: int) -> tuple[_Rows, _Rows | No
             return row
         return [*row[:head], *row[len(row) - (max_length - head) :]]
 
-    types = getattr(pool, "token_type_ids", None)
+    types = pool.token_type_ids
     return [cut(row) for row in rows], None if types is None else [cut(row) for row in types]
 
 

@@ -224,14 +224,32 @@ def test_rows_are_read_from_files(tmp_path):
     (tmp_path / "a.csv").write_text("body,topic\none,x\ntwo,y\n,x\n")
     (tmp_path / "b.jsonl").write_text('{"body": "three", "topic": "x"}\n')
     files = [tmp_path / "a.csv", tmp_path / "b.jsonl"]
-    assert read_rows(files, "body", "topic") == (["one", "two", "three"], ["x", "y", "x"])
-    with pytest.raises(ValueError, match=r"no column 'text' in .*; it has body, topic"):
+    with pytest.warns(UserWarning, match=r"1 empty row left out of the data .*a\.csv"):
+        rows = read_rows(files, "body", "topic")
+    assert rows == (["one", "two", "three"], ["x", "y", "x"])
+    with pytest.raises(
+        ValueError, match=r"a.csv has no column 'text'; its columns are body, topic"
+    ):
         read_rows(files)
     with pytest.raises(FileNotFoundError, match="no data file"):
         read_rows([tmp_path / "c.csv"])
     (tmp_path / "d.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"expected one of \.jsonl, .*, got d\.txt"):
+    with pytest.raises(ValueError, match=r"d\.txt has no columns, so it has no 'text'"):
         read_rows([tmp_path / "d.txt"])
+
+
+def test_classes_of_any_name_are_numbered_in_order(tmp_path):
+    """Whatever the files' types: 10 and "10" are one class, which comes after 9."""
+    lines = [json.dumps({"text": f"text {i}", "label": [10, "9", None][i % 3]}) for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    texts, labels = read_rows([tmp_path / "a.jsonl"])
+    assert len(texts) == 40
+    assert set(labels) == {"9", "10"}
+    settings = RunSettings("toy", labeled_rows=10, pool_rows=10, validation_rows=10, test_rows=10)
+    for found, y in split_rows(texts, labels, settings, np.random.default_rng(0)).values():
+        assert [labels[texts.index(text)] for text in found] == [["9", "10"][c] for c in y]
+    (tmp_path / "b.csv").write_text("text,label\na,None\nb,NA\nc,00\nd,\n")
+    assert read_rows([tmp_path / "b.csv"]) == (["a", "b", "c"], ["None", "NA", "00"])
 
 
 # Judging

@@ -40,6 +40,7 @@ from sepstop.history import (
 from sepstop.neighbors import Neighborhoods
 from sepstop.pool import read_pool
 from sepstop.store import ObservationStore
+from sepstop.tables import read_labelled
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -259,6 +260,8 @@ def test_pools_of_any_bytes(tmp_path, suffix, data):
     path.write_bytes(data.draw(st.one_of(st.binary(max_size=200), damaged(content))))
     found = said(read_pool, path, limit=4)
     assert not isinstance(found, str) or "pool" in found
+    found = said(read_labelled, path)
+    assert not isinstance(found, str) or "data" in found
 
 
 @FUZZ
@@ -273,6 +276,12 @@ def test_pools_of_any_values(tmp_path, rows, suffix):
         "\n".join(json.dumps({"input_ids": row, "attention_mask": [1]}) for row in rows)
     )
     said(read_pool, path)
+    path.write_text(
+        "\n".join(json.dumps({"input_ids": [1], "token_type_ids": row}) for row in rows)
+    )
+    said(read_pool, path)
+    path.write_text("\n".join(json.dumps({"text": "a", "label": row}) for row in rows))
+    said(read_labelled, path)
 
 
 @FUZZ

@@ -219,11 +219,22 @@ def test_labels_of_every_kind_of_file(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         pool = read_pool(path)
         assert read_labels(path, "y", pool) == tuple("abcabc"), path
-        with pytest.raises(ValueError, match="has no column 'z'; its columns: text, y"):
+        with pytest.raises(ValueError, match="has no column 'z'; its columns are text, y"):
             read_labels(path, "z", pool)
     (tmp_path / "pool.txt").write_text("a\nb")
     with pytest.raises(ValueError, match="has no columns"):
         read_labels(tmp_path / "pool.txt", "y", pool)
+
+
+def test_labels_mean_what_they_mean_in_training(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame({"text": list("abcd"), "y": ["None", "NA", "00", ""]})
+    table.to_csv(tmp_path / "pool.csv", index=False)
+    table.assign(y=[10, 2, None, 0]).to_parquet(tmp_path / "pool.parquet")
+    for name, labels in (("pool.csv", ("None", "NA", "00", "")), ("pool.parquet", "10 2  0")):
+        expected = tuple(labels.split(" ")) if isinstance(labels, str) else labels
+        assert read_labels(tmp_path / name, "y", read_pool(tmp_path / name)) == expected
 
 
 def test_labels_belong_to_the_rows_that_were_kept(tmp_path):
@@ -474,7 +485,7 @@ def test_errors_are_a_sentence_and_status_two(run_dir, tmp_path, monkeypatch):
     for arguments, message in (
         ([tmp_path / "nowhere"], "no folder at"),
         ([tmp_path], "no scores in"),
-        ([run_dir, "--labels", "none"], "has no column 'none'; its columns: text, topic"),
+        ([run_dir, "--labels", "none"], "has no column 'none'; its columns are text, topic"),
         ([run_dir, "--pool", tmp_path / "x.txt"], "no pool file at"),
         ([run_dir, "--criteria", "best"], "unknown criterion 'best'"),
         ([run_dir, "--map", "tsne"], "unknown map 'tsne'"),

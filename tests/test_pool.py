@@ -2,6 +2,7 @@ import csv
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -67,6 +68,65 @@ def test_token_ids(pool):
     pool = read_pool(pool)
     assert pool.rows == tuple(map(tuple, IDS))
     assert pool.is_tokenized
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([[np.int64(i) for i in row] for row in IDS], id="NumPy integers"),
+        pytest.param([np.array(row, np.uint16) for row in IDS], id="arrays"),
+        pytest.param([torch.tensor(row) for row in IDS], id="tensors"),
+    ],
+)
+def test_token_ids_of_other_libraries(rows):
+    found = read_pool(rows).rows
+    assert found == tuple(map(tuple, IDS))
+    assert {type(token) for row in found for token in row} == {int}
+
+
+TYPED = {**PADDED, "label": [1, 0, 1, 0]}
+TYPED["token_type_ids"] = [[0, 0, 1], [9, 9, 1], [0, 1, 9], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("source", ["Dataset", "tensors", ".parquet", ".jsonl", "unmasked"])
+def test_token_type_ids_are_kept_and_cut_as_the_ids_are(tmp_path, source):
+    rows = Dataset.from_dict(TYPED)
+    cut = ((0, 0, 1), (1,), (0, 1), (0, 1, 1))
+    others = ("label",)
+    if source == "tensors":
+        rows.set_format("torch")
+    elif source == "unmasked":
+        rows = Dataset.from_dict({"input_ids": IDS, "token_type_ids": [list(row) for row in cut]})
+        others = ()
+    elif source != "Dataset":
+        path = tmp_path / f"pool{source}"
+        (rows.to_parquet if source == ".parquet" else rows.to_json)(path)
+        rows = path
+    pool = read_pool(rows)
+    assert pool.rows == tuple(map(tuple, IDS))
+    assert pool.token_type_ids == cut
+    assert pool.other_columns == others
+
+
+def test_token_type_ids_belong_to_the_sampled_rows():
+    ids = [[n, n + 1, n + 2] for n in range(40)]
+    types = [[n % 2, 0, n % 3] if n % 4 else [0, 0, 0] for n in range(40)]
+    pool = read_pool(Dataset.from_dict({"input_ids": ids, "token_type_ids": types}), limit=10)
+    assert pool.token_type_ids == tuple(tuple(types[number]) for number in pool.row_numbers)
+    assert read_pool(IDS).token_type_ids is None
+    assert read_pool(TEXTS).token_type_ids is None
+
+
+def test_names_of_columns_that_are_not_read(tmp_path):
+    rows = Dataset.from_dict({"b": TEXTS, "text": TEXTS, "a": TEXTS})
+    assert read_pool(rows).other_columns == ("b", "a")
+    rows.to_csv(tmp_path / "pool.csv")
+    assert read_pool(tmp_path / "pool.csv").other_columns == ("b", "a")
+    lines = "".join(json.dumps({"text": t, f"key {i}": 1}) + "\n" for i, t in enumerate(TEXTS))
+    found = read_pool(write(tmp_path / "pool.jsonl", lines)).other_columns
+    assert found == tuple(f"key {i}" for i in range(5))
+    write(tmp_path / "pool.txt", "\n".join(TEXTS))
+    assert read_pool(TEXTS).other_columns == read_pool(tmp_path / "pool.txt").other_columns == ()
 
 
 def write(path, content):
@@ -151,17 +211,26 @@ def test_fingerprint_tells_pools_apart():
     assert Pool(("a", "b")).fingerprint == Pool(("a", "b")).fingerprint
     others = [("b", "a"), ("ab",), ("a", "b", "b"), ((1, 2), (3,)), ((1,), (2, 3))]
     assert len({Pool(rows).fingerprint for rows in [("a", "b"), *others]}) == 6
+    ids = ((1, 2), (3,))
+    typed = [Pool(ids, token_type_ids=types) for types in (((0, 1), (0,)), ((0, 0), (0,)))]
+    assert len({pool.fingerprint for pool in (Pool(ids), *typed)}) == 3
+
+
+def test_fingerprints_are_those_of_recorded_runs():
+    assert Pool(tuple(TEXTS)).fingerprint == "c3c53bca21ff299a"
+    assert Pool(((5, 6, 7), (8,)), other_columns=("label",)).fingerprint == "34a741a316f16a28"
 
 
 @pytest.mark.parametrize(
     ("pool", "rows"),
     [
         (["a", "", "b", "  \n", "c", None, "d"], ("a", "b", "c", "d")),
+        (["a", float("nan"), "b", "", "c", None, "d"], ("a", "b", "c", "d")),
         ([[1], [], [2], [3], [], [], [4]], ((1,), (2,), (3,), (4,))),
     ],
 )
 def test_empty_rows_are_left_out_with_a_warning(pool, rows):
-    with pytest.warns(UserWarning, match="3 empty rows left out of the pool"):
+    with pytest.warns(UserWarning, match="^sepstop: 3 empty rows left out of the pool$"):
         assert read_pool(pool).rows == rows
 
 
@@ -173,10 +242,20 @@ def test_empty_rows_are_left_out_with_a_warning(pool, rows):
         (dataset_of([]), "the pool is empty: none of its 0 rows"),
         (["a"] * 5, "all 5 texts of the pool are equal: 'a'"),
         (["a", "b", "c"], "expected at least 4 texts in the pool, got 3"),
-        ([*TEXTS, 3.5], r"expected strings \(or token ids\) in the pool, got float at row 5"),
-        ([("a", "b")] * 4, r"expected strings \(or token ids\) in the pool, got tuple at row 0"),
+        ([*TEXTS, 3.5], r"expected strings \(or token ids\), got float at row 5 of the pool"),
+        ([("a", "b")] * 4, r"expected strings \(or token ids\), got tuple at row 0 of the pool"),
         ([*TEXTS, [1, 2]], "the pool mixes strings and token ids; pass one kind"),
-        ([5, 6, 7, 8], r"expected strings \(or token ids\) in the pool, got int at row 0"),
+        ([5, 6, 7, 8], r"expected strings \(or token ids\), got int at row 0 of the pool"),
+        ([*IDS, [3, -100]], r"expected token ids of at least 0, got -100 at row 4 .*input_ids"),
+        ([*IDS, [True, False]], r"got list at row 4 of the pool, with True in it"),
+        ([np.array([True, False])] * 4, r"got ndarray at row 0 of the pool, with True in it"),
+        ([*IDS, torch.tensor([1.5])], r"got Tensor at row 4 of the pool, with 1.5 in it"),
+        ([*TEXTS, "a \ud800"], r"the lone surrogate \\ud800 at row 5 of the pool; repair it with"),
+        (
+            Dataset.from_dict({"input_ids": IDS, "token_type_ids": [[0], [0], [0], [0]]}),
+            "expected lists of as many numbers in the pool's input_ids and token_type_ids",
+        ),
+        (Dataset.from_dict({"input_ids": TEXTS}), "got str at row 0 of the pool"),
         (5, "expected a list of strings, a datasets.Dataset or a path as the pool, got int"),
         (
             Dataset.from_dict({"body": TEXTS, "label": [0] * 5}),
@@ -229,6 +308,24 @@ def test_no_such_file(tmp_path):
         read_pool(tmp_path / "pool.txt")
     with pytest.raises(FileNotFoundError, match="no pool file at a text, not a path"):
         read_pool("a text, not a path")
+    with pytest.raises(FileNotFoundError, match="no pool file at word word"):
+        read_pool("word " * 1000)
+
+
+def test_a_surrogate_that_the_sample_would_leave_out_is_refused(tmp_path):
+    lines = [json.dumps({"text": f"text {n}" + "\ud83d" * (n == 70)}) for n in range(100)]
+    path = write(tmp_path / "pool.jsonl", "\n".join(lines))
+    for limit in range(4, 9):
+        with pytest.raises(ValueError, match=r"at row 70 of the pool .*pool\.jsonl; repair"):
+            read_pool(path, limit=limit)
+
+
+def test_a_lone_surrogate_is_repaired_as_the_message_says():
+    with pytest.raises(ValueError, match=r"repair it with text\.encode") as caught:
+        read_pool([*TEXTS, "a \ud800", "\ud83d\ude00"])
+    how = str(caught.value).split("repair it with ")[1]
+    repaired = [eval(how, {"text": text}) for text in ("a \ud800", "\ud83d\ude00", "é")]
+    assert repaired == ["a \ufffd", "\U0001f600", "é"]
 
 
 def test_csv_texts_stay_texts(tmp_path):

@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 from sepstop.bench.runs import Run
 from sepstop.embedding import EMBEDDERS, embed
 from sepstop.names import build
+from sepstop.tables import ordered, read_labelled
 from sepstop.tokens import DROPPED, drop_tokens
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _WARMUP = 20
 _RESET_LAYERS = 2
 
@@ -174,30 +174,22 @@ def record_run(
 
 def read_rows(
     files: Sequence[str | Path], text_column: str = "text", label_column: str = "label"
-) -> tuple[list[str], list[Any]]:
-    """Texts and labels of .jsonl, .json, .csv or .parquet files; rows without either left out.
+) -> tuple[list[str], list[str]]:
+    """Texts and names of their classes of tables (see `sepstop.tables`), those with both.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, or no such column.
-    """
-    import datasets
+        ValueError: not a table, or no such column.
 
+    Warns:
+        UserWarning: rows without text were left out.
+    """
     texts: list[str] = []
-    labels: list[Any] = []
-    for file in map(Path, files):
-        if not file.is_file():
-            raise FileNotFoundError(f"no data file at {file}")
-        if file.suffix not in _BUILDERS:
-            raise ValueError(f"expected one of {', '.join(_BUILDERS)}, got {file.name}")
-        rows = datasets.load_dataset(_BUILDERS[file.suffix], data_files=str(file), split="train")
-        for column in (text_column, label_column):
-            if column not in rows.column_names:
-                raise ValueError(
-                    f"no column {column!r} in {file}; it has {', '.join(rows.column_names)}"
-                )
-        for text, label in zip(rows[text_column], rows[label_column], strict=True):
-            if text and label is not None:
+    labels: list[str] = []
+    for file in files:
+        table = read_labelled(file, text_column, label_column)
+        for text, label in zip(table.texts["text"], table.labels.values, strict=True):
+            if label is not None:
                 texts.append(text)
                 labels.append(label)
     return texts, labels
@@ -208,11 +200,12 @@ def split_rows(
 ) -> dict[str, tuple[list[str], NDArray[np.int64]]]:
     """Disjoint rows for "train", "pool", "validation" and "test", a text once."""
     first = dict(zip(reversed(texts), reversed(labels), strict=True))
-    names = sorted(set(first.values()), key=lambda name: (isinstance(name, str), name))
+    names = ordered(map(str, first.values()))
     if len(names) < 2:
-        raise ValueError(f"expected at least 2 classes, got {names}")
+        raise ValueError(f"expected at least 2 classes, got {list(names)}")
+    numbers = {name: number for number, name in enumerate(names)}
     unique = list(first)
-    y = np.array([names.index(first[text]) for text in unique])
+    y = np.array([numbers[str(first[text])] for text in unique])
     order = rng.permutation(len(unique))
     labelled = _labelled(y[order], settings, rng)
     rest = np.setdiff1d(np.arange(len(order)), labelled)

@@ -5,17 +5,16 @@ No decision sees any of this.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sepstop import tables
 from sepstop.pool import Pool
+from sepstop.tables import open_table
 
 _FOLDS = 3
 
@@ -25,14 +24,14 @@ def read_labels(path: Path, column: str, pool: Pool) -> tuple[str, ...]:
 
     Args:
         path: the file that ``pool`` was read from.
-        column: its column with the labels.
-        pool: says which rows of the file it holds in its ``row_numbers``; without, it has to hold
-            all of them.
+        column: the file's column with the labels.
+        pool: says which rows of the file it holds in its ``row_numbers``; without those, it has
+            to hold all of them.
 
     Raises:
         ValueError: no such column, or rows and labels that do not belong together.
     """
-    labels = ["" if value is None else str(value) for value in _column(path, column)]
+    labels = [value or "" for value in tables.read_labels(open_table(path, "pool"), column).values]
     numbers: Sequence[int] = getattr(pool, "row_numbers", ())
     if not numbers:
         if len(labels) != len(pool):
@@ -46,34 +45,6 @@ def read_labels(path: Path, column: str, pool: Pool) -> tuple[str, ...]:
             f"expected at least {max(numbers) + 1} rows in {path.name}, got {len(labels)}"
         )
     return tuple(labels[number] for number in numbers)
-
-
-def _column(path: Path, column: str) -> list[Any]:
-    if path.suffix == ".txt":
-        raise ValueError(f"{path.name} has no columns, so it has no labels {column!r}")
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        names = parquet.read_schema(path).names
-        _check_column(path, column, names)
-        return list(parquet.ParquetFile(path).read(columns=[column]).column(column).to_pylist())
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            _check_column(path, column, reader.fieldnames or [])
-            return [row[column] for row in reader]
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    _check_column(path, column, sorted({name for row in rows for name in row}))
-    return [row.get(column) for row in rows]
-
-
-def _check_column(path: Path, column: str, names: Sequence[str]) -> None:
-    if column not in names:
-        raise ValueError(f"{path.name} has no column {column!r}; its columns: {', '.join(names)}")
 
 
 def label_classes(
