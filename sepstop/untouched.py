@@ -15,9 +15,6 @@ from torch import Tensor, nn
 _OF_LIBRARIES = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspeed")
 """Wrappers whose attributes are a runtime's own; only their modes are restored."""
 
-_OF_TORCH = set(vars(nn.Module())) - {"_buffers", "_modules", "_non_persistent_buffers_set"}
-"""Containers that are not looked into: hooks, and parameters, which FSDP swaps by itself."""
-
 _CONTAINERS = (dict, list, set, deque)
 
 _CODES = 2**16
@@ -94,7 +91,7 @@ class _State:
     def _keep(self, name: str, attributes: dict[str, Any]) -> None:
         self._attributes.append((attributes, dict(attributes)))
         for key, value in attributes.items():
-            if key in _OF_TORCH:
+            if key == "_parameters":  # FSDP swaps them, and keeps track of it elsewhere
                 continue
             named = [(key, value)]
             if isinstance(value, _CONTAINERS):

@@ -171,6 +171,16 @@ def test_attributes_containers_and_the_configuration_are_restored_in_place():
     assert not isinstance(body.pooler, nn.Identity)
 
 
+def test_hooks_and_what_says_that_they_are_there_go_together():
+    """transformers installs hooks at the first pass that asks for hidden states, and notes that."""
+    model = make_encoder()
+    ids = torch.arange(6)[None]
+    for _ in range(3):
+        with untouched(model):
+            states = model(ids, output_hidden_states=True).hidden_states
+        assert len(states) == 3
+
+
 def test_a_pass_that_writes_into_quantized_weights_is_refused():
     model = make_encoder()
     model.register_buffer("codes", torch.zeros(300, 300, dtype=torch.int32))
