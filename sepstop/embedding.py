@@ -362,7 +362,8 @@ def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inpu
     if len(shape) != 2 or shape[0] != len(input_ids) or shape[1] < 1:
         raise ValueError(
             f"expected logits of shape ({len(input_ids)}, k), got {shape or 'none'} from "
-            f"{type(model).__name__}; a criterion on predictions needs them, one on embeddings, as "
+            f"{type(model).__name__}; a criterion on predictions needs them, and so does a run "
+            "whose first model had them; outputs='none' with a criterion on embeddings, as "
             "'separability', does not"
         )
     return logits.detach().float()
