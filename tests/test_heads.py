@@ -21,8 +21,10 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from typer.testing import CliRunner
 
 from sepstop import Monitor, SepStopCallback, select_checkpoint
+from sepstop.cli import app
 from sepstop.heads import outputs_of, training_labels
 from sepstop.history import HISTORY_FILE, read_log_history, settings_in
 from sepstop.page.run import look_at
@@ -470,6 +472,21 @@ def test_the_report_groups_by_components_where_labels_exclude_nothing(multi_run,
     named = look_at(folder, file, criteria=["infomax", "rankme"])
     assert list(named.others) == ["rankme"]
     assert any("infomax is not shown: the criterion" in note for note in named.notes)
+
+
+def test_the_command_leaves_out_what_is_no_criterion_for_labels(multi_run, pool, tmp_path):
+    folder = multi_run[0]
+    (tmp_path / "pool.txt").write_text("\n".join(pool))
+    command = ["select", str(folder), "--pool", str(tmp_path / "pool.txt"), "--json"]
+    result = CliRunner().invoke(app, [*command, "--criteria", "infomax,rankme"])
+    assert result.exit_code == 0
+    assert "the criterion 'infomax' is for a model whose outputs are one class" in result.stderr
+    found = json.loads(result.stdout)
+    assert list(found["also"]) == ["rankme"]
+    assert {row["information_of"] for row in found["ranking"]} == {"labels"}
+    result = CliRunner().invoke(app, [*command, "--outputs", "none"])
+    assert {row["information_of"] for row in json.loads(result.stdout)["ranking"]} == {"components"}
+    assert CliRunner().invoke(app, [*command, "--criterion", "infomax"]).exit_code == 2
 
 
 def test_a_resumed_run_goes_on_with_what_it_was(tmp_path, tokenizer, multi_rows, pool):
