@@ -1,8 +1,7 @@
-"""What the outputs of a model are: one class out of k, labels that may hold together, or neither.
+"""A model's outputs: one class out of k, labels that do not exclude each other, or neither.
 
-The logits alone do not tell: ``(b, k)`` may be classes, labels or targets of a regression.
-`outputs_of` has the order in which the user, the configuration, the training labels and the shape
-are asked.
+Logits of shape ``(b, k)`` may be any of these. `outputs_of` looks at what the user says, the
+configuration, the training labels and the shape, in this order.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ _SAY = (
     "class out of k, 'labels' for yes or no each, 'none' for neither"
 )
 
-
 IN_WORDS: dict[Outputs, str] = {
     "classes": "one class out of k",
     "labels": "labels that do not exclude each other",
@@ -64,10 +62,10 @@ def outputs_of(
 ) -> Head:
     """What the outputs of ``model`` are.
 
-    Decided by the first of these that is known: what was asked for; the ``problem_type`` in the
-    model's configuration; the training labels; and the shape of the logits, where two or more are
-    taken for one class out of k. A transformers model without a ``problem_type`` is read as its own
-    loss reads it, since that is what trains it.
+    The first of these that is known decides: what was asked for; the ``problem_type`` in the
+    model's configuration; the training labels; the shape of the logits, where two or more are taken
+    for one class out of k. For a transformers model without a ``problem_type`` the labels are read
+    as its own loss reads them.
 
     Args:
         model: wrapped by DDP, FSDP, ``torch.compile``, PEFT or a CrossEncoder as it may be.
@@ -254,10 +252,11 @@ def training_labels(dataloader: Any, names: Sequence[str] = ()) -> list[Any] | N
         One value a row; None where they cannot be had, as those of streamed data.
     """
     dataset = getattr(dataloader, "dataset", None)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+    # Whatever a data set of the user's own raises, its labels are unknown then.
     with suppress(Exception), same_randomness(device), _same_generators(dataset):
         return _stored_labels(dataset, (*names, *_COLUMNS))
-    return None  # whatever a data set of one's own raises
+    return None
 
 
 def label_names(model: nn.Module, args: Any = None) -> list[str]:

@@ -461,8 +461,6 @@ class Monitor:
             ValueError: there are none, but the criterion or the user needs them, or the model is a
                 sequence classifier.
         """
-        if self.head.asked == "none" and not self.needs_logits:
-            return 0
         tokens, ranks = self._tokenized(model), self.ranks
         shortest, *_, longest = _by_length(tokens)
         few, one = tokens.at([shortest, longest]), Batching(1, precision=self._precision(model))
@@ -477,7 +475,7 @@ class Monitor:
         except Exception as error:  # no head, more inputs, ...
             if self.needs_logits or self.head.asked in ("classes", "labels"):
                 raise
-            if not is_sequence_classifier(model):
+            if self.head.asked == "none" or not is_sequence_classifier(model):
                 return 0  # nothing that embedding the pool needs
             seen(with_logits=False)  # may say more
             raise ValueError(

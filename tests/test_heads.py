@@ -11,6 +11,8 @@ import torch
 from conftest import GOOD, WORDS, make_decoder, make_encoder, make_texts
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForNextSentencePrediction,
     BertForSequenceClassification,
@@ -273,6 +275,19 @@ def test_a_criterion_of_ones_own_gets_the_logits_of_any_head(pool, tokenizer):
         assert record.is_finite
 
 
+def test_a_classifier_that_gives_no_logits_for_the_pool_is_refused(pool, tokenizer):
+    """Its tokenizer closes texts with another token than the one that its head looks for."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    config = BartConfig(vocab_size=len(WORDS), **sizes, eos_token_id=9, decoder_start_token_id=2)
+    model = BartForSequenceClassification(config)
+    with pytest.raises(
+        ValueError, match=r"gives no logits .*at least one <eos> token.*outputs='no"
+    ):
+        found(model, pool, tokenizer)
+    assert found(model, pool, tokenizer, outputs="none") == "none"
+
+
 def test_a_guess_is_said_once_there_is_a_score_to_decide_by(pool, tokenizer):
     monitor = Monitor(pool, tokenizer=tokenizer, resamples=2)
     model = classifier(3)
@@ -484,8 +499,10 @@ def test_the_command_leaves_out_what_is_no_criterion_for_labels(multi_run, pool,
     found = json.loads(result.stdout)
     assert list(found["also"]) == ["rankme"]
     assert {row["information_of"] for row in found["ranking"]} == {"labels"}
-    result = CliRunner().invoke(app, [*command, "--outputs", "none"])
-    assert {row["information_of"] for row in json.loads(result.stdout)["ranking"]} == {"components"}
+    # Also one after the other, from what was kept of the checkpoints.
+    for outputs, of in (("none", "components"), ("classes", "classes"), ("labels", "labels")):
+        result = CliRunner().invoke(app, [*command, "--outputs", outputs])
+        assert {row["information_of"] for row in json.loads(result.stdout)["ranking"]} == {of}
     assert CliRunner().invoke(app, [*command, "--criterion", "infomax"]).exit_code == 2
 
 
