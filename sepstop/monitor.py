@@ -174,7 +174,11 @@ class Monitor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a record depends on besides the model, ready for JSON."""
+        """What a record depends on besides the model, ready for JSON.
+
+        "outputs" only once they are known.
+        """
+        known = self.head.outputs or (None if self.head.asked == "auto" else self.head.asked)
         return {
             "criterion": describe(self.criterion, CRITERIA),
             "embedder": describe(self.embedder, EMBEDDERS),
@@ -186,7 +190,7 @@ class Monitor:
             "precision": self.precision,
             "pool_size": len(self.pool),
             "pool": self.pool.fingerprint,
-            "outputs": self.head.outputs or self.head.asked,
+            **({"outputs": known} if known else {}),
         }
 
     @property

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from sepstop import Monitor, SepStopCallback, select_checkpoint
 from sepstop.cli import app
 from sepstop.heads import outputs_of, training_labels
-from sepstop.history import HISTORY_FILE, read_log_history, settings_in
+from sepstop.history import HISTORY_FILE, read_log_history, rows_in
 from sepstop.page.run import look_at
 
 SIZES = {
@@ -71,7 +71,7 @@ def first_token(model, input_ids, attention_mask):
 
 def found(model, pool, tokenizer, labels=None, **options):
     monitor = Monitor(pool, tokenizer=tokenizer, resamples=2, **options)
-    assert monitor.settings["outputs"] == options.get("outputs", "auto")
+    assert monitor.settings.get("outputs") == options.get("outputs")
     monitor.prepare(model, labels=labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -456,7 +456,8 @@ def test_labels_of_a_trainer_run_are_scored_and_decide(multi_run):
     assert 0.1 < max(scores) <= 2 / 3 * (np.log(2) + 1 / 40)
     best = max(callback.history, key=lambda record: record.information)
     assert callback.decision.best_step == best.step
-    assert settings_in(read_log_history(folder / f"checkpoint-{best.step}"))["outputs"] == "labels"
+    row = rows_in(read_log_history(folder / f"checkpoint-{best.step}"))[-1]
+    assert row.header.settings["outputs"] == "labels"
 
 
 def test_offline_takes_labels_for_labels(multi_run, pool):
