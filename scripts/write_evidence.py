@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from sepstop.bench.cli import POLICIES
 from sepstop.bench.judge import (
     DEFAULT,
+    JUDGED,
     Judgement,
     ScoreCache,
     bootstrap_interval,
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def judged(runs: list[Run], cache: ScoreCache) -> Judgement:
-    criteria = {name: cls() for name, cls in CRITERIA.items() if name != "weightwatcher"}
+    criteria = {name: CRITERIA[name]() for name in JUDGED}
     with tqdm(total=len(runs) * (len(criteria) + 2), desc="scores") as bar:
 
         def score(run: Run, criterion: Any) -> Any:
@@ -231,9 +232,8 @@ def embeddings_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
     """All runs as if their models had no predictions."""
     alone = [
         name
-        for name, criterion in CRITERIA.items()
-        if name != "weightwatcher"  # it looks at weights, which runs do not hold
-        and set(getattr(criterion(), "needs", ("points",))) <= {"points", "neighbors"}
+        for name in JUDGED
+        if set(getattr(CRITERIA[name](), "needs", ("points",))) <= {"points", "neighbors"}
     ]
 
     def regrets(name: str, policy: str) -> list[np.ndarray]:

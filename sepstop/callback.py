@@ -26,6 +26,7 @@ from sepstop.arguments import (
     warn_of_schedule,
 )
 from sepstop.criteria import Information
+from sepstop.heads import label_names, training_labels
 from sepstop.policies import Auto, Plateau
 from sepstop.ranks import Ranks
 from sepstop.types import Decision, Record
@@ -151,7 +152,8 @@ class SepStopCallback(Watch, TrainerCallback):
             warn_of_other_run(args.output_dir)
         # The ranks of a tensor-parallel model have to see the same texts.
         self.monitor.distributed = getattr(model, "tp_size", None) in (None, 1)
-        self.monitor.prepare(model, processing_class)
+        labels = training_labels(kwargs.get("train_dataloader"), label_names(model, args))
+        self.monitor.prepare(model, processing_class, labels)
         warn_of_arguments(args, self._best_metric, attached=self._attached_to(state) is not None)
         warn_of_schedule(args, state, self.every_n_steps, kwargs.get("train_dataloader"))
         self._resume(args, state, control)

@@ -100,6 +100,13 @@ def select(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name, if the checkpoints have none.")
     ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="What the models' outputs are: classes (one out of k), labels (yes or no for "
+            "each) or none. Default: what the run recorded, or else found out."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; by default as saved.")
@@ -131,6 +138,7 @@ def select(
     checkpoints over processes. Exit status: 0; 2 when there is nothing to rank or an argument is
     wrong; 3 with --strict when a checkpoint was skipped; 130 when interrupted.
     """
+    from sepstop.monitor import CriterionError
     from sepstop.offline import select_checkpoint
     from sepstop.ranks import Ranks
     from sepstop.selection import best_run, tied_runs
@@ -145,6 +153,7 @@ def select(
         "max_length": max_length,
         "batch_size": batch_size,
         "tokenizer": tokenizer,
+        "outputs": outputs,
     }
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if layer is not None:
@@ -177,7 +186,15 @@ def select(
             scratch = Ranks.of_run().of_first(folder) if others and not cache else ""
             runs = list(dict.fromkeys(run for path in paths for run in find_runs(path)))
             selections = {run: selected(run) for run in runs}
-            more = {run: {name: selected(run, criterion=name) for name in others} for run in runs}
+            more: dict[str, dict[str, Any]] = {run: {} for run in runs}
+            for name in others:
+                try:
+                    found = {run: selected(run, criterion=name) for run in runs}
+                except CriterionError as error:
+                    messages.print(f"sepstop: {error}", style="yellow", markup=False)
+                    continue
+                for run, selection in found.items():
+                    more[run][name] = selection
             best = best_run(selections)
             tied = tied_runs(selections, best)
             if link is not None and Ranks.of_run().rank == 0:
@@ -312,6 +329,13 @@ def report(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name, if the checkpoints have none.")
     ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="What the models' outputs are: classes, labels or none. Default: what the run "
+            "recorded, or else found out."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings.")
@@ -345,6 +369,7 @@ def report(
             # Several criteria are computed from one forward pass, kept for as long as it takes.
             cache=cache or folder,
             **({"tokenizer": tokenizer} if tokenizer else {}),
+            **({"outputs": outputs} if outputs else {}),
         )
     for note in notes:
         messages.print(f"sepstop: {note}", style="yellow", markup=False)

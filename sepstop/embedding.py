@@ -26,7 +26,7 @@ from sepstop.backbone import (
     unwrapped,
 )
 from sepstop.tokens import Tokens, valid_padding
-from sepstop.types import Embedder
+from sepstop.types import Embedder, Outputs
 from sepstop.untouched import untouched
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -184,13 +184,28 @@ class Observation(NamedTuple):
 
     Attributes:
         points: ``(N, D)`` embeddings, float.
-        logits: ``(N, k)`` of the model's classifier, float32, if they were asked for.
+        logits: ``(N, k)`` of the model's head, float32, if they were asked for.
         corrupted_logits: ``(N, k)`` likewise, of the texts without `DROPPED` of their tokens.
+        outputs: what the logits are, if there are any; None where the model does not say.
     """
 
     points: Tensor
     logits: Tensor | None = None
     corrupted_logits: Tensor | None = None
+    outputs: Outputs | None = "classes"
+
+    @property
+    def classes(self) -> Tensor | None:
+        """``(N,)`` int64 predicted classes; None if the outputs are not one class out of k."""
+        if self.logits is None or self.outputs != "classes":
+            return None
+        return self.logits.argmax(dim=-1)
+
+    def cpu(self) -> Observation:
+        tensors: dict[str, Any] = {
+            name: part.cpu() for name, part in self._asdict().items() if isinstance(part, Tensor)
+        }
+        return self._replace(**tensors)
 
 
 @dataclass(frozen=True)
@@ -334,23 +349,34 @@ def check_embedder(embedder: Embedder, inputs: Collection[str]) -> None:
 
 
 def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
-    """``(b, k)`` float32 logits of a classifier.
+    """``(b, k)`` float32 logits of the model's head.
 
     Raises:
-        ValueError: the model gives no logits, or not one row of two or more a text.
+        ValueError: the model gives no logits, or not one row a text.
     """
     if is_cross_encoder(unwrapped(model)):
         model = pretrained(model)
     output = model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-    logits = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", output)
+    logits = _logits_in(output)
     shape = tuple(getattr(logits, "shape", ()))
-    if len(shape) != 2 or shape[0] != len(input_ids) or shape[1] < 2:
+    if len(shape) != 2 or shape[0] != len(input_ids) or shape[1] < 1:
         raise ValueError(
-            f"expected a classifier with logits of shape ({len(input_ids)}, k) for k >= 2 classes, "
-            f"got {shape or 'none'} from {type(model).__name__}; a criterion on predictions needs "
-            "them, one on embeddings, as 'separability', does not"
+            f"expected logits of shape ({len(input_ids)}, k), got {shape or 'none'} from "
+            f"{type(model).__name__}; a criterion on predictions needs them, and so does a run "
+            "whose first model had them; outputs='none' with a criterion on embeddings, as "
+            "'separability', does not"
         )
     return logits.detach().float()
+
+
+def _logits_in(output: Any) -> Any:
+    """The logits by their name, or the output itself; of a tuple the first and only ``(b, k)``."""
+    if hasattr(output, "get"):
+        return output.get("logits")
+    if not isinstance(output, tuple) or hasattr(output, "logits"):
+        return getattr(output, "logits", output)
+    flat = [getattr(part, "ndim", 0) == 2 for part in output]
+    return output[0] if flat[:1] == [True] and sum(flat) == 1 else None
 
 
 @contextmanager

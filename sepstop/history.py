@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sepstop.sources import find_checkpoints
-from sepstop.types import Decision, Record
+from sepstop.types import Decision, Outputs, Record
 
 KEY = "sepstop"
 SCHEMA = 1
@@ -184,6 +184,8 @@ def _fits(key: str, value: Any) -> bool:
         return isinstance(value, dict) and all(isinstance(name, str) for name in value)
     if key in _WHOLE:
         return type(value) is int and 0 <= value <= _WHOLE[key]
+    if key == "outputs":
+        return value in get_args(Outputs)
     return key != "pool" or isinstance(value, str)
 
 

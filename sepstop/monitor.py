@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,15 @@ from sepstop.embedding import (
     Batching,
     Observation,
     Precision,
-    classify,
     observe,
     training_precision,
+)
+from sepstop.heads import (
+    IN_WORDS,
+    HeadOfRun,
+    declared_outputs,
+    is_sequence_classifier,
+    outputs_of,
 )
 from sepstop.names import build, describe
 from sepstop.neighbors import Neighborhoods
@@ -39,12 +45,21 @@ from sepstop.tokens import (
     tokenize,
     warn_of_columns,
 )
-from sepstop.types import Criterion, Embedder, Record
+from sepstop.types import Criterion, Embedder, Outputs, Record
 from sepstop.untouched import same_randomness, untouched
 
 logger = logging.getLogger(__name__)
 
 _LONG_POOL = 2000  # texts from which on a progress bar is worth its line
+_INFORMATION: dict[Outputs, tuple[str, str]] = {  # the criterion and what it is of
+    "classes": ("information", "classes"),
+    "labels": ("label_information", "labels"),
+    "none": ("component_information", "components"),
+}
+
+
+class CriterionError(ValueError):
+    """The criterion is for other outputs than the model's."""
 
 
 class Monitor:
@@ -79,6 +94,9 @@ class Monitor:
             changes what the model makes of a text, as it does without a padding token.
         precision: "bf16" or "fp16" autocast for the pool's forward pass, or "no". By default, that
             of the training, where accelerate (and so Trainer) set one up.
+        outputs: what the model's outputs are: "classes" (one class out of k), "labels" (yes or no
+            for each, not exclusive) or "none" (a regression, a reward, no logits). By default
+            found out, see `sepstop.heads.outputs_of`.
         progress: show a bar on long pools.
         distributed: divide the work over the processes of torch.distributed, which all have to
             make the same calls; each gets the same records. Of a model that is itself divided
@@ -104,6 +122,7 @@ class Monitor:
         batch_size: int = 64,
         padding: bool | None = None,
         precision: Precision | None = None,
+        outputs: str = "auto",
         progress: bool = True,
         distributed: bool = False,
     ) -> None:
@@ -120,6 +139,10 @@ class Monitor:
         ):
             if choice is not None and choice not in known:
                 raise ValueError(f"expected `{name}` among {known} or None, got {choice!r}")
+        if outputs not in ("auto", *get_args(Outputs)):
+            raise ValueError(
+                f"expected `outputs` 'auto', 'classes', 'labels' or 'none', got {outputs!r}"
+            )
         self.embedder: Embedder = build("embedder", embedder, EMBEDDERS)
         self.criterion: Criterion = build("criterion", criterion, CRITERIA)
         for attribute in ("name", "higher_is_better"):
@@ -152,13 +175,17 @@ class Monitor:
         self.tokenizer = load_tokenizer(tokenizer) if named else tokenizer
         self._tokens: Tokens | None = None
         self._one_by_one = False  # a head that takes no batches
-        self._classifies: bool | None = None  # unknown before a model was seen
+        self.head = HeadOfRun(outputs)
         self._previous_logits: Tensor | None = None
         self.neighborhoods = Neighborhoods()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a record depends on besides the model, ready for JSON."""
+        """What a record depends on besides the model, ready for JSON.
+
+        "outputs" only once they are known.
+        """
+        known = self.head.outputs or (None if self.head.asked == "auto" else self.head.asked)
         return {
             "criterion": describe(self.criterion, CRITERIA),
             "embedder": describe(self.embedder, EMBEDDERS),
@@ -170,6 +197,7 @@ class Monitor:
             "precision": self.precision,
             "pool_size": len(self.pool),
             "pool": self.pool.fingerprint,
+            **({"outputs": known} if known else {}),
         }
 
     @property
@@ -195,33 +223,41 @@ class Monitor:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the criterion looks at a classifier's predictions."""
+        """True if the criterion needs logits."""
         return any(need.endswith("logits") for need in self.needs)
 
     def prepare(
-        self, model: nn.Module, tokenizer: Any = None, precision: Precision | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        labels: Sequence[Any] | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        """Tokenize the pool, check it, and try the model on its two longest texts.
+        """Tokenize the pool, check it, try the model, and find out what its outputs are.
 
-        `measure` does the first by itself; call this to see errors before training begins.
+        `measure` does the same at its first call; call this to see errors before training begins.
 
         Args:
             model: the model that will be measured.
             tokenizer: used if none was given to the Monitor.
+            labels: of some training rows, if known; they help to tell what the outputs are.
             precision: that of the training, where the model does not tell; likewise.
 
         Raises:
-            ValueError: no tokenizer to be found, a text that the model cannot read, or a model that
-                gives no embeddings, or no logits where the criterion needs them.
+            ValueError: no tokenizer to be found; a text that the model cannot read; a model that
+                gives no embeddings, or no logits where the criterion needs them; outputs that the
+                criterion is not for, or about which configuration, labels and logits contradict
+                each other.
         """
-        self._tokens = self._previous_logits = self._classifies = None
+        self._tokens = self._previous_logits = None
         self.padding, self.precision = self._asked
         self.precision = self.precision or precision
         self._one_by_one = False
+        self.head = HeadOfRun(self.head.asked)
         self.neighborhoods = Neighborhoods()
         self.ranks.together(self._check_same_pool)
         tokens = self._tokenized(model, tokenizer)
-        self._classifies = self.needs_logits or self._is_classifier(model)
+        self._find_outputs(model, labels)
         points = self._observe(model, tokens.at(_by_length(tokens)[-2:])).points
         if not points.is_floating_point():
             raise ValueError(f"expected floating points from the embedder, got {points.dtype}")
@@ -251,7 +287,7 @@ class Monitor:
             epoch: epochs taken, if counted.
         """
         start = time.perf_counter()
-        seen = self.observe(model)
+        seen = self.observe(model)._replace(outputs=self.head.outputs)
         with untouched(model):
             record = self.score(seen, step, epoch, model)
         record = replace(record, seconds=time.perf_counter() - start)
@@ -264,13 +300,26 @@ class Monitor:
             ValueError: as `prepare`.
         """
         tokens = self._tokenized(model)
-        self._classifies = self.needs_logits or self._is_classifier(model)
+        self._find_outputs(model)
         seen = self._observe(model, tokens, progress=self.progress)
         if "corrupted_logits" in self.needs:
             dropped = tokens.corrupted(DROPPED, self.seed)
             corrupted = self._observe(model, dropped, progress=self.progress).logits
             seen = seen._replace(corrupted_logits=corrupted)
-        return seen
+        width = 0 if seen.logits is None else seen.logits.shape[-1]
+        return seen._replace(outputs=declared_outputs(model, width))
+
+    def settled(self, seen: Observation) -> Observation:
+        """What was observed, with the outputs taken for what they are in this run.
+
+        Raises:
+            ValueError: they are something else than in what was observed before, or the criterion
+                is not for them.
+        """
+        width = 0 if seen.logits is None else seen.logits.shape[-1]
+        outputs = self.head.settle(width, seen.outputs)
+        self._check_criterion()
+        return seen._replace(outputs=outputs)
 
     def score(
         self, seen: Observation, step: int, epoch: float | None = None, model: Any = None
@@ -280,9 +329,10 @@ class Monitor:
         Args:
             model: for a criterion that needs it, as ``weightwatcher`` does.
         """
+        seen = self.settled(seen)
         if seen.points.device.type == "mps":  # it has no float64
-            parts = seen._asdict().items()
-            seen = Observation(**{name: part.cpu() for name, part in parts if part is not None})
+            seen = seen.cpu()
+        self.head.hold(step)
         with torch.no_grad(), same_randomness(seen.points.device):
             self.note(seen, step)
             near = self._neighbors(seen, step)
@@ -302,7 +352,7 @@ class Monitor:
             resample_size=self.resample_size,
             pool_size=size,
             information=sum(information) / len(information),
-            information_of="components" if seen.logits is None else "classes",
+            information_of=_INFORMATION[seen.outputs or "none"][1],
             information_low=least,
             information_high=most,
             information_resamples=tuple(information),
@@ -315,10 +365,9 @@ class Monitor:
         progress: bool = False,
         with_logits: bool | None = None,
     ) -> Observation:
-        if self.precision is None:
-            self.precision = training_precision(model)
+        self._precision(model)
         whole = with_logits is None
-        with_logits = bool(self._classifies if with_logits is None else with_logits)
+        with_logits = self.head.has_logits if with_logits is None else with_logits
         batching = self._batching(model, with_logits)
         if whole:  # a pass without logits does not show what padding does to them
             self.padding = batching.padding
@@ -370,6 +419,11 @@ class Monitor:
             self._one_by_one = not takes
         return replace(batching, padding=False, size=1 if self._one_by_one else size)
 
+    def _precision(self, model: nn.Module) -> Precision:
+        if self.precision is None:
+            self.precision = training_precision(model)
+        return self.precision
+
     def _take_smaller_batches(self, size: int) -> None:
         logger.info("out of memory: the pool is embedded %d texts at a time from now on", size)
         self.batch_size = size
@@ -378,12 +432,13 @@ class Monitor:
         """Remember the neighbours in what was observed, for the information of later records."""
         if not torch.isfinite(seen.points).all():
             return
-        self.neighborhoods.add(step, seen.points, seen.logits)
+        self.neighborhoods.add(step, seen.points, seen.logits, seen.outputs)
         if step == 0 and not self.neighborhoods.refers_back:
             warnings.warn(
-                "sepstop: before training, neighbours already share their predicted classes, so "
-                "they are no reference: the information takes the neighbours of each evaluation "
-                "alone, and a model that memorises wrong labels goes unnoticed",
+                f"sepstop: the untrained head already predicts the same {seen.outputs} for "
+                "neighboring texts, so the pre-training reference is disabled: the information "
+                "takes the neighbors of each evaluation alone, and memorized wrong labels may go "
+                "undetected",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -397,18 +452,69 @@ class Monitor:
                 f"and rank 0 has {first}"
             )
 
-    def _is_classifier(self, model: nn.Module) -> bool:
-        """Whether one short text gets logits of a few classes, tried out."""
-        shortest = min(self._tokenized(model), key=len)
-        device = next(model.parameters()).device
+    def _find_outputs(self, model: nn.Module, labels: Sequence[Any] | None = None) -> None:
+        """Whether the model gives logits, and what they are: once a run."""
+        if self.head.outputs is None:
+            width, asked = self._tried(model), self.head.asked
+            found = self.ranks.together(lambda: outputs_of(model, width, labels, asked))
+            self.head.find(width, self.ranks.of_first(found))
+            self._check_criterion()
+        elif self.head.follow(model):
+            self._check_criterion()
+
+    def _tried(self, model: nn.Module) -> int:
+        """k of the model's ``(b, k)`` logits, tried on a short and a long text; 0 without any.
+
+        Outputs whose width goes with the length of the text are of its tokens, and those that are
+        the embeddings are no logits.
+
+        Raises:
+            ValueError: there are none, but the criterion or the user needs them, or the model is a
+                sequence classifier.
+        """
+        tokens, ranks = self._tokenized(model), self.ranks
+        shortest, *_, longest = _by_length(tokens)
+        few, one = tokens.at([shortest, longest]), Batching(1, precision=self._precision(model))
+
+        def seen(with_logits: bool) -> Observation:
+            return ranks.together(
+                lambda: observe(model, few, self.embedder, one, with_logits=with_logits)
+            )
+
         try:
-            with untouched(model):
-                classify(
-                    model, shortest[None].to(device), torch.ones_like(shortest[None]).to(device)
-                )
-        except Exception:  # no head, more inputs, ...: nothing that embedding the pool needs
-            return False
-        return True
+            points, logits, *_ = seen(with_logits=True)
+        except Exception as error:  # no head, more inputs, ...
+            if self.needs_logits or self.head.asked in ("classes", "labels"):
+                raise
+            if self.head.asked == "none" or not is_sequence_classifier(model):
+                return 0  # nothing that embedding the pool needs
+            seen(with_logits=False)  # may say more
+            raise ValueError(
+                f"{type(model).__name__} gives no logits for texts of the pool "
+                f"({type(error).__name__}: {error}); to be decided by the embeddings alone, say "
+                "outputs='none'"
+            ) from error
+        assert logits is not None
+        are_points = logits.shape == points.shape and torch.allclose(
+            logits, points.float(), equal_nan=True
+        )
+        return 0 if are_points else logits.shape[-1]
+
+    def _check_criterion(self) -> None:
+        """
+        Raises:
+            CriterionError: the criterion is for other outputs than the model's.
+        """
+        wanted: Outputs | None = getattr(self.criterion, "outputs", None)
+        outputs = self.head.outputs
+        if wanted is None or outputs is None or wanted == outputs:
+            return
+        raise CriterionError(
+            f"the criterion {self.criterion.name!r} is for a model whose outputs are "
+            f"{IN_WORDS[wanted]}, but they are {IN_WORDS[outputs]}: use "
+            f"{_INFORMATION[outputs][0]!r}, or another on embeddings, as 'separability'; or name "
+            f"the outputs: outputs={wanted!r} (--outputs)"
+        )
 
     def _score(
         self,
@@ -446,14 +552,13 @@ class Monitor:
         if near is None:
             return {"neighbors": None, "neighbor_classes": None}
         near = near.to(seen.points.device)
-        classes = None if seen.logits is None else seen.logits.argmax(dim=-1)[near]
-        return {"neighbors": near, "neighbor_classes": classes}
+        classes = seen.classes
+        return {"neighbors": near, "neighbor_classes": None if classes is None else classes[near]}
 
     def _information(self, seen: Observation, near: dict[str, Tensor | None]) -> list[float]:
         """Of each resample; NaN where the model's outputs are not finite."""
         given = {"points": seen.points, "logits": seen.logits, **near}
-        name = "component_information" if seen.logits is None else "information"
-        criterion: Criterion = build("criterion", name, CRITERIA)
+        criterion: Criterion = build("criterion", _INFORMATION[seen.outputs or "none"][0], CRITERIA)
         return self._on_resamples(criterion, given)
 
     def _on_resamples(self, criterion: Criterion, given: dict[str, Any]) -> list[float]:

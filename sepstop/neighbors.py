@@ -16,6 +16,8 @@ from torch.nn.functional import normalize
 
 from sepstop.arrays import load_arrays
 from sepstop.criteria.information import mutual_information
+from sepstop.criteria.labels import label_agreement
+from sepstop.types import Outputs
 
 NEIGHBORS = 3
 """Nearest neighbours of a text that are looked at."""
@@ -50,14 +52,15 @@ def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
 class Neighborhoods:
     """The `nearest_neighbors` at each measurement of a run, by step.
 
-    Those from before training, at step 0, are a reference only if the classes that were predicted
-    then, by a head that knew nothing, do not agree with them anyway. Where they tell more than a
-    quarter of log k of each other, each step has its own neighbours only.
+    Those from before training, at step 0, are a reference only if the classes or labels that the
+    untrained head predicts then do not agree with them anyway. Where neighbors tell more than a
+    quarter of log k about each other's class, or of log 2 about each other's labels on average,
+    each step has its own neighbors only.
     """
 
     def __init__(self) -> None:
         self._by_step: dict[int, Tensor] = {}
-        self._untrained = 0.0  # information at step 0, as a part of log k
+        self._untrained = 0.0  # information at step 0, as a part of the most there is
 
     @property
     def steps(self) -> list[int]:
@@ -73,15 +76,26 @@ class Neighborhoods:
         """The first step that others refer back to; None where none does."""
         return self.steps[0] if self.refers_back and len(self.steps) > 1 else None
 
-    def add(self, step: int, points: Tensor, logits: Tensor | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        points: Tensor,
+        logits: Tensor | None = None,
+        outputs: Outputs | None = "classes",
+    ) -> None:
         """Remember who is near whom in ``points``, ``(N, D)``.
 
         Args:
             logits: ``(N, k)`` of the same model; what those of step 0 tell is noted.
+            outputs: what the logits are.
         """
         near = nearest_neighbors(points)
         self._by_step[step] = near.to("cpu", torch.int32)
-        if step == 0 and logits is not None and logits.shape[-1] > 1:
+        if step > 0 or logits is None:
+            return
+        if outputs == "labels":
+            self._untrained = label_agreement(logits, near)
+        elif outputs == "classes" and logits.shape[-1] > 1:
             classes = logits.argmax(dim=-1)[None]
             known = mutual_information(classes, classes[:, near], logits.shape[-1])
             self._untrained = float(known) / math.log(logits.shape[-1])

@@ -22,7 +22,7 @@ from sepstop import history as rows
 from sepstop.criteria import CRITERIA
 from sepstop.embedding import EMBEDDERS, Observation
 from sepstop.loading import DTYPES, Bases, load_model
-from sepstop.monitor import Monitor
+from sepstop.monitor import CriterionError, Monitor
 from sepstop.names import build
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.policies import POLICIES, Mode
@@ -36,7 +36,15 @@ from sepstop.types import Record
 
 _DEFAULTS = {"criterion": "separability", "embedder": "auto"}
 _ON_GPU = 512  # texts in a forward pass, to begin with
-_SETTINGS = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length")
+_SETTINGS = (
+    "criterion",
+    "embedder",
+    "resamples",
+    "resample_size",
+    "seed",
+    "max_length",
+    "outputs",
+)
 
 
 class NothingScoredError(ValueError):
@@ -103,7 +111,8 @@ def select_checkpoint(
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.
         NothingScoredError: no checkpoint could be scored; a ValueError.
-        ValueError: an unusable pool or setting.
+        ValueError: an unusable pool or setting, or a criterion that is for other outputs than the
+            models' (`sepstop.monitor.CriterionError`).
     """
     for name, value, known in (("ties", ties, get_args(Rule)), ("dtype", dtype, tuple(DTYPES))):
         if value is not None and value not in known:
@@ -259,11 +268,14 @@ def _score(
         try:
             began = time.perf_counter()
             seen, model = _observed(monitor, path, loads, store)
+            seen = monitor.settled(seen)
             width = seen.points.shape[1]
             record = monitor.score(seen, step, _epoch(path), model)
             records.append(replace(record, seconds=time.perf_counter() - began))
             if on_observed is not None:
                 on_observed(step, seen)
+        except CriterionError:  # nor would the others have a score
+            raise
         except Exception as error:  # whatever a broken folder holds: the others still rank
             skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
     return records, skipped, width

@@ -297,6 +297,7 @@ class PastPeak:
         fall: stop at once when the score is this share below the best.
         age: stop when this share of the steps so far came after the best ...
         evaluations: ... and at least so many evaluations did.
+        since_lowest: the best is that since the lowest score so far, for scores that fall at first.
         nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
 
     Raises:
@@ -306,6 +307,7 @@ class PastPeak:
     fall: float = 0.3
     age: float = 0.6
     evaluations: int = 3
+    since_lowest: bool = False
     nonfinite: NonFinite = "skip"
     mode: Literal["max"] = "max"
 
@@ -321,13 +323,15 @@ class PastPeak:
 
     def __call__(self, history: Sequence[Record]) -> Decision:
         best: Record | None = None
-        since = 0
+        since, lowest = 0, math.inf
         why = "nothing measured yet"
         for record in _trained(history):
             if not record.is_finite:
                 if self.nonfinite == "stop":
                     return _unscorable(history, record, self.mode)
                 continue
+            if self.since_lowest and record.score < lowest:
+                lowest, best = record.score, None
             if record.score <= 0 and best is None:
                 why = f"no {record.criterion} yet, so there is no evidence to stop by"
             elif best is None or record.score > best.score:
@@ -346,8 +350,10 @@ class PastPeak:
 class Auto:
     """What you get by default: decides by the information, where the records have it.
 
-    ``Record.information`` takes the place of the score. That of a classifier's classes is judged by
-    `PastPeak`, that of components by `Plateau`, as is the score of records without.
+    ``Record.information`` takes the place of the score. `PastPeak` judges the information of
+    predicted classes or labels, `Plateau` that of components and the score of records without any.
+    The information of labels is judged since its lowest: an untrained head predicts each label for
+    about half of the texts, training first takes most of them back, and that fall is no peak.
     """
 
     mode: Mode = "max"
@@ -358,8 +364,8 @@ class Auto:
     def __call__(self, history: Sequence[Record]) -> Decision:
         if not has_information(history):
             return Plateau(mode=self.mode)(history)
-        of_classes = history[-1].information_of == "classes"
-        policy: Policy = PastPeak() if of_classes else Plateau()
+        of = history[-1].information_of
+        policy: Policy = Plateau() if of == "components" else PastPeak(since_lowest=of == "labels")
         return policy(scored_by_information(history))
 
     def pick(self, history: Sequence[Record]) -> Record | None:

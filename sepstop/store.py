@@ -9,6 +9,7 @@ import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ import torch
 from sepstop.arrays import load_arrays
 from sepstop.embedding import Observation
 from sepstop.monitor import Monitor
+from sepstop.types import Outputs
 
 STORE = "sepstop_cache"
 """Folder of a run's observations, in the run's folder."""
 
 _CONTENTS = "contents.json"  # in it: what was read of files
-_FORMAT = 1  # to be raised when the same checkpoint would be observed otherwise
+_FORMAT = 2  # to be raised when the same checkpoint would be observed otherwise
 _NO_PART = {"trainer_state.json", "training_args.bin", "README.md"}  # of the model
 _NO_PART_ENDINGS = (".pt", ".pth")  # of optimizer, scheduler and random states
 
@@ -82,12 +84,14 @@ class ObservationStore:
         if not key:
             return None
         try:
-            arrays = load_arrays(self._path(key)).items()
-            seen = Observation(**{name: torch.from_numpy(a).to(device) for name, a in arrays})
-        except (OSError, ValueError, TypeError):
+            arrays = load_arrays(self._path(key))
+            outputs: Any = str(arrays.pop("outputs")) or None
+            parts = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            seen = Observation(**parts, outputs=outputs)
+        except (OSError, KeyError, ValueError, TypeError):
             return None
         whole = seen.points.ndim == 2 and seen.points.is_floating_point()
-        return seen if whole else None
+        return seen if whole and outputs in (None, *get_args(Outputs)) else None
 
     def put(self, key: str, seen: Observation) -> None:
         """A full disk or a folder that is not ours to write is a warning."""
@@ -96,10 +100,11 @@ class ObservationStore:
         arrays = {
             name: values.float().cpu().numpy()
             for name, values in seen._asdict().items()
-            if values is not None
+            if isinstance(values, torch.Tensor)
         }
+        arrays["outputs"] = np.array(seen.outputs or "")
         file = io.BytesIO()
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no name of them is an option's
         self._write(self._path(key).name, file.getbuffer())
 
     def _write(self, name: str, content: bytes | memoryview) -> None:

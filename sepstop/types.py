@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Outputs = Literal["classes", "labels", "none"]
+"""A model's outputs: one class out of k, labels that do not exclude each other, or neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +29,11 @@ class Record:
             step, so two records can be compared pair by pair.
         resample_size: points in a resample.
         pool_size: points in the pool.
-        information: what its neighbours tell about the group of a text, by which it is decided by
-            default; NaN where the outputs are not finite.
-        information_of: what the groups are: "classes" that a classifier predicts
-            (`sepstop.criteria.Information`), or "components" of the embeddings
+        information: mutual information between each text's group and its neighbors' groups. The
+            default policy uses it. NaN where the outputs are not finite.
+        information_of: what the groups are: predicted "classes" (`sepstop.criteria.Information`),
+            predicted "labels" that do not exclude each other
+            (`sepstop.criteria.LabelInformation`), or "components" of the embeddings
             (`sepstop.criteria.ComponentInformation`).
         information_low, information_high, information_resamples: as of the score.
     """

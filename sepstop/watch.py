@@ -126,6 +126,7 @@ class Watch:
         self.history, self.decisions = list(own.records), list(own.decisions)
         self._afresh_after = -1
         self._settings_since = recorded.settings_since
+        self.monitor.head.recall(recorded.settings.get("outputs"))
         if self.history:
             if self._settings_changed(recorded.settings):
                 self._settings_since = self.history[-1].step + 1

@@ -437,5 +437,6 @@ def test_the_default_is_the_callbacks(run, folder, tokenizer):
     expected = neighbor_information(logits[chosen], near[chosen]).mean().item()
     assert history[1].information == pytest.approx(expected)
     assert math.isfinite(monitor.measure(make_encoder(), 1).information)
+    monitor.prepare(make_encoder().bert)
     record = monitor.measure(make_encoder().bert, 2)
     assert (record.information_of, math.isfinite(record.information)) == ("components", True)

@@ -223,3 +223,27 @@ def test_too_few_scores_are_said_before_training(fit, pool, tokenizer, every, op
     assert all(re.search(said, sentence) for sentence in found)
     if said:
         assert f"have {len(callback.history)} score" in found[0]
+
+
+def test_labels_that_do_not_exclude_each_other_are_known_from_the_loader(
+    train_rows, pool, tokenizer, tmp_path
+):
+    rows = train_rows.map(lambda row: {"labels": [float(row["label"]), 1.0]})
+    rows = rows.with_format("torch", columns=["input_ids", "attention_mask", "labels"])
+    loader = torch.utils.data.DataLoader(rows, batch_size=8)
+    callback = SepStopCallback(pool, tokenizer=tokenizer, resamples=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pl.Trainer(
+            default_root_dir=tmp_path,
+            callbacks=[callback],
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(Classifier(), loader)
+    assert callback.monitor.settings["outputs"] == "labels"
+    assert {record.information_of for record in callback.history} == {"labels"}
+    assert not any("as it seemed before training" in str(warning.message) for warning in caught)

@@ -188,9 +188,10 @@ def test_logits_come_from_the_same_pass_as_the_points(pool, tokenizer, make, lay
     assert record.resamples == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_every_criterion_scores_a_classifier(pool, tokenizer, encoder):
+def test_every_criterion_scores_the_outputs_that_it_is_for(pool, tokenizer, encoder):
     for name, criterion in CRITERIA.items():
-        monitor = Monitor(pool, criterion=name, tokenizer=tokenizer)
+        outputs = getattr(criterion(), "outputs", None) or "auto"
+        monitor = Monitor(pool, criterion=name, tokenizer=tokenizer, outputs=outputs)
         monitor.measure(encoder, 1)
         record = monitor.measure(encoder, 2)
         assert record.is_finite, name
@@ -223,7 +224,7 @@ def test_consistency_looks_at_the_pool_without_some_of_its_tokens(pool, tokenize
 
 def test_predictions_need_a_classifier(pool, tokenizer):
     monitor = Monitor(pool, criterion="infomax", tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"expected a classifier with logits of shape \(1, k\)"):
+    with pytest.raises(ValueError, match=r"expected logits of shape \(1, k\), got \(1"):
         monitor.prepare(make_decoder())
     with pytest.raises(ValueError, match=r"got none from BertModel"):
         monitor.prepare(make_encoder().bert)

@@ -62,6 +62,25 @@ def test_a_start_whose_classes_agree_anyway_is_no_reference(tmp_path):
     assert not Neighborhoods.load(tmp_path / "neighbors.npz", "", until=10).refers_back
 
 
+def test_labels_that_agree_anyway_are_counted_on_average():
+    """A part of log 2 each: a quarter of them may agree, and constant ones never do."""
+    points, logits = two_clumps(400)
+    agree, mixed, constant = logits[:, :1], cloud(400, seed=1)[:, :4], torch.ones(400, 1)
+    for labels, refers_back in (
+        ((agree,), False),
+        ((agree, mixed[:, :2]), False),
+        ((agree, mixed), True),
+        ((constant,), True),
+        ((agree, -agree, constant), False),
+    ):
+        known = Neighborhoods()
+        known.add(0, points, torch.cat(labels, dim=1), "labels")
+        assert known.refers_back is refers_back
+    known = Neighborhoods()
+    known.add(0, points, logits, "none")  # targets of a regression
+    assert known.refers_back
+
+
 @pytest.mark.parametrize(("step", "classes"), [(0, "mixed"), (0, "one"), (10, "agree")])
 def test_a_start_that_tells_nothing_is_a_reference(step, classes):
     points, logits = two_clumps(400)

@@ -318,7 +318,9 @@ def test_predictions_of_a_model_without_a_head_are_an_error(
 ):
     encoder.bert.save_pretrained(tmp_path / "checkpoint-1")
     tokenizer.save_pretrained(tmp_path / "checkpoint-1")
-    with pytest.raises(ValueError, match="expected a classifier with logits"):
+    with pytest.raises(
+        ValueError, match=r"expected logits of shape \(1, k\), got none from BertModel"
+    ):
         select_checkpoint(tmp_path, pool_file, criterion="infomax", progress=False)
 
 

@@ -388,6 +388,21 @@ def test_past_peak(policy, scores, stop, best):
     assert stop_and_best(policy, history_of(*scores)) == (stop, best)
 
 
+@pytest.mark.parametrize(
+    ("scores", "stop", "best"),
+    [
+        ((0.3, 0.1, 0.0, 0.0, 0.0), None, 10),  # falls from the start: no peak
+        ((0.3, 0.1, 0.0, 0.0, 0.2, 0.5, 0.3), 70, 60),  # past the peak since
+        ((0.3, 0.1, 0.2, 0.19, 0.1), 50, 10),  # not below its lowest
+        ((0.1, 0.2, 0.5, 0.3), 40, 30),  # rises from the start, as without
+        ((0.0, 0.5, 0.0), 30, 20),  # collapses
+    ],
+)
+def test_past_the_peak_since_the_lowest_score(scores, stop, best):
+    policy = PastPeak(since_lowest=True)
+    assert stop_and_best(policy, history_of(*scores)) == (stop, best)
+
+
 def test_past_peak_says_why_and_refuses_what_can_not_be():
     decision = replay(PastPeak(), history_of(0.5, 0.25))
     assert "50% below step 10, 50% of the steps ago; best is" in decision.reason
@@ -432,6 +447,14 @@ def test_auto_is_a_plateau_of_the_information_of_components():
     history = [replace(r, information_of="components") for r in informed(*values)]
     assert stop_and_best(Auto(), history) == (60, 40)
     assert stop_and_best(Auto(), informed(*values)) == (None, 40)
+
+
+def test_auto_takes_the_first_fall_of_labels_for_no_peak():
+    """As the labels of an untrained head are taken back."""
+    values = (0.02, 0.004, 0.0, 0.0, 0.1, 0.2, 0.1)
+    history = [replace(r, information_of="labels") for r in informed(*values)]
+    assert stop_and_best(Auto(), history) == (70, 60)
+    assert stop_and_best(Auto(), informed(*values)) == (20, 10)
 
 
 def test_auto_is_a_plateau_of_the_score_elsewhere():

@@ -46,7 +46,7 @@ def judge(
     """
     from tqdm.auto import tqdm
 
-    from sepstop.bench.judge import ScoreCache
+    from sepstop.bench.judge import JUDGED, ScoreCache
     from sepstop.bench.judge import judge as judge_runs
     from sepstop.bench.runs import find_runs, load_run
     from sepstop.criteria import CRITERIA
@@ -54,8 +54,7 @@ def judge(
 
     messages = Console(stderr=True)
     with sentences(messages):
-        recorded = [name for name in CRITERIA if name != "weightwatcher"]  # runs have no weights
-        names = dict.fromkeys(criterion or recorded)
+        names = dict.fromkeys(criterion or JUDGED)
         criteria = {name: build("criterion", name, CRITERIA) for name in names}
         runs = [load_run(path) for path in find_runs(runs_dir)]
         score = ScoreCache(cache or runs_dir / "scores", resamples)

@@ -48,6 +48,9 @@ LABELS = (5, 10, 25, 50, 100, 200, 400, 800, 1600)
 DEFAULT = "default"
 """In tables: what a user gets without choosing, `Auto` on the default criterion's records."""
 
+JUDGED = tuple(name for name in CRITERIA if name not in ("weightwatcher", "label_information"))
+"""Criteria that recorded runs have inputs for: no weights, and heads of one class out of k."""
+
 DEFAULT_CRITERION = "separability"
 
 OURS = (

@@ -1,11 +1,14 @@
 """Label-free scores of a model: a pure function and a thin class each.
 
 A criterion is called with what it names in ``needs``, in that order; `INPUTS` lists what there is.
+One that reads the logits in a way that is right for some outputs only names them in ``outputs``:
+"classes" (one class out of k) or "labels" (yes or no for each).
 """
 
 from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
 from sepstop.criteria.components import ClusterEntropy, ClusterInformation, ComponentInformation
 from sepstop.criteria.information import Information
+from sepstop.criteria.labels import LabelInformation
 from sepstop.criteria.persistence import TotalPersistence
 from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability
@@ -21,7 +24,7 @@ from sepstop.criteria.weights import WeightWatcher
 
 INPUTS = {
     "points": "embeddings of a resample, (B, n, D)",
-    "logits": "the classifier's logits on them, (B, n, k)",
+    "logits": "the model's logits on them, (B, n, k)",
     "previous_logits": "the same at the evaluation before, (B, n, k)",
     "corrupted_logits": "those of the same texts without 30 % of their tokens, (B, n, k)",
     "neighbors": "the 3 nearest neighbours of each text at each of the S evaluations so far, as "
@@ -34,6 +37,7 @@ INPUTS = {
 CRITERIA: dict[str, type] = {
     "separability": Separability,
     "information": Information,
+    "label_information": LabelInformation,
     "component_information": ComponentInformation,
     "cluster_entropy": ClusterEntropy,
     "cluster_information": ClusterInformation,
@@ -61,6 +65,7 @@ __all__ = [
     "ComponentInformation",
     "InfoMax",
     "Information",
+    "LabelInformation",
     "Separability",
     "h0_separability",
 ]

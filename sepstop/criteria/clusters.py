@@ -52,6 +52,10 @@ class _OfClusters:
     def needs(self) -> tuple[str, ...]:
         return ("points", "logits") if self.clusters is None else ("points",)
 
+    @property
+    def outputs(self) -> str | None:
+        return "classes" if self.clusters is None else None
+
     def _count(self, logits: Tensor | None) -> int:
         return self.clusters or (0 if logits is None else logits.shape[-1])
 

@@ -219,6 +219,7 @@ class ClusterInformation:
     name: ClassVar[str] = "cluster_information"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("points", "logits")
+    outputs: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         _check_least(self.least)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-_CHANCE = 10
+CHANCE = 10
 """Times (k - 1) / n that first neighbours must tell to have a say; chance tells one or two."""
 
 
@@ -43,7 +43,7 @@ def neighbor_information(logits: Tensor, neighbor_classes: Tensor) -> Tensor:
     """
     n, k = logits.shape[-2:]
     information = told_by_neighbors(logits.argmax(dim=-1), neighbor_classes, k)
-    least = _CHANCE * (k - 1) / n
+    least = CHANCE * (k - 1) / n
     return (information[:, 0].clamp(min=least) * information.mean(dim=1)).sqrt()
 
 
@@ -113,6 +113,7 @@ class Information:
     name: ClassVar[str] = "information"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("logits", "neighbor_classes")
+    outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor, neighbor_classes: Tensor) -> Tensor:
         return neighbor_information(logits, neighbor_classes)

@@ -101,6 +101,7 @@ class NegativeEntropy:
     name: ClassVar[str] = "entropy"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor) -> Tensor:
         return negative_entropy(logits)
@@ -113,6 +114,7 @@ class InfoMax:
     name: ClassVar[str] = "infomax"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor) -> Tensor:
         return infomax(logits)
@@ -125,6 +127,7 @@ class BNM:
     name: ClassVar[str] = "bnm"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor) -> Tensor:
         return bnm(logits)
@@ -138,6 +141,7 @@ class SND:
     name: ClassVar[str] = "snd"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs: ClassVar[str] = "classes"
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -158,6 +162,7 @@ class Churn:
     name: ClassVar[str] = "churn"
     higher_is_better: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("logits", "previous_logits")
+    outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor, previous_logits: Tensor) -> Tensor:
         return churn(logits, previous_logits)
@@ -170,6 +175,7 @@ class Consistency:
     name: ClassVar[str] = "consistency"
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("logits", "corrupted_logits")
+    outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor, corrupted_logits: Tensor) -> Tensor:
         return consistency(logits, corrupted_logits)

@@ -24,6 +24,7 @@ except ImportError:  # its older name
 from sepstop import history as rows
 from sepstop.arguments import FEWEST, warn_of_few_scores
 from sepstop.embedding import Precision
+from sepstop.heads import label_names, training_labels
 from sepstop.ranks import Ranks
 from sepstop.types import Decision, Record
 from sepstop.watch import Watch
@@ -92,7 +93,9 @@ class SepStopCallback(Watch, pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = self._model(pl_module)
         self.monitor.distributed = True
-        self.monitor.prepare(model, precision=_PRECISIONS.get(str(trainer.precision)))
+        labels = training_labels(getattr(trainer, "train_dataloader", None), label_names(model))
+        precision = _PRECISIONS.get(str(trainer.precision))
+        self.monitor.prepare(model, labels=labels, precision=precision)
         warn_of_few_scores(*_planned_scores(trainer, self.every_n_steps))
         self._restore(self._saved_history(trainer))
         self._write_down(trainer.default_root_dir)

@@ -30,8 +30,8 @@ class Frame:
         places: ``(m, 2)``, the mapped texts.
         shown: share of the variance that the map has, if it is linear.
         deaths: ``(n - 1,)``, ascending: of the texts of the barcode.
-        groups: ``(m,)`` predicted class of the mapped texts or, for a model without predictions,
-            their H0 component, 0 for those in small ones.
+        groups: ``(m,)`` predicted class of the mapped texts or, for a model whose outputs are not
+            one class out of k, their H0 component, 0 for those in small ones.
         supervised: what given labels say, by name.
     """
 
@@ -77,7 +77,8 @@ class Camera:
             self.blurred.append(step)
             return
         points = normalize(points, dim=-1)
-        self.classifies = seen.logits is not None
+        classes = seen.classes
+        self.classifies = classes is not None
         rows = points[self.mapped].numpy()
         before = self.frames[-1].places if self.frames else None
         raw = MAPS[self.map_name](rows, before)
@@ -88,30 +89,30 @@ class Camera:
                 places=places,
                 shown=shown_variance(rows, places) if self.map_name == "pca" else None,
                 deaths=h0_deaths(points[self.barred]).numpy(),
-                groups=self._groups(step, points, seen.logits)[self.mapped].numpy(),
-                supervised=self._supervised(rows, seen.logits),
+                groups=self._groups(step, points, classes)[self.mapped].numpy(),
+                supervised=self._supervised(rows, seen),
             )
         )
 
-    def _groups(self, step: int, points: Tensor, logits: Tensor | None) -> Tensor:
-        if logits is not None:
-            return logits.argmax(dim=-1).cpu()
+    def _groups(self, step: int, points: Tensor, classes: Tensor | None) -> Tensor:
+        if classes is not None:
+            return classes.cpu()
         if step not in self.neighborhoods.steps:
             self.neighborhoods.add(step, points)
         near = self.neighborhoods.until(step)
         assert near is not None
         return best_components(points, near)
 
-    def _supervised(self, rows: NDArray[np.floating], logits: Tensor | None) -> dict[str, float]:
+    def _supervised(self, rows: NDArray[np.floating], seen: Observation) -> dict[str, float]:
         if self.labels is None:
             return {}
         found = {}
-        if logits is not None:
-            classes = label_classes(self.labels, self.names, logits.shape[-1])
+        predicted = seen.classes
+        if predicted is not None and seen.logits is not None:
+            classes = label_classes(self.labels, self.names, seen.logits.shape[-1])
             self.unmatched = classes is None
             if classes is not None:
-                predicted = logits.argmax(dim=-1).cpu().numpy()
-                found["the model's own predictions"] = accuracy(predicted, classes)
+                found["the model's own predictions"] = accuracy(predicted.cpu().numpy(), classes)
         return found | separability_of(rows, [self.labels[i] for i in self.mapped.tolist()])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sepstop import history as rows
+from sepstop.monitor import CriterionError
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.offline import NothingScoredError, select_checkpoint
 from sepstop.page.frames import MOST_TEXTS, Camera, Frame, sample
@@ -223,11 +224,15 @@ def _photographed(
     selection = selected(on_observed=camera)
     by_default = ["stable_rank", *(["infomax"] if camera.classifies else [])]
     names = by_default if criteria is None else criteria
-    others = {
-        name: selected(criterion=name, ties="best")
-        for name in names
-        if name not in ("information", selection.records[0].criterion)
-    }
+    others: dict[str, Selection] = {}
+    notes = _notes(camera, selection)
+    for name in names:
+        if name in ("information", selection.records[0].criterion):
+            continue
+        try:
+            others[name] = selected(criterion=name, ties="best")
+        except CriterionError as error:
+            notes.append(f"{name} is not shown: {error}")
     if run is None or not run.monitored:
         run = Run(
             folder=folder,
@@ -244,7 +249,7 @@ def _photographed(
         others=others,
         frames=camera.frames,
         classifies=bool(camera.classifies),
-        notes=_notes(camera, selection),
+        notes=notes,
     )
 
 

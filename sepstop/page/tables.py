@@ -32,6 +32,7 @@ _MODEL = {
 }
 _MEASURED = {"pool": "pool, its fingerprint", "pool_size": "texts in the pool"}
 _MEASURED |= {"resample_size": "texts in a resample", "max_length": "tokens a text is cut at"}
+_MEASURED |= {"outputs": "outputs of the model"}
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
