@@ -577,7 +577,7 @@ def test_a_picture_of_a_run(run, finished, tmp_path):
 def test_errors_are_a_sentence_and_status_two(run, pool_file):
     result = sepstop(run, "--pool", pool_file, "--text-column", "body")
     assert result.exit_code == 2
-    assert "no column 'body'" in result.stderr
+    assert "no column 'body'" in " ".join(result.stderr.split())
     assert "text, label" in result.stderr
     assert "Traceback" not in result.output
     assert sepstop(run.parent / "none", "--pool", pool_file).exit_code == 2
