@@ -170,7 +170,9 @@ def test_missing_weights_are_not_made_up(run, encoder):
     tensors = load_file(path)
     del tensors["bert.encoder.layer.0.output.dense.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights are missing, among them encoder\.layer\.0"):
+    with pytest.raises(
+        ValueError, match=r"missing there, .* bert\.encoder\.layer\.0\.output\.dense\.weight"
+    ):
         load_model(path.parent)
 
 
@@ -227,7 +229,7 @@ def test_adapters_are_loaded_onto_their_base(
     assert selection.best_step == callback.decision.best_step
 
     make_wider_decoder().save_pretrained(base)
-    with pytest.raises(ValueError, match=r"does not fit .*base: .*lora_.* has another shape"):
+    with pytest.raises(ValueError, match=r"does not fit .*base: .*another shape .*lora_A"):
         load_model(selection.best)
 
 
@@ -268,11 +270,11 @@ def test_the_model_before_training_can_be_named(
         found = select_checkpoint(tmp_path / "run", pool_file, progress=False, **options)
         return [record.information for record in found.records]
 
-    assert offline(start=tmp_path / "start") == pytest.approx(online, abs=1e-5)
+    assert offline(base_model=tmp_path / "start") == pytest.approx(online, abs=1e-5)
     with pytest.warns(UserWarning, match=r"no trace of the model .* refers to step 10; name"):
         assert offline() != pytest.approx(online, abs=1e-5)
     with pytest.raises(ValueError, match=r"the model before training, .*nowhere"):
-        offline(start=tmp_path / "nowhere")
+        offline(base_model=tmp_path / "nowhere")
     # One that nobody named and that is gone stops nothing.
     without = offline()
     monkeypatch.setattr("sepstop.offline._base_of_adapter", lambda checkpoint: "nowhere")
@@ -482,7 +484,7 @@ def test_runs_that_may_not_compare_are_said(run, pool_file, tmp_path, tokenizer,
     (traceless / NEIGHBORS_FILE).unlink()
     result, _ = command(traceless, other, "--pool", pool_file)
     assert result.exit_code == 0
-    assert "the runs have other first neighbours to refer to" in " ".join(result.stderr.split())
+    assert "the runs have other first neighbors to refer to" in " ".join(result.stderr.split())
 
 
 def test_more_criteria_and_fewer_rows(run, pool_file):
