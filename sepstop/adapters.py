@@ -50,6 +50,8 @@ class Bases:
         self._adapted: Any = None
         self.checked: set[Any] = set()
         """Keys of bases on which an adapter was found to be reproducible."""
+        self.classes: dict[str, Any] = {}
+        """Of bases that an adapter was found to fit."""
 
     def base(self, key: Any, load: Callable[[], Loaded]) -> Loaded:
         """The base of that key, without the last adapter; loaded if it is another."""
@@ -121,12 +123,16 @@ def load_adapter(
     config = peft.PeftConfig.from_pretrained(str(folder))
     source = _base_of(config, base_model)
     adapter = _Adapter(folder, config, source, saved_shapes(folder))
+    known = bases.classes.get(source)
     misfits = []
-    for base_class in _classes(config, source, trust_remote_code, model_class):
+    for base_class in [known] if known else _classes(adapter, trust_remote_code, model_class):
         try:
-            return _adapted(adapter, base_class, trust_remote_code, bases)
+            model = _adapted(adapter, base_class, trust_remote_code, bases)
         except MisfitError as misfit:
             misfits.append(misfit)
+        else:
+            bases.classes[source] = base_class
+            return model
     raise misfits[0]
 
 
@@ -155,39 +161,35 @@ def _base_of(config: Any, base_model: str | Path | None) -> str:
     source = str(base_model or config.base_model_name_or_path or "")
     if not source:
         raise ValueError("the adapter does not name its base; name it: base_model= (--base-model)")
-    is_folder = Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1
-    if is_folder and not Path(source).is_dir():
+    from transformers import PreTrainedConfig
+
+    try:
+        PreTrainedConfig.get_config_dict(source)
+    except OSError as error:
         raise ValueError(
-            f"no folder at {source}, where the adapter's base was; name the one where it is now: "
-            "base_model= (--base-model)"
-        )
+            f"the adapter's base is not at {source} any more; name where it is now: base_model= "
+            f"(--base-model). {str(error).splitlines()[0]}"
+        ) from error
     return source
 
 
-def _classes(config: Any, source: str, trust_remote_code: bool, model_class: Any) -> Iterator[Any]:
+def _classes(adapter: _Adapter, trust_remote_code: bool, model_class: Any) -> Iterator[Any]:
     """Classes that the base may have been trained as, the likeliest first."""
     import transformers
 
-    noted = config.auto_mapping or {}
-    task = str(getattr(config.task_type, "value", config.task_type))
+    noted = adapter.config.auto_mapping or {}
+    task = str(getattr(adapter.config.task_type, "value", adapter.config.task_type))
     if model_class is None and noted.get("base_model_class"):
         name = str(noted["base_model_class"])
         found = library_class(name)
-        if found is None or not str(noted.get("parent_library")).startswith("transformers."):
-            if not trust_remote_code:
-                raise ValueError(own_class(name))
-        else:
+        if found is not None and str(noted.get("parent_library")).startswith("transformers."):
             yield found
             return
+        if not trust_remote_code:
+            raise ValueError(own_class(name))
     if model_class is None and task in _TASKS:
         yield getattr(transformers, _TASKS[task])
-    try:
-        yield class_for(source, trust_remote_code, model_class)
-    except OSError as error:
-        raise ValueError(
-            f"the adapter's base, {source}, could not be loaded: {_first_line(error)}; name one "
-            "that can: base_model= (--base-model)"
-        ) from error
+    yield class_for(adapter.source, trust_remote_code, model_class)
 
 
 def _adapted(
@@ -407,7 +409,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
