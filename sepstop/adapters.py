@@ -189,6 +189,8 @@ def _classes(adapter: _Adapter, trust_remote_code: bool, model_class: Any) -> It
             raise ValueError(own_class(name))
     if model_class is None and task in _TASKS:
         yield getattr(transformers, _TASKS[task])
+        if task != "FEATURE_EXTRACTION":  # a class without the task's head is no substitute
+            return
     yield class_for(adapter.source, trust_remote_code, model_class)
 
 

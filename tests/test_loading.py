@@ -425,6 +425,18 @@ def test_a_head_that_was_never_saved(tmp_path, peft, base):
     assert torch.equal(found(IDS).last_hidden_state, body.eval()(IDS).last_hidden_state)
 
 
+def test_no_other_class_stands_in_for_a_head_that_peft_does_not_know(tmp_path, peft):
+    sizes = {f"{end}_{what}": 1 for end in ("encoder", "decoder") for what in ("layers", "ffn_dim")}
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "eos_token_id": 3}
+    config = transformers.BartConfig(**SIZES, d_model=8, **sizes, **heads)
+    transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    model = transformers.BartForSequenceClassification.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "checkpoint-1")
+    with pytest.raises(MisfitError, match=r"classification_head\.dense\.bias.*no trained head"):
+        load_model(tmp_path / "checkpoint-1")
+
+
 def test_no_base_hands_a_head_on_to_the_next(tmp_path, peft, base):
     transformers.BertModel(bert()).save_pretrained(tmp_path / "body")
     config = {"r": 4, "target_modules": ["query"], "task_type": "SEQ_CLS"}
