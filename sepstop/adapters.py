@@ -151,7 +151,7 @@ def adapter_folder(checkpoint: Path, name: str | None = None) -> Path:
     if name is not None:
         raise ValueError(f"no adapter called {name!r} in {checkpoint}; there is {known}")
     raise ValueError(
-        f"{checkpoint} has {len(found)} adapters, {known}, and does not say which was trained; "
+        f"the checkpoint has {len(found)} adapters, {known}, and does not say which was trained; "
         "name it: adapter= (--adapter)"
     )
 
@@ -167,8 +167,8 @@ def _base_of(config: Any, base_model: str | Path | None) -> str:
         PreTrainedConfig.get_config_dict(source)
     except OSError as error:
         raise ValueError(
-            f"the adapter's base is not at {source} any more; name where it is now: base_model= "
-            f"(--base-model). {str(error).splitlines()[0]}"
+            f"the adapter's base, {source}, can't be read; if it is somewhere else, name where: "
+            "base_model= (--base-model)"
         ) from error
     return source
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sepstop.adapters import Bases, load_adapter
-from sepstop.pretrained import MisfitError, check, class_for, load, load_whole
+from sepstop.pretrained import MisfitError, check, class_for, load, load_whole, takes_pooling_layer
 from sepstop.saved_weights import (
     SENTENCE_MODULES,
     adapter_folders,
@@ -120,8 +120,12 @@ def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module
     settings = path / "config_sentence_transformers.json"
     noted = json.loads(settings.read_text()) if settings.is_file() else {}
     kind = CrossEncoder if noted.get("model_type") == "CrossEncoder" else SentenceTransformer
-    model = kind(str(path), device="cpu", trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"device": "cpu", "trust_remote_code": trust_remote_code}
+    model = kind(str(path), **options)
     misfits = weights_that_differ(model, path)
+    if misfits and takes_pooling_layer(model.transformers_model):
+        model = kind(str(path), **options, model_kwargs={"add_pooling_layer": False})
+        misfits = weights_that_differ(model, path)
     if misfits:
         raise MisfitError(
             f"the weights in {path.name} and those of the {kind.__name__} differ: {listed(misfits)}"

@@ -134,13 +134,18 @@ def load(source: str | Path, model_class: Any, trust_remote_code: bool, **option
         return Loaded(model, unused=tuple(weights_that_differ(model, source)))
     options["trust_remote_code"] = trust_remote_code
     found = _from_pretrained(source, model_class, options)
-    if found.unfilled and "add_pooling_layer" in _parameters(type(found.model)):
-        # A body that was saved without a pooler is built without one.
-        without = _from_pretrained(
-            source, type(found.model), options | {"add_pooling_layer": False}
-        )
-        found = found if without.unfilled or _more(without.unused, found.unused) else without
+    if found.unfilled and takes_pooling_layer(found.model):
+        options["add_pooling_layer"] = False
+        without = _from_pretrained(source, type(found.model), options)
+        if not without.unfilled and set(without.unused) <= set(found.unused):
+            return without
     return found
+
+
+def takes_pooling_layer(model: Any) -> bool:
+    """True if a model can be built without its pooler, as it is where none was saved."""
+    found = inspect.signature(type(model)).parameters if model is not None else ()
+    return "add_pooling_layer" in found
 
 
 def _from_pretrained(source: str | Path, model_class: Any, options: dict[str, Any]) -> Loaded:
@@ -151,11 +156,3 @@ def _from_pretrained(source: str | Path, model_class: Any, options: dict[str, An
     other_shapes = {key[0] for key in info["mismatched_keys"]}
     unfilled = sorted({*info["missing_keys"], *other_shapes})
     return Loaded(model, tuple(unfilled), tuple(sorted(info["unexpected_keys"])))
-
-
-def _more(names: Iterable[str], others: Iterable[str]) -> bool:
-    return bool(set(names) - set(others))
-
-
-def _parameters(model_class: type) -> Iterable[str]:
-    return inspect.signature(model_class).parameters

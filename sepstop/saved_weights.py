@@ -132,18 +132,27 @@ def _differing(model: nn.Module, path: Path) -> Iterator[str]:
         shapes = saved_shapes(folder)
         yield from _unlike(held_by_adapter(body, shapes), saved_tensors(folder, _ADAPTER))
     else:
-        yield from _unlike(_as_saved(body), saved_tensors(path))
+        saved = _but_for_obsolete(body, saved_tensors(path))
+        yield from _unlike(_as_saved(body), saved, dict(body.named_buffers()))
 
 
 def _differing_modules(body: nn.Sequential, path: Path) -> Iterator[str]:
     """Those of the modules of a SentenceTransformer, each in its folder."""
     for module, entry in zip(body, json.loads((path / SENTENCE_MODULES).read_text()), strict=True):
-        inside = getattr(module, "auto_model", None)
-        folder = path / str(entry["path"])
-        if isinstance(inside, nn.Module):
-            yield from _differing(inside, folder)
-        elif module.state_dict():
-            yield from _unlike(module.state_dict(), saved_tensors(folder))
+        yield from _differing_module(module, path / str(entry["path"]))
+
+
+def _differing_module(module: Any, folder: Path) -> Iterator[str]:
+    inside = getattr(module, "auto_model", None)
+    routes = folder / "router_config.json"
+    if isinstance(inside, nn.Module):
+        yield from _differing(inside, folder)
+    elif routes.is_file():
+        for route, names in json.loads(routes.read_text())["structure"].items():
+            for part, name in zip(module.sub_modules[route], names, strict=True):
+                yield from _differing_module(part, folder / name)
+    elif module.state_dict():
+        yield from _unlike(module.state_dict(), saved_tensors(folder))
 
 
 def _as_saved(model: Any) -> dict[str, Tensor]:
@@ -160,10 +169,30 @@ def _as_saved(model: Any) -> dict[str, Tensor]:
     return {name: values for name, values in state.items() if _is_tensor(values)}
 
 
-def _unlike(held: Mapping[str, Tensor], saved: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+def _but_for_obsolete(
+    model: Any, saved: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Without tensors of older versions that the model's class itself says are of no use."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    state = model.state_dict()
+    for name, values in saved:
+        if name in state or not any(re.search(pattern, name) for pattern in patterns):
+            yield name, values
+
+
+def _unlike(
+    held: Mapping[str, Tensor],
+    saved: Iterable[tuple[str, Tensor]],
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Iterator[str]:
+    """Names of what differs.
+
+    Args:
+        buffers: which need not be saved, but have to be the same if they are.
+    """
     found = set()
     for name, values in saved:
-        mine = held.get(name)
+        mine = held.get(name, (buffers or {}).get(name))
         if mine is not None:
             found.add(address(mine))
         if mine is None or not _are_same(mine, values):
