@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sepstop import history as rows
@@ -26,6 +26,7 @@ def differences_from_log(
     log_history: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
     in_half_precision: bool = False,
+    same_neighbors: bool = True,
 ) -> dict[int, str]:
     """Step -> what differs by more than rounding, for a person.
 
@@ -37,6 +38,8 @@ def differences_from_log(
         log_history: the run's own.
         settings: of the Monitor that scored the checkpoints.
         in_half_precision: whether weights are bfloat16 or float16.
+        same_neighbors: whether the information refers to the neighbors that the run left; its value
+            is not compared if it refers to others.
     """
     own = {
         row.record.step: row.record
@@ -46,7 +49,12 @@ def differences_from_log(
     tolerance = HALF_TOLERANCE if in_half_precision else SCORE_TOLERANCE
     found = {}
     for record in records:
-        said = _differences(record, own[record.step], tolerance) if record.step in own else []
+        if record.step not in own:
+            continue
+        said = [
+            *_of_score(record, own[record.step], tolerance),
+            *_of_information(record, own[record.step], tolerance, same_neighbors),
+        ]
         if said:
             found[record.step] = (
                 f"{'; '.join(said)}: the model loaded here is not the one that the run scored, or "
@@ -55,23 +63,24 @@ def differences_from_log(
     return found
 
 
-def _differences(record: Record, own: Record, tolerance: float) -> Sequence[str]:
-    said = []
-    if not _are_close(record.score, own.score, tolerance):
-        said.append(f"{record.criterion} {record.score:.4f}, in the run's log {own.score:.4f}")
+def _of_score(record: Record, own: Record, tolerance: float) -> list[str]:
+    if _are_close(record.score, own.score, tolerance):
+        return []
+    return [f"{record.criterion} {record.score:.4f}, in the run's log {own.score:.4f}"]
+
+
+def _of_information(
+    record: Record, own: Record, tolerance: float, same_neighbors: bool
+) -> list[str]:
     if not math.isfinite(own.information):  # of a version without it, or nothing finite
-        return said
-    if record.information_of != own.information_of:
-        said.append(
-            f"information of {record.information_of}, in the run's log of {own.information_of}"
-        )
-    elif not _are_close(
-        record.information,
-        own.information,
-        max(tolerance, FLIPPED_TEXTS / max(record.resample_size, 1)),
-    ):
-        said.append(f"information {record.information:.4f}, in the run's log {own.information:.4f}")
-    return said
+        return []
+    mine, its = record.information_of, own.information_of
+    if mine != its:
+        return [f"information of {mine}, in the run's log of {its}"]
+    least = max(tolerance, FLIPPED_TEXTS / max(record.resample_size, 1))
+    if not same_neighbors or _are_close(record.information, own.information, least):
+        return []
+    return [f"information {record.information:.4f}, in the run's log {own.information:.4f}"]
 
 
 def _are_close(score: float, own: float, tolerance: float) -> bool:

@@ -151,7 +151,11 @@ def select_checkpoint(
                 stacklevel=3,
             )
         found = differences_from_log(
-            records, log_history, monitor.settings, loads.halved(run.checkpoints)
+            records,
+            log_history,
+            monitor.settings,
+            loads.halved(run.checkpoints),
+            (run.home / NEIGHBORS_FILE).is_file(),
         )
         for step, what in found.items():
             warnings.warn(f"sepstop: {run.checkpoints[step].name}: {what}", stacklevel=3)
@@ -258,8 +262,9 @@ class _Loader:
         """Whether weights are in half precision, by what is asked for or the configuration."""
         dtypes = {self.dtype}
         for path in checkpoints.values():
+            folder = self.base_model or _base_of_adapter(path) or path
             with suppress(OSError, ValueError, AttributeError):
-                dtypes.add(json.loads((path / "config.json").read_text()).get("dtype"))
+                dtypes.add(json.loads((Path(folder) / "config.json").read_text()).get("dtype"))
         return bool(dtypes & {"bfloat16", "float16"})
 
 

@@ -70,6 +70,13 @@ def test_only_what_was_measured_alike_is_compared(setting):
     assert differences_from_log([other], log(), SETTINGS | {setting: "another"}) == {}
 
 
+def test_information_that_refers_to_other_neighbors_is_not_compared():
+    other = replace(OWN, information=0.1)
+    assert differences_from_log([other], log(), SETTINGS, same_neighbors=False) == {}
+    other = replace(OWN, information_of="components")
+    assert differences_from_log([other], log(), SETTINGS, same_neighbors=False)
+
+
 def test_scores_that_were_not_finite_are_the_same():
     nothing = replace(OWN, score=math.nan, information=math.nan)
     assert differences_from_log([nothing], log(nothing), SETTINGS) == {}
