@@ -208,10 +208,11 @@ def _adapted(
     def attempt(seed: int) -> nn.Module:
         found = bases.base(key, lambda: _load_base(adapter, base_class, trust_remote_code, sizes))
         own = dict(found.model.named_parameters()) | dict(found.model.named_buffers())
+        state = found.model.state_dict(keep_vars=True)  # tied weights under each name
         before = _fingerprint(own)
         with _seeded(seed):
             model = _on_base(found.model, adapter)
-        _check(model, adapter, {name: own[name] for name in found.unfilled if name in own})
+        _check(model, adapter, {name: state[name] for name in found.unfilled})
         if _fingerprint(own) == before:
             bases.keep(model)
         return model
@@ -286,14 +287,16 @@ def _load_base(
     base: Any = found.model
     if sizes.tokens is None:
         return found
-    modules = [base.get_submodule(name) for name in _embeddings(base)]
-    rows = len(modules[0].weight)
+    rows = len(base.get_input_embeddings().weight)
     base.resize_token_embeddings(sizes.tokens, mean_resizing=False)
-    new = set(range(rows, sizes.tokens))
-    names = _embeddings(base)
-    for name in names:
-        base.get_submodule(name).weight.data[rows:] = 0
-    unfilled = [] if new <= _trained_tokens(adapter.config) else [f"{n}.weight" for n in names]
+    first = base.get_input_embeddings().weight
+    trained = set(range(rows, sizes.tokens)) <= _trained_tokens(adapter.config)
+    unfilled = []
+    for name in _embeddings(base):
+        weight = base.get_submodule(name).weight
+        weight.data[rows:] = 0
+        if len(weight) > rows and not (trained and weight is first):
+            unfilled.append(f"{name}.weight")
     return Loaded(base, (*found.unfilled, *unfilled))
 
 

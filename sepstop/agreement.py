@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sepstop import history as rows
 from sepstop.types import Record
 
 SCORE_TOLERANCE = 1e-3
@@ -23,8 +22,9 @@ _SAME = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_len
 
 def differences_from_log(
     records: Iterable[Record],
-    log_history: Iterable[Mapping[str, Any]],
+    own_records: Iterable[Record],
     settings: Mapping[str, Any],
+    own_settings: Mapping[str, Any],
     in_half_precision: bool = False,
     same_neighbors: bool = True,
 ) -> dict[int, str]:
@@ -35,17 +35,15 @@ def differences_from_log(
 
     Args:
         records: of checkpoints, scored offline.
-        log_history: the run's own.
-        settings: of the Monitor that scored the checkpoints.
+        own_records: the run's own.
+        settings, own_settings: of the Monitors that scored them.
         in_half_precision: whether weights are bfloat16 or float16.
         same_neighbors: whether the information refers to the neighbors that the run left; its value
             is not compared if it refers to others.
     """
-    own = {
-        row.record.step: row.record
-        for row in rows.rows_in(log_history)
-        if row.settings and all(row.settings.get(key) == settings.get(key) for key in _SAME)
-    }
+    if any(settings.get(key) != own_settings.get(key) for key in _SAME):
+        return {}
+    own = {record.step: record for record in own_records}
     tolerance = HALF_TOLERANCE if in_half_precision else SCORE_TOLERANCE
     found = {}
     for record in records:

@@ -152,8 +152,9 @@ def select_checkpoint(
             )
         found = differences_from_log(
             records,
-            log_history,
+            rows.records_in(log_history),
             monitor.settings,
+            rows.settings_in(log_history) or {},
             loads.halved(run.checkpoints),
             (run.home / NEIGHBORS_FILE).is_file(),
         )

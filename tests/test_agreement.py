@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from sepstop import SepStopCallback, select_checkpoint
 from sepstop.agreement import differences_from_log
 from sepstop.cli import app
-from sepstop.history import KEY, to_dict
 from sepstop.types import Record
 
 SETTINGS = {
@@ -26,10 +25,6 @@ SETTINGS = {
     "pool": "abc",
 }
 OWN = Record(5, 0.5, score=0.4, information=0.8, resample_size=40)
-
-
-def log(record=OWN):
-    return [{KEY: {"record": to_dict(record), "settings": SETTINGS}}]
 
 
 @pytest.mark.parametrize(
@@ -52,14 +47,14 @@ def log(record=OWN):
     ],
 )
 def test_what_is_more_than_rounding_is_said(change, half, said):
-    found = differences_from_log([replace(OWN, **change)], log(), SETTINGS, half)
+    found = differences_from_log([replace(OWN, **change)], [OWN], SETTINGS, SETTINGS, half)
     assert list(found) == ([5] if said else [])
     assert said is None or found[5].startswith(f"{said}: the model loaded here is not the one")
 
 
 def test_both_scores_are_compared_whichever_decides():
     other = replace(OWN, score=0.1, information=0.1)
-    (said,) = differences_from_log([other], log(), SETTINGS).values()
+    (said,) = differences_from_log([other], [OWN], SETTINGS, SETTINGS).values()
     assert "separability 0.1000" in said
     assert "information 0.1000" in said
 
@@ -67,19 +62,19 @@ def test_both_scores_are_compared_whichever_decides():
 @pytest.mark.parametrize("setting", ["pool", "seed", "max_length", "embedder", "resamples"])
 def test_only_what_was_measured_alike_is_compared(setting):
     other = replace(OWN, score=0.1)
-    assert differences_from_log([other], log(), SETTINGS | {setting: "another"}) == {}
+    assert differences_from_log([other], [OWN], SETTINGS | {setting: "another"}, SETTINGS) == {}
 
 
 def test_information_that_refers_to_other_neighbors_is_not_compared():
     other = replace(OWN, information=0.1)
-    assert differences_from_log([other], log(), SETTINGS, same_neighbors=False) == {}
+    assert differences_from_log([other], [OWN], SETTINGS, SETTINGS, same_neighbors=False) == {}
     other = replace(OWN, information_of="components")
-    assert differences_from_log([other], log(), SETTINGS, same_neighbors=False)
+    assert differences_from_log([other], [OWN], SETTINGS, SETTINGS, same_neighbors=False)
 
 
 def test_scores_that_were_not_finite_are_the_same():
     nothing = replace(OWN, score=math.nan, information=math.nan)
-    assert differences_from_log([nothing], log(nothing), SETTINGS) == {}
+    assert differences_from_log([nothing], [nothing], SETTINGS, SETTINGS) == {}
 
 
 def test_weights_that_are_not_those_of_the_run_are_noticed(tmp_path, tokenizer, train_rows, pool):
