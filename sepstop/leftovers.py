@@ -6,11 +6,11 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from sepstop import history as rows
-from sepstop.types import Record
+from typing import Any
 
 _STATE = "trainer_state.json"
+_HISTORY = "sepstop_history.jsonl"
+_SAME = ("step", "score", "information")  # of a record that was copied from one to the other
 
 
 def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Path]:
@@ -69,21 +69,28 @@ def _agree(log: Sequence[str], other: Sequence[str]) -> bool:
 def _log(checkpoint: Path) -> list[str]:
     """The rows of a checkpoint's log, comparable where they hold NaN; empty if unreadable."""
     try:
-        return [json.dumps(row, sort_keys=True) for row in rows.read_log_history(checkpoint)]
-    except ValueError:
+        found = json.loads((checkpoint / _STATE).read_text())["log_history"]
+        return [json.dumps(row, sort_keys=True) for row in found]
+    except (OSError, KeyError, RecursionError, TypeError, ValueError):
         return []
 
 
 def _scores_in(log: Sequence[str]) -> list[str]:
-    return [_comparable(row.record) for row in rows.rows_in(map(json.loads, log))]
+    """Those that the callback put into a log."""
+    found = (json.loads(row) for row in log)
+    noted = [row["sepstop"] for row in found if isinstance(row, dict) and "sepstop" in row]
+    return [_comparable(own.get("record")) for own in noted if isinstance(own, dict)]
 
 
 def _scores(folder: Path) -> list[str]:
+    """Those in the history file of a run; lines that are no records are passed over."""
     try:
-        return [_comparable(record) for record in rows.read_history(folder / rows.HISTORY_FILE)]
-    except (OSError, ValueError):
+        lines = [json.loads(line) for line in (folder / _HISTORY).read_text().splitlines()]
+    except (OSError, RecursionError, ValueError):
         return []
+    return [_comparable(line) for line in lines if isinstance(line, dict) and "score" in line]
 
 
-def _comparable(record: Record) -> str:
-    return json.dumps(rows.to_dict(record))
+def _comparable(record: Any) -> str:
+    known = record if isinstance(record, dict) else {}
+    return json.dumps([known.get(key) for key in _SAME])
