@@ -575,7 +575,7 @@ def test_a_picture_of_a_run(run, finished, tmp_path):
 def test_errors_are_a_sentence_and_status_two(run, pool_file):
     result = sepstop(run, "--pool", pool_file, "--text-column", "body")
     assert result.exit_code == 2
-    assert "no column 'body'" in result.stderr
+    assert "no column 'body'" in " ".join(result.stderr.split())
     assert "text, label" in result.stderr
     assert "Traceback" not in result.output
     assert sepstop(run.parent / "none", "--pool", pool_file).exit_code == 2
@@ -589,6 +589,32 @@ def test_errors_are_a_sentence_and_status_two(run, pool_file):
     result = sepstop(run, "--pool", pool_file, "--tokenizer", run)
     assert result.exit_code == 2
     assert "no tokenizer loads from" in " ".join(result.stderr.split())
+
+
+def test_an_adapter_a_moved_base_and_a_class_are_named(tmp_path, tokenizer, pool_file):
+    peft = pytest.importorskip("peft")
+    make_encoder().save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=4)
+    model = peft.get_peft_model(base, config, adapter_name="topics")
+    model.add_adapter("other", config)
+    for step in (1, 2):
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+        tokenizer.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    arguments = [tmp_path / "run", "--pool", pool_file]
+    result, said = command(*arguments)
+    assert result.exit_code == 2
+    assert "2 adapters, other, topics, and does not say" in " ".join(said.split())
+    result, said = command(*arguments, "--adapter", "topics")
+    assert result.exit_code == 2
+    assert "can't be read; if it is somewhere else" in " ".join(said.split())
+    named = ["--adapter", "topics", "--base-model", tmp_path / "moved"]
+    result, said = command(*arguments, *named)
+    assert result.exit_code == 0, said
+    result, said = command(*arguments, *named, "--model-class", "transformers:BertModel")
+    assert result.exit_code == 2
+    assert "MisfitError: the adapter does not fit BertModel" in " ".join(said.split())
 
 
 def test_the_exit_status_tells_of_skipped_checkpoints_if_asked(run, pool_file):
