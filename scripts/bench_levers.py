@@ -50,7 +50,7 @@ def main() -> None:
     for monitor in monitors.values():
         monitor.remember(base)
     for step, path in tqdm(sorted(find_checkpoints(options.run_dir).items())):
-        model = load_model(path, with_head=True)
+        model = load_model(path)
         for name, monitor in monitors.items():
             histories[name].append(monitor.measure(model, step))
     Console().print(table(histories), soft_wrap=True)

@@ -86,9 +86,19 @@ def select(
             "default what the run kept, if it is one of them, or else the earliest."
         ),
     ] = None,
-    start: Annotated[
+    base_model: Annotated[
         str | None,
-        typer.Option(help="The model before training, if the run left no trace of it."),
+        typer.Option(
+            help="Folder or hub name of the model that the run started from: the base of adapters, "
+            "if it was moved, and the reference, if the run left no trace of it."
+        ),
+    ] = None,
+    model_class: Annotated[
+        str | None,
+        typer.Option(help="Class of the checkpoints, as module:Class, if it is your own."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Name of the adapter, if checkpoints have several.")
     ] = None,
     resamples: Annotated[int | None, typer.Option(help="Number of resamples.")] = None,
     resample_size: Annotated[int | None, typer.Option(help="Texts in a resample.")] = None,
@@ -125,7 +135,11 @@ def select(
         Path | None, typer.Option(help="Make this a link to the checkpoint to keep.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 if a checkpoint had to be skipped.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 3 if a checkpoint was skipped or its score is not that of the log.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
@@ -136,7 +150,8 @@ def select(
     What is not given is taken from a run's own log, if it was monitored. What was embedded is kept,
     so another call does only what is new. `accelerate launch -m sepstop select ...` divides the
     checkpoints over processes. Exit status: 0; 2 when there is nothing to rank or an argument is
-    wrong; 3 with --strict when a checkpoint was skipped; 130 when interrupted.
+    wrong; 3 with --strict when a checkpoint was skipped or its score differs from the run's own
+    log; 130 when interrupted.
     """
     from sepstop.monitor import CriterionError
     from sepstop.offline import select_checkpoint
@@ -168,7 +183,9 @@ def select(
             pool,
             policy=policy if not more else None,
             ties="best" if more else ties,  # type: ignore[arg-type]  # which says what it knows
-            start=start,
+            base_model=base_model,
+            model_class=model_class,
+            adapter=adapter,
             device=device or own_device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -216,7 +233,7 @@ def select(
         typer.echo(json.dumps(each[0] if len(runs) == 1 else whole, indent=2, allow_nan=False))
     else:
         _print_tables(selections, more, best, tied, top)
-    if strict and skipped:
+    if strict and (skipped or any(found.differences for found in selections.values())):
         raise typer.Exit(3)
 
 
@@ -321,9 +338,19 @@ def report(
         typer.Option(help="The pool's column with labels, to show what they say beside the score."),
     ] = None,
     texts: Annotated[bool, typer.Option("--texts", help="Write the map's texts into it.")] = False,
-    start: Annotated[
+    base_model: Annotated[
         str | None,
-        typer.Option(help="The model before training, if the run left no trace of it."),
+        typer.Option(
+            help="Folder or hub name of the model that the run started from: the base of adapters, "
+            "if it was moved, and the reference, if the run left no trace of it."
+        ),
+    ] = None,
+    model_class: Annotated[
+        str | None,
+        typer.Option(help="Class of the checkpoints, as module:Class, if it is your own."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Name of the adapter, if checkpoints have several.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 64,
     tokenizer: Annotated[
@@ -362,7 +389,9 @@ def report(
             labels=labels,
             texts=texts,
             progress=messages.is_terminal,
-            start=start,
+            base_model=base_model,
+            model_class=model_class,
+            adapter=adapter,
             batch_size=batch_size,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -437,4 +466,7 @@ def _as_json(selection: Any, more: dict[str, Any], top: int | None) -> dict[str,
             for name, other in more.items()
         },
         "skipped": {str(path): why for path, why in selection.skipped.items()},
+        "differences": {
+            str(selection.paths[step]): what for step, what in selection.differences.items()
+        },
     }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,66 +11,82 @@ from typing import Any
 import torch
 from torch import nn
 
+from sepstop.adapters import Bases, load_adapter
+from sepstop.pretrained import MisfitError, check, class_for, load, load_whole, takes_pooling_layer
+from sepstop.saved_weights import (
+    SENTENCE_MODULES,
+    adapter_folders,
+    listed,
+    weights_that_differ,
+)
+
+__all__ = ["DTYPES", "Bases", "MisfitError", "load_model", "load_start", "weights_that_differ"]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Of weights, by the name that a user gives."""
-
-
-class Bases:
-    """The base of the adapter that was loaded last, so that the next one needs no other."""
-
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._adapted: Any = None
-
-    def base(self, key: Any, load: Callable[[], nn.Module]) -> nn.Module:
-        """The base of that key, without the last adapter; loaded if it is another."""
-        adapted, self._adapted = self._adapted, None
-        if adapted is not None and key == self._key:
-            whole = adapted.active_peft_config.is_prompt_learning
-            return adapted.get_base_model() if whole else adapted.unload()
-        self._key = key
-        return load()
-
-    def keep(self, adapted: nn.Module) -> None:
-        self._adapted = adapted
 
 
 def load_model(
     checkpoint: str | Path,
     trust_remote_code: bool = False,
-    with_head: bool = False,
     bases: Bases | None = None,
+    *,
+    base_model: str | Path | None = None,
+    model_class: Any = None,
+    adapter: str | None = None,
 ) -> nn.Module:
-    """The model in a checkpoint folder.
+    """The model in a checkpoint folder, with its head, on the CPU.
+
+    Every saved tensor reaches a weight of its shape, and every weight comes from the folder or from
+    an adapter's base.
 
     Args:
-        with_head: with its classification head, where it has one.
+        trust_remote_code: allow a folder to bring code of its own.
         bases: keeps the base of an adapter for the next; the last model is then taken apart.
+        base_model: folder or hub name of an adapter's base, in place of the recorded one.
+        model_class: class with ``from_pretrained``, or "module:Class"; by default the one that the
+            folder names.
+        adapter: name of the PEFT adapter, where the folder has several.
 
     Raises:
-        ValueError: weights are missing from the folder.
+        MisfitError: saved tensors and weights do not match; the message names them.
+        ValueError: the class, the base or the adapter is not to be had.
     """
     path = Path(checkpoint)
     _check_shards(path)
     with _quiet_transformers():
-        if (path / "adapter_config.json").is_file():
-            return _load_adapter(path, trust_remote_code, Bases() if bases is None else bases)
-        if (path / "modules.json").is_file():
+        if (path / SENTENCE_MODULES).is_file():
             return _load_sentence_transformer(path, trust_remote_code)
-        from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+        if adapter is not None or (adapter_folders(path) and not (path / "config.json").is_file()):
+            bases = Bases() if bases is None else bases
+            return load_adapter(path, trust_remote_code, bases, base_model, model_class, adapter)
+        return load_whole(path, trust_remote_code, model_class)
 
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        trained = " ".join(config.architectures or ())
-        classifies = with_head and "ForSequenceClassification" in trained
-        auto_class = AutoModelForSequenceClassification if classifies else AutoModel
-        model, info = auto_class.from_pretrained(
-            path, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    # A pooler on top of the hidden states takes no part in the embedding.
-    missing = sorted(key for key in info["missing_keys"] if classifies or "pooler" not in key)
-    if missing:
-        raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
-    return model
+
+def load_start(
+    source: str | Path, trust_remote_code: bool = False, model_class: Any = None
+) -> nn.Module:
+    """The model that a run started from, which may have heads and poolers that the run left out.
+
+    Args:
+        source: folder or hub name of a model or SentenceTransformer.
+        model_class: of the run; used where transformers does not have the class of ``source``.
+
+    Raises:
+        MisfitError: weights are missing.
+    """
+    path = Path(source)
+    if adapter_folders(path) or (path / SENTENCE_MODULES).is_file():
+        return load_model(path, trust_remote_code)
+    _check_shards(path)
+    with _quiet_transformers():
+        try:
+            start_class = class_for(source, trust_remote_code)
+        except ValueError:
+            start_class = class_for(source, trust_remote_code, model_class)
+        found = load(source, start_class, trust_remote_code)
+    check(found, source)
+    return found.model
 
 
 def _check_shards(path: Path) -> None:
@@ -87,13 +101,15 @@ def _check_shards(path: Path) -> None:
 def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module:
     """With the pooling of its own; a folder's own modules are code, and need to be allowed."""
     try:
-        from sentence_transformers import SentenceTransformer
+        from sentence_transformers import CrossEncoder, SentenceTransformer
     except ImportError as error:
         raise ValueError(
             "a SentenceTransformer needs its library: pip install sentence-transformers"
         ) from error
 
-    kinds = [str(module.get("type")) for module in json.loads((path / "modules.json").read_text())]
+    kinds = [
+        str(module.get("type")) for module in json.loads((path / SENTENCE_MODULES).read_text())
+    ]
     foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
     foreign += sorted(file.name for file in path.rglob("*.py"))
     if foreign and not trust_remote_code:
@@ -101,67 +117,20 @@ def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module
             f"{path.name} brings code of its own, {foreign[0]}; trust_remote_code "
             "(--trust-remote-code) allows it"
         )
-    return SentenceTransformer(str(path), device="cpu", trust_remote_code=trust_remote_code)
-
-
-def _load_adapter(path: Path, trust_remote_code: bool, bases: Bases) -> nn.Module:
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError("a PEFT adapter needs peft: pip install 'sepstop[peft]'") from error
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    config = peft.PeftConfig.from_pretrained(str(path))
-    # Names of the adapted modules start at the class that was trained.
-    base_class: Any = {
-        "CAUSAL_LM": AutoModelForCausalLM,
-        "SEQ_CLS": AutoModelForSequenceClassification,
-    }.get(str(getattr(config.task_type, "value", config.task_type)), _adapted_class(config))
-    classes = {}
-    if base_class is AutoModelForSequenceClassification:
-        # The head that was trained may have more labels than the base's.
-        labels = _labels_of_head(peft.load_peft_weights(str(path), device="cpu"))
-        classes = {"ignore_mismatched_sizes": True} | ({"num_labels": labels} if labels else {})
-    source = config.base_model_name_or_path
-    base = bases.base(
-        (source, base_class, classes),
-        lambda: base_class.from_pretrained(source, trust_remote_code=trust_remote_code, **classes),
-    )
-    # PEFT reports what does not fit in a warning, a key a line.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = peft.PeftModel.from_pretrained(base, str(path), ignore_mismatched_sizes=True)
-    report = "\n".join(str(warning.message) for warning in caught)
-    misfits = re.findall(r"^\s*- (?!.*modules_to_save)(.+): found shape", report, re.MULTILINE)
+    settings = path / "config_sentence_transformers.json"
+    noted = json.loads(settings.read_text()) if settings.is_file() else {}
+    kind = CrossEncoder if noted.get("model_type") == "CrossEncoder" else SentenceTransformer
+    options: dict[str, Any] = {"device": "cpu", "trust_remote_code": trust_remote_code}
+    model = kind(str(path), **options)
+    misfits = weights_that_differ(model, path)
+    if misfits and takes_pooling_layer(model.transformers_model):
+        model = kind(str(path), **options, model_kwargs={"add_pooling_layer": False})
+        misfits = weights_that_differ(model, path)
     if misfits:
-        raise ValueError(f"the adapter does not fit {source}: {misfits[0]} has another shape")
-    if "missing adapter keys" in report:  # a model without it would be scored in its place
-        raise ValueError(
-            f"the adapter does not fit {type(base).__name__} of {source}: "
-            "weights are missing, or their modules are called otherwise"
+        raise MisfitError(
+            f"the weights in {path.name} and those of the {kind.__name__} differ: {listed(misfits)}"
         )
-    bases.keep(model)
     return model
-
-
-def _adapted_class(config: Any) -> Any:
-    """The class of the base that PEFT notes where an adapter has no task, if it is a known one."""
-    import transformers
-
-    noted = config.auto_mapping or {}
-    if str(noted.get("parent_library", "")).startswith("transformers."):
-        return getattr(transformers, str(noted.get("base_model_class")), transformers.AutoModel)
-    return transformers.AutoModel
-
-
-def _labels_of_head(weights: dict[str, torch.Tensor]) -> int | None:
-    """Rows of the last linear layer under one of the names that classification heads have."""
-    heads = [
-        weight.shape[0]
-        for key, weight in weights.items()
-        if re.search(r"\.(score|classifier|out_proj)\.weight$", key) and weight.ndim == 2
-    ]
-    return heads[-1] if heads else None
 
 
 @contextmanager

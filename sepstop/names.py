@@ -35,7 +35,7 @@ def build(kind: str, spec: Any, known: Mapping[str, type]) -> Any:
     if spec in known:
         target: Any = known[spec]
     elif ":" in spec:
-        target = _imported(kind, spec)
+        target = import_object(kind, spec)
     else:
         raise ValueError(
             f"unknown {kind} {spec!r}; known: {', '.join(sorted(known))}, "
@@ -73,7 +73,12 @@ def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
     return {"custom": path}
 
 
-def _imported(kind: str, spec: str) -> Any:
+def import_object(kind: str, spec: str) -> Any:
+    """What ``"module:attribute"`` names.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
     module, _, attribute = spec.partition(":")
     try:
         target = import_module(module)

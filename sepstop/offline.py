@@ -19,15 +19,17 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sepstop import history as rows
+from sepstop.agreement import differences_from_log
 from sepstop.criteria import CRITERIA
 from sepstop.embedding import EMBEDDERS, Observation
-from sepstop.loading import DTYPES, Bases, load_model
+from sepstop.loading import DTYPES, Bases, load_model, load_start
 from sepstop.monitor import CriterionError, Monitor
 from sepstop.names import build
 from sepstop.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.policies import POLICIES, Mode
 from sepstop.pool import read_pool
 from sepstop.ranks import Ranks
+from sepstop.saved_weights import ADAPTER_CONFIG, adapter_folders
 from sepstop.selection import Rule, Selection, choose
 from sepstop.sources import Run, find_run
 from sepstop.store import STORE, ObservationStore
@@ -57,7 +59,9 @@ def select_checkpoint(
     *,
     policy: Any = None,
     ties: Rule | None = None,
-    start: str | Path | None = None,
+    base_model: str | Path | None = None,
+    model_class: Any = None,
+    adapter: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -89,9 +93,13 @@ def select_checkpoint(
             paired resamples): the "earliest", the "best" or the "latest". By default what the run
             itself kept, if it is one of them and no criterion was given, or else the earliest; and
             with a policy what that keeps, the best.
-        start: folder or hub name of the model before training, which the information refers
-            to. By default what the callback left in the folder, or the base of an adapter, or else
-            the earliest checkpoint.
+        base_model: folder or hub name of the model that the run started from. Adapters are loaded
+            onto it, by default onto the base that they name. Where the callback left no neighbors
+            in the folder, the information refers to this model, by default to the adapters' base,
+            or else to the earliest checkpoint.
+        model_class: class that the checkpoints were trained as, with ``from_pretrained``, or
+            "module:Class". By default the one that they name.
+        adapter: name of the PEFT adapter, where checkpoints have several.
         device: where the models run; by default a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16" for all models; by default as they were saved.
         trust_remote_code: allow a model to bring code of its own.
@@ -129,18 +137,21 @@ def select_checkpoint(
     policy = None if policy is None else build("policy", policy, POLICIES)
     if getattr(policy, "mode", mode) != mode:
         raise ValueError(f"expected a policy with mode={mode!r} for this criterion, got {policy}")
-    loads = _Loader(on, dtype, trust_remote_code, monitor.tokenizer)
+    loads = _Loader(
+        on, dtype, trust_remote_code, monitor.tokenizer, base_model, model_class, adapter
+    )
     ranks = Ranks.of_run() if distributed else Ranks()
 
     def scored(store: ObservationStore) -> Selection:
-        records, skipped, width = _score(run, monitor, loads, store, start, progress, on_observed)
+        records, skipped, width = _score(run, monitor, loads, store, progress, on_observed)
         online = None if recorded.decision is None else recorded.decision.best_step
         decided_by_score = bool(recorded.decides) and not recorded.by_information
         by_score = "criterion" in monitor_options or decided_by_score
         own = None if "criterion" in monitor_options else online
         decision, by_information, tied = choose(records, policy, mode, by_score, ties, own)
         if decision.best_step is None:
-            causes = [f"{path.name}: {why}" for path, why in skipped.items()]
+            first = {why: path.name for path, why in reversed(skipped.items())}
+            causes = [f"{name}: {why}" for why, name in reversed(first.items())]
             raise NothingScoredError(
                 f"none of the {len(run.checkpoints)} checkpoints in {run_dir} could be scored; "
                 + ("; ".join(causes[:3]) or "every score is NaN")
@@ -149,9 +160,19 @@ def select_checkpoint(
         if by_information and run.is_trained and since:
             warnings.warn(
                 f"{run.name} has no trace of the model before training, so the information refers "
-                f"to step {since}; name the model, if you have it: start= (--start)",
+                f"to step {since}; name the model, if you have it: base_model= (--base-model)",
                 stacklevel=3,
             )
+        found = differences_from_log(
+            records,
+            [own for own in recorded.records if own.step >= recorded.settings_since],
+            monitor.settings,
+            recorded.settings,
+            loads.halved(run.checkpoints),
+            (run.home / NEIGHBORS_FILE).is_file(),
+        )
+        for step, what in found.items():
+            warnings.warn(f"sepstop: {run.checkpoints[step].name}: {what}", stacklevel=3)
         if write_history and run.is_trained:
             chosen = rows.RunHistory(
                 tuple(records),
@@ -172,6 +193,7 @@ def select_checkpoint(
             settings=monitor.settings,
             width=width,
             since=since,
+            differences=found,
         )
 
     folder = run.home / STORE if cache is True else cache or None
@@ -237,14 +259,46 @@ class _Loader:
     dtype: str | None
     trust_remote_code: bool
     tokenizer: Any
+    base_model: str | Path | None = None
+    model_class: Any = None
+    adapter: str | None = None
     bases: Bases = field(default_factory=Bases)
 
-    def __call__(self, source: str | Path, with_head: bool = True) -> nn.Module:
-        model = load_model(source, self.trust_remote_code, with_head, self.bases)
-        model = model.to(self.device, DTYPES[self.dtype] if self.dtype else None)
-        if with_head:
-            _set_padding(model, self.tokenizer)
+    def __call__(self, checkpoint: Path) -> nn.Module:
+        model = load_model(
+            checkpoint,
+            self.trust_remote_code,
+            self.bases,
+            base_model=self.base_model,
+            model_class=self.model_class,
+            adapter=self.adapter,
+        )
+        model = self._placed(model)
+        _set_padding(model, self.tokenizer)
         return model
+
+    def start(self, source: str | Path) -> nn.Module:
+        """The model that the run started from."""
+        return self._placed(load_start(source, self.trust_remote_code, self.model_class))
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device, DTYPES[self.dtype] if self.dtype else None)
+
+    def key(self, store: ObservationStore, checkpoint: Path, monitor: Monitor) -> str:
+        """Of what a checkpoint shows in the store; a class of the user's own tells no content."""
+        if self.model_class is not None:
+            return ""
+        how = [str(part) for part in (self.dtype, self.adapter) if part is not None]
+        return store.key(checkpoint, monitor, *how, base_model=self.base_model)
+
+    def halved(self, checkpoints: Mapping[int, Path]) -> bool:
+        """Whether weights are in half precision, by what is asked for or the configuration."""
+        dtypes = {self.dtype}
+        for path in checkpoints.values():
+            folder = self.base_model or _base_of_adapter(path) or path
+            with suppress(OSError, ValueError, AttributeError):
+                dtypes.add(json.loads((Path(folder) / "config.json").read_text()).get("dtype"))
+        return bool(dtypes & {"bfloat16", "float16"})
 
 
 def _score(
@@ -252,7 +306,6 @@ def _score(
     monitor: Monitor,
     loads: _Loader,
     store: ObservationStore,
-    start: str | Path | None,
     progress: bool,
     on_observed: Callable[[int, Observation], None] | None,
 ) -> tuple[list[Record], dict[Path, str], int]:
@@ -260,7 +313,7 @@ def _score(
     records: list[Record] = []
     skipped: dict[Path, str] = {}
     width = 0
-    _recall_start(monitor, run, start, loads, store)
+    _recall_start(monitor, run, loads, store)
     steps = sorted(run.checkpoints)
     paths = _reading_ahead([run.checkpoints[step] for step in steps], store)
     bar = tqdm(paths, total=len(steps), desc="checkpoints", disable=not progress)
@@ -290,10 +343,10 @@ def _observe_share(
     progress: bool,
 ) -> None:
     """This process's part of the checkpoints into the store, from which the first scores all."""
-    if not store.keeps(monitor):
+    if not store.keeps(monitor) or loads.model_class is not None:
         raise ValueError(
-            "an embedder of your own can't be divided over processes, which exchange what they "
-            "observed by its name; expected one process, or the name of an embedder"
+            "an embedder or model class of your own can't be divided over processes, which "
+            "exchange what they observed by its name; expected one process"
         )
     paths = [run.checkpoints[step] for step in sorted(run.checkpoints)][ranks.rank :: ranks.size]
     bar = tqdm(total=len(paths), desc="checkpoints", disable=not progress or ranks.rank > 0)
@@ -334,7 +387,7 @@ def _observed(
     monitor: Monitor, path: Path, loads: _Loader, store: ObservationStore
 ) -> tuple[Observation, Any]:
     """What a checkpoint shows, from the store where it was seen before, and the model if needed."""
-    key = store.key(path, monitor, loads.dtype)
+    key = loads.key(store, path, monitor)
     seen = store.get(key, loads.device)
     if seen is not None and "model" not in monitor.needs:
         return seen, None
@@ -345,33 +398,26 @@ def _observed(
     return seen, model
 
 
-def _recall_start(
-    monitor: Monitor,
-    run: Run,
-    start: str | Path | None,
-    loads: _Loader,
-    store: ObservationStore,
-) -> None:
-    """The neighbours from before training, where they can be had."""
-    named = start is not None
+def _recall_start(monitor: Monitor, run: Run, loads: _Loader, store: ObservationStore) -> None:
+    """The neighbours that the run left, or else those of the model that it started from."""
+    path, latest = run.home / NEIGHBORS_FILE, max(run.checkpoints)
+    monitor.neighborhoods = Neighborhoods.load(path, monitor.places, latest)
+    if monitor.neighborhoods.steps:
+        return
+    start = loads.base_model or _base_of_adapter(run.checkpoints[min(run.checkpoints)])
     if start is None:
-        path, latest = run.home / NEIGHBORS_FILE, max(run.checkpoints)
-        monitor.neighborhoods = Neighborhoods.load(path, monitor.places, latest)
-        if monitor.neighborhoods.steps:
-            return
-        start = _base_of_adapter(run.checkpoints[min(run.checkpoints)])
-        if start is None:
-            return
+        return
     try:
-        key = store.key(Path(start), monitor, loads.dtype) if Path(start).is_dir() else ""
+        how = () if loads.dtype is None else (loads.dtype,)
+        key = store.key(Path(start), monitor, *how) if Path(start).is_dir() else ""
         key = key and f"start{key}"  # without its head
         seen = store.get(key, loads.device)
         if seen is None:
-            seen = monitor.embed(loads(start, with_head=False))
+            seen = monitor.embed(loads.start(start))
             store.put(key, seen)
         monitor.note(seen)
     except Exception as error:
-        if not named:
+        if loads.base_model is None:
             return  # a checkpoint that needs it says so itself
         raise ValueError(
             f"the model before training, {str(start)!r}, gives no embeddings: "
@@ -381,8 +427,9 @@ def _recall_start(
 
 def _base_of_adapter(checkpoint: Path) -> str | None:
     # A broken folder is found out when it is loaded.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        base = json.loads((checkpoint / "adapter_config.json").read_text())
+    with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
+        folder = next(iter(adapter_folders(checkpoint).values()))
+        base = json.loads((folder / ADAPTER_CONFIG).read_text())
         return str(base["base_model_name_or_path"])
     return None
 

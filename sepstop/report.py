@@ -37,7 +37,7 @@ def information_text(record: Record) -> str:
 def ranking_table(
     selection: Selection, others: Mapping[str, Selection] | None = None, top: int | None = None
 ) -> Table:
-    """The checkpoints from best to worst; the pick is marked.
+    """The checkpoints from best to worst; the pick is marked, and scores that are not the log's.
 
     Args:
         others: the same checkpoints by other criteria, a column each.
@@ -67,10 +67,15 @@ def ranking_table(
             *([information_text(record)] if information else []),
             score_text(record),
             *(_other_text(others[name], found.get(record.step)) for name, found in by_step.items()),
-            "◀ pick" if picked else "≈ tie" if record.step in selection.ties else "",
+            _mark(selection, record.step),
             style="bold" if picked else "",
         )
     return table
+
+
+def _mark(selection: Selection, step: int) -> str:
+    kind = "◀ pick" if step == selection.best_step else "≈ tie" * (step in selection.ties)
+    return f"{kind} ≠ log".strip() if step in selection.differences else kind
 
 
 def runs_table(

@@ -40,6 +40,8 @@ class Selection:
         width: dimensions of the embeddings.
         since: the first step whose neighbours the information refers to, 0 for the model before
             training; None where each checkpoint has its own neighbours alone.
+        differences: step -> how its scores differ from those in the run's own log, where they
+            do by more than rounding.
     """
 
     decision: Decision
@@ -53,6 +55,7 @@ class Selection:
     settings: Mapping[str, Any] = field(default_factory=dict)
     width: int = 0
     since: int | None = None
+    differences: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def best_step(self) -> int:
@@ -223,7 +226,6 @@ def _comparable(selection: Selection) -> dict[str, Any]:
         "embeddings of another width": selection.width,
         "another embedder": json.dumps(selection.settings.get("embedder")),
         "resamples of another size": selection.settings.get("resample_size"),
-        "other first neighbours to refer to (name the model before training: start=, --start)": (
-            selection.since if selection.by_information else None
-        ),
+        "other first neighbors to refer to (name the model before training: base_model=, "
+        "--base-model)": (selection.since if selection.by_information else None),
     }

@@ -6,7 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sepstop.leftovers import of_newest_run
+from sepstop.saved_weights import adapter_folders
+
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
+_TRAINER_FILES = ("trainer_state.json", "training_args.bin")
 _NAMED = 5  # of what is found instead
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Weights of other frameworks, of which a repository may hold gigabytes.
@@ -54,6 +58,8 @@ def find_runs(source: str | Path) -> list[str]:
 def find_run(source: str | Path) -> Run:
     """The checkpoints of a run's folder, or the one that a model's folder or name on the hub is.
 
+    Checkpoints that an older run left in the folder are left out, with a warning.
+
     Raises:
         FileNotFoundError: no checkpoints; the message says what is there.
     """
@@ -64,8 +70,8 @@ def find_run(source: str | Path) -> Run:
         raise FileNotFoundError(f"no folder at {path}")
     found = _numbered(path)
     if found:
-        return Run(str(source), found, path, is_trained=True)
-    if _is_model(path):
+        return Run(str(source), of_newest_run(path, found), path, is_trained=True)
+    if _is_model(path) or _has_adapters(path):
         number = re.search(r"(\d+)$", path.resolve().name)
         step = max(1, int(number[1])) if number else 1
         return Run(str(source), {step: path}, path.resolve().parent, is_trained=False)
@@ -92,14 +98,23 @@ def _numbered(folder: Path) -> dict[int, Path]:
     """``checkpoint-<step>`` folders; or else models, if their names end in different numbers."""
     folders = _folders(folder)
     of_trainer = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
-    named = of_trainer or [path for path in folders if _is_model(path)]
+    named = of_trainer or [path for path in folders if _is_model(path) or _has_adapters(path)]
     numbers = [re.search(r"(\d+)$", path.name) for path in named]
     found = {int(number[1]): path for number, path in zip(numbers, named, strict=True) if number}
     return found if len(found) == len(named) else {}
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _MODEL_FILES)
+    """By its files; Trainer's are beside folders of PEFT adapters with names of their own."""
+    if any((folder / name).is_file() for name in _MODEL_FILES):
+        return True
+    is_checkpoint = any((folder / name).is_file() for name in _TRAINER_FILES)
+    return is_checkpoint and bool(adapter_folders(folder))
+
+
+def _has_adapters(folder: Path) -> bool:
+    """Whether PEFT saved a model there whose adapters have names, and not a run its epochs."""
+    return bool(adapter_folders(folder)) and not _numbered(folder)
 
 
 def _folders(folder: Path) -> list[Path]:

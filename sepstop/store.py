@@ -17,6 +17,7 @@ import torch
 from sepstop.arrays import load_arrays
 from sepstop.embedding import Observation
 from sepstop.monitor import Monitor
+from sepstop.saved_weights import ADAPTER_CONFIG
 from sepstop.types import Outputs
 
 STORE = "sepstop_cache"
@@ -46,28 +47,33 @@ class ObservationStore:
         """Not what an embedder of the user's own sees, whose name says nothing of what it does."""
         return self.folder is not None and "custom" not in monitor.settings["embedder"]
 
-    def key(self, checkpoint: Path, monitor: Monitor, dtype: str | None = None) -> str:
+    def key(
+        self, checkpoint: Path, monitor: Monitor, *how: str, base_model: str | Path | None = None
+    ) -> str:
         """SHA-256 over the checkpoint's content and how ``monitor`` looks at it.
 
         Empty where nothing can be kept.
 
         Args:
-            dtype: of the weights, if they are not taken as they are.
+            *how: it is loaded, if not as it is: the weights' dtype, the adapter's name.
+            base_model: folder or hub name of an adapter's base, in place of the recorded one.
         """
         if not self.keeps(monitor):
             return ""
         corrupted = "corrupted_logits" in monitor.needs
         looks = (_FORMAT, monitor.places, monitor.token_fingerprint, monitor.seed, corrupted)
-        seen_as = repr(looks if dtype is None else (*looks, dtype)) + self.content(checkpoint)
+        seen_as = repr((*looks, *how)) + self.content(checkpoint, base_model)
         if len(self._contents) > self._written:
             self._written = len(self._contents)
             self._write(_CONTENTS, json.dumps(dict(self._contents)).encode())
         return hashlib.sha256(seen_as.encode()).hexdigest()
 
-    def content(self, checkpoint: Path) -> str:
+    def content(self, checkpoint: Path, base_model: str | Path | None = None) -> str:
         """SHA-256 over the files that make the model; a file that was not touched is read once."""
         digest = hashlib.sha256()
-        for path in _parts(checkpoint):
+        if base_model is not None and not Path(base_model).is_dir():
+            digest.update(str(base_model).encode())  # on the hub
+        for path in _parts(checkpoint, base_model):
             digest.update(path.name.encode() + self._content_of_file(path).encode())
         return digest.hexdigest()
 
@@ -130,16 +136,21 @@ class ObservationStore:
         return self.folder / f"{key[:32]}.npz"
 
 
-def _parts(checkpoint: Path) -> list[Path]:
-    """The files that make the model, those of an adapter's base included where it is a folder."""
+def _parts(checkpoint: Path, base_model: str | Path | None = None) -> list[Path]:
+    """The files that make the model, those of adapters' bases included where they are folders."""
     files = [
         path
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name not in _NO_PART and path.suffix not in _NO_PART_ENDINGS
     ]
-    config = checkpoint / "adapter_config.json"
-    if config.is_file():
-        base = Path(str(json.loads(config.read_text()).get("base_model_name_or_path")))
-        if base.is_dir():
+    bases = {
+        str(base_model or json.loads(path.read_text()).get("base_model_name_or_path"))
+        for path in files
+        if path.name == ADAPTER_CONFIG
+    }
+    for base in map(Path, sorted(bases)):
+        if base.is_dir() and checkpoint.resolve().is_relative_to(base.resolve()):
+            files += sorted(path for path in base.glob("*") if path.is_file())  # no checkpoints
+        elif base.is_dir():
             files += _parts(base)
     return files

@@ -163,7 +163,14 @@ def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
     config = json.loads((checkpoint / "adapter_config.json").read_text())
     config["auto_mapping"] = {"parent_library": "os", "base_model_class": "system"}
     (checkpoint / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="checkpoint-1: ValueError: the adapter does not fit"):
+    with pytest.raises(ValueError, match="the model was trained as system, which transformers"):
+        select_checkpoint(tmp_path / "run", pool)
+    config["auto_mapping"] = {
+        "parent_library": "transformers.models.llama",
+        "base_model_class": "LlamaModel",
+    }
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="checkpoint-1: MisfitError: the adapter does not fit"):
         select_checkpoint(tmp_path / "run", pool)
 
 

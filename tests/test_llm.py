@@ -46,7 +46,7 @@ def intents(shared, tmp_path_factory):
 
 
 def accuracy(checkpoint, tokenizer, rows, names):
-    model = load_model(checkpoint, with_head=True).eval()
+    model = load_model(checkpoint).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     right = 0
     for start in range(0, len(rows), 50):

@@ -69,6 +69,33 @@ def test_a_model_by_itself(tmp_path, name, step):
     assert not found.is_trained
 
 
+def test_adapters_with_names_are_inside_their_checkpoint(tmp_path):
+    def adapter(*names):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "adapter_config.json").write_text("{}")
+
+    adapter("run/checkpoint-5/topics", "run/checkpoint-10/topics", "run/checkpoint-10/other")
+    (tmp_path / "run" / "checkpoint-5" / "training_args.bin").touch()
+    assert list(find_run(tmp_path / "run").checkpoints) == [10, 5]
+    assert find_run(tmp_path / "run" / "checkpoint-5").checkpoints == {
+        5: tmp_path / "run" / "checkpoint-5"
+    }
+    assert find_runs(tmp_path / "run" / "checkpoint-5") == [str(tmp_path / "run" / "checkpoint-5")]
+    adapter("epochs/epoch_1/topics", "epochs/epoch_2/topics")
+    assert find_run(tmp_path / "epochs").checkpoints == {
+        number: tmp_path / "epochs" / f"epoch_{number}" for number in (1, 2)
+    }
+    adapter("side_by_side/first", "side_by_side/second")
+    assert find_runs(tmp_path / "side_by_side") == [
+        str(tmp_path / "side_by_side" / name) for name in ("first", "second")
+    ]
+    adapter("sweep/rate_1/epoch_3", "sweep/rate_1/epoch_4", "sweep/rate_2/epoch_3")
+    assert find_runs(tmp_path / "sweep") == [
+        str(tmp_path / "sweep" / name) for name in ("rate_1", "rate_2")
+    ]
+
+
 def test_a_list_in_a_file(tmp_path):
     touch(tmp_path, "mine/checkpoint-1", "mine/checkpoint-2", "other")
     listed = tmp_path / "models.txt"

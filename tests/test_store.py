@@ -1,5 +1,6 @@
 """Observations of checkpoints on disk: what is new is embedded, and nothing else."""
 
+import json
 import shutil
 
 import pytest
@@ -112,6 +113,33 @@ def test_a_broken_file_is_as_good_as_none(run, pool, observed, content):
             path.write_bytes(content)
     assert numbers(select_checkpoint(run, pool)) == numbers(first)
     assert len(observed) == 6
+
+
+def test_a_base_is_a_part_of_its_adapter(tmp_path):
+    """Of one with a name of its own too; another base may be named in the recorded one's place."""
+    base, checkpoint = tmp_path / "base", tmp_path / "run" / "checkpoint-1"
+    for folder, content in ((base, "a"), (tmp_path / "moved", "b"), (tmp_path / "run", "c")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(content)
+    (checkpoint / "topics").mkdir(parents=True)
+    config = checkpoint / "topics" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    contents = ObservationStore(None).content
+    found = {
+        contents(checkpoint),
+        contents(checkpoint, tmp_path / "moved"),
+        contents(checkpoint, tmp_path / "run"),  # as some save their base
+        contents(checkpoint, "org/model"),
+    }
+    (base / "model.safetensors").write_text("changed")
+    assert len({*found, ObservationStore(None).content(checkpoint)}) == 5
+
+
+def test_a_model_class_of_ones_own_is_asked_every_time(run, pool, observed):
+    for _ in range(2):
+        select_checkpoint(run, pool, model_class="transformers:BertForSequenceClassification")
+    assert len(observed) == 6
+    assert not (run / STORE).exists()
 
 
 def test_an_embedder_of_ones_own_is_asked_every_time(run, pool, observed):
