@@ -17,7 +17,7 @@ HALF_TOLERANCE = 5e-3
 FLIPPED_TEXTS = 2
 """Of the information: what so many texts of a resample in another group may change."""
 
-_SAME = ("criterion", "embedder", "resamples", "resample_size", "seed", "max_length", "pool")
+_SAME = ("embedder", "resamples", "resample_size", "seed", "max_length", "pool")
 
 
 def differences_from_log(
@@ -31,7 +31,8 @@ def differences_from_log(
     """Step -> what differs by more than rounding, for a person.
 
     Only steps that the run scored on the same pool with the same settings are compared: both
-    scores, whichever of them decides, and what the information is of.
+    scores, whichever of them decides, and what the information is of. The criterion's score is
+    left out where the run had another criterion.
 
     Args:
         records: of checkpoints, scored offline.
@@ -44,13 +45,14 @@ def differences_from_log(
     if any(settings.get(key) != own_settings.get(key) for key in _SAME):
         return {}
     own = {record.step: record for record in own_records}
+    same_criterion = settings.get("criterion") == own_settings.get("criterion")
     tolerance = HALF_TOLERANCE if in_half_precision else SCORE_TOLERANCE
     found = {}
     for record in records:
         if record.step not in own:
             continue
         said = [
-            *_of_score(record, own[record.step], tolerance),
+            *(_of_score(record, own[record.step], tolerance) if same_criterion else []),
             *_of_information(record, own[record.step], tolerance, same_neighbors),
         ]
         if said:

@@ -8,6 +8,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+_DIVIDED = ("ds_id", "_is_flat_param")
+"""Marks of parameters that DeepSpeed ZeRO 3 and FSDP 1 divide."""
+
 
 def backbone(model: nn.Module) -> nn.Module:
     """The module that makes the hidden states, without the task's head.
@@ -62,6 +65,14 @@ def is_sharded(model: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Whether this rank has only a part of the weights: FSDP, DeepSpeed ZeRO 3, tensor parallel."""
+    return any(
+        type(weight).__name__ == "DTensor" or any(hasattr(weight, mark) for mark in _DIVIDED)
+        for weight in model.parameters()
+    )
 
 
 def is_sentence_transformer(model: nn.Module) -> bool:

@@ -9,6 +9,7 @@ scheduler; rows of ``state.log_history`` are saved with each checkpoint and come
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,12 @@ from sepstop.arguments import (
     warn_of_other_run,
     warn_of_schedule,
 )
+from sepstop.backbone import is_divided
 from sepstop.criteria import Information
 from sepstop.heads import label_names, training_labels
 from sepstop.policies import Auto, Plateau
 from sepstop.ranks import Ranks
+from sepstop.saved_weights import weights_that_differ
 from sepstop.types import Decision, Record
 from sepstop.watch import Watch
 
@@ -228,10 +231,12 @@ class SepStopCallback(Watch, TrainerCallback):
         self._saved_step = state.global_step
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._training = False
         self._end(args.output_dir, state.global_step)
+        if args.load_best_model_at_end and Ranks.of_run().rank == 0:
+            self._verify_best(args, state, _trained(**kwargs))
         if self._asked_to_load is not None:
             args.load_best_model_at_end = self._asked_to_load
             self._asked_to_load = None
@@ -356,6 +361,32 @@ class SepStopCallback(Watch, TrainerCallback):
         else:
             self.history = list(whole.records)
             self.decisions = [*whole.decisions[:-1], decision]
+
+    def _verify_best(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Warn where the model does not hold the weights of the best checkpoint."""
+        decided = None if self.decision is None else self.decision.best_step
+        keeps_ours = own_schedule(args) or best_metric(args) in ("", self._best_metric)
+        if decided is None and keeps_ours:
+            return
+        loaded = state.best_model_checkpoint
+        why = ""
+        if loaded is None:
+            why = "Trainer loaded no checkpoint"
+        elif keeps_ours and Path(loaded).name != f"checkpoint-{decided}":
+            why = f"Trainer loaded {loaded}"
+        elif not is_divided(model):  # whose weights are not whole here
+            differ = weights_that_differ(model, loaded)
+            if differ:
+                first = ", ".join(differ[:3])
+                why = f"{len(differ)} tensors differ from those in {loaded}, {first} among them"
+        if why:
+            best = f"step {decided}" if keeps_ours else str(loaded)
+            warnings.warn(
+                f"sepstop: the model at the end does not hold the best weights, those of {best}: "
+                f"{why}; load them from the checkpoint's folder",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _attached_to(self, state: TrainerState) -> Any:
         """The Trainer of this run, if attached; an earlier one's trackers are not this run's."""

@@ -45,6 +45,8 @@ _SETTINGS = (
     "resample_size",
     "seed",
     "max_length",
+    "padding",
+    "precision",
     "outputs",
 )
 
@@ -140,6 +142,7 @@ def select_checkpoint(
     loads = _Loader(
         on, dtype, trust_remote_code, monitor.tokenizer, base_model, model_class, adapter
     )
+    _warn_of_precision(monitor, recorded, dtype)
     ranks = Ranks.of_run() if distributed else Ranks()
 
     def scored(store: ObservationStore) -> Selection:
@@ -165,10 +168,10 @@ def select_checkpoint(
             )
         found = differences_from_log(
             records,
-            [own for own in recorded.records if own.step >= recorded.settings_since],
+            recorded.measured_alike,
             monitor.settings,
             recorded.settings,
-            loads.halved(run.checkpoints),
+            loads.halved(run.checkpoints) or (monitor.precision or "no") != "no",
             (run.home / NEIGHBORS_FILE).is_file(),
         )
         for step, what in found.items():
@@ -249,6 +252,25 @@ def _monitor_as_in(
     elif isinstance(tokenizer, (str, Path)):
         options["tokenizer"] = load_tokenizer(tokenizer, trust_remote_code)
     return Monitor(texts, **options)
+
+
+def _warn_of_precision(monitor: Monitor, recorded: rows.RunHistory, dtype: str | None) -> None:
+    """Warn where a run is scored in another precision than it scored itself in."""
+    own = recorded.settings.get("precision")
+    if own is None:
+        return
+    if dtype is not None:
+        warnings.warn(
+            f"sepstop: weights cast to {dtype} are not those that the run scored; leave out dtype= "
+            "(--dtype) to score as the run did",
+            stacklevel=3,
+        )
+    if monitor.precision != own:
+        warnings.warn(
+            f"sepstop: the pool is read in precision {monitor.precision!r}, but the run read it in "
+            f"{own!r}",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class ObservationStore:
             return ""
         corrupted = "corrupted_logits" in monitor.needs
         looks = (_FORMAT, monitor.places, monitor.token_fingerprint, monitor.seed, corrupted)
-        seen_as = repr((*looks, *how)) + self.content(checkpoint, base_model)
+        precision = monitor.precision or "no"
+        seen_as = repr((*looks, precision, *how)) + self.content(checkpoint, base_model)
         if len(self._contents) > self._written:
             self._written = len(self._contents)
             self._write(_CONTENTS, json.dumps(dict(self._contents)).encode())

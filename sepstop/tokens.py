@@ -273,30 +273,42 @@ def _takes_types(body: Any) -> bool:
     return "token_type_ids" in inspect.signature(inputs_of(body).forward).parameters
 
 
-def _embedded_ids(model: nn.Module) -> int | None:
-    """How many token ids the model knows; None where it does not tell."""
+def _embedding_table(model: nn.Module) -> Any:
+    """The module that looks up token ids; None where it cannot be told."""
     body = inputs_of(model)
     if is_sentence_transformer(body):  # of a StaticEmbedding
-        table = getattr(body[0], "embedding", None)
-    else:
-        try:
-            table = body.get_input_embeddings()
-        except (AttributeError, NotImplementedError):
-            return None
-    count = getattr(table, "num_embeddings", None)
+        return getattr(body[0], "embedding", None)
+    try:
+        return body.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _embedded_ids(model: nn.Module) -> int | None:
+    """How many token ids the model knows; None where it does not tell."""
+    count = getattr(_embedding_table(model), "num_embeddings", None)
     return count if isinstance(count, int) else None
 
 
 def _positions(model: nn.Module) -> int | None:
-    """The longest text for which the model has absolute positions; None for relative ones."""
-    found = []
-    for name, module in inputs_of(model).named_modules():
-        if name.split(".")[-1] in _POSITIONS and isinstance(module, nn.Embedding):
-            reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # as RoBERTa
-            found.append(module.num_embeddings - reserved - int(getattr(module, "offset", 0)))
-    peft = getattr(unwrapped(model), "active_peft_config", None)
-    soft = getattr(peft, "num_virtual_tokens", None) or 0
-    return min(found) - soft if found else None
+    """The longest text for which the model has absolute positions; None for relative ones.
+
+    Their table is beside that of the tokens; others belong to images.
+    """
+    table = _embedding_table(model)
+    for module in inputs_of(model).modules():
+        beside = dict(module.named_children())
+        if not any(child is table for child in beside.values()):
+            continue
+        for name in _POSITIONS & beside.keys():
+            places = beside[name]
+            if isinstance(places, nn.Embedding):
+                reserved = 0 if places.padding_idx is None else places.padding_idx + 1  # RoBERTa
+                peft = getattr(unwrapped(model), "active_peft_config", None)
+                soft = getattr(peft, "num_virtual_tokens", None) or 0
+                offset = int(getattr(places, "offset", 0))
+                return places.num_embeddings - reserved - offset - soft
+    return None
 
 
 def _check_texts(rows: Sequence[Any], ids: _Rows, max_length: int) -> None:

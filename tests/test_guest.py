@@ -3,7 +3,9 @@
 import copy
 import math
 import re
+import shutil
 import warnings
+from pathlib import Path
 
 import datasets
 import pytest
@@ -17,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sepstop import Patience, SepStopCallback
+from sepstop import Decision, Patience, SepStopCallback
 
 NEVER = Patience(patience=None)
 CLOCK = ("runtime", "per_second")
@@ -274,3 +276,94 @@ def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(train, pool)
         UserWarning, match=r"holds checkpoints of an earlier run, checkpoint-1 among"
     ):
         train([SepStopCallback(pool, verbose=False)], max_steps=2)
+
+
+# The best weights at the end
+
+
+@pytest.mark.parametrize("options", [{}, {"eval_strategy": "no"}])
+def test_the_weights_at_the_end_are_those_of_the_best_checkpoint(train, pool, options):
+    own = {"every_n_steps": 2, "load_best_at_end": True} if options else {}
+    best = (
+        {}
+        if options
+        else {
+            "metric_for_best_model": "separability",
+            "greater_is_better": True,
+            "load_best_model_at_end": True,
+        }
+    )
+    ours = SepStopCallback(pool, policy=NEVER, criterion="separability", verbose=False, **own)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train([ours], **options, **best)
+    assert not [w for w in caught if "best weights" in str(w.message)]
+
+
+class Meddles(TrainerCallback):
+    """Changes the model, or the checkpoint, after the best was saved."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_log(self, args, state, control, logs, model=None, **_):
+        if "train_runtime" not in logs:
+            return
+        if self.what == "folder":
+            folder = Path(args.output_dir)
+            shutil.copytree(folder / "checkpoint-1", folder / "checkpoint-99")
+            state.best_model_checkpoint = str(folder / "checkpoint-99")
+        if self.what == "nothing":
+            state.best_model_checkpoint = None
+
+    def on_train_end(self, args, state, control, model=None, **_):
+        if self.what == "weights":
+            model.classifier.bias.data += 1
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("weights", r"1 tensors differ from those in .*checkpoint-\d+, classifier.bias among them"),
+        ("folder", "Trainer loaded .*checkpoint-99"),
+        ("nothing", "Trainer loaded no checkpoint"),
+    ],
+)
+def test_weights_that_are_not_the_best_are_said(train, pool, what, said):
+    ours = SepStopCallback(
+        pool, policy=NEVER, every_n_steps=2, load_best_at_end=True, verbose=False
+    )
+    with pytest.warns(RuntimeWarning, match=f"does not hold the best weights, .*{said}"):
+        train([Meddles(what), ours], eval_strategy="no")
+
+
+def test_an_adapter_that_trainer_cannot_load_is_said(pool, tokenizer, train_rows, tmp_path):
+    """Trainer looks for an adapter in the checkpoint's own folder, and warns in its log only."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        make_encoder(),
+        peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]),
+        adapter_name="topics",
+    )
+    ours = SepStopCallback(
+        pool, policy=Best(2), every_n_steps=2, load_best_at_end=True, verbose=False
+    )
+    args = TrainingArguments(str(tmp_path / "run"), max_steps=6, save_steps=2, **QUIET)
+    trainer = Trainer(
+        model, args, train_dataset=train_rows, processing_class=tokenizer, callbacks=[ours]
+    )
+    with pytest.warns(RuntimeWarning, match="does not hold the best weights, those of step 2"):
+        trainer.train()
+
+
+class Best:
+    """Keeps the checkpoint of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, history):
+        return Decision(False, self.step, "as told", history[-1].step)
+
+    def pick(self, history):
+        return next((r for r in history if r.step == self.step), None)

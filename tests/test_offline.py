@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -680,3 +681,32 @@ def test_processes_divide_the_checkpoints(run, pool_file):
 def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert result.stdout.startswith("sepstop 0.")
+
+
+def test_offline_scores_have_the_precision_of_the_run(train_rows, tokenizer, pool, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    callback = SepStopCallback(pool, policy=Patience(None), every_n_steps=2, verbose=False)
+    args = TrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=4,
+        save_steps=2,
+        learning_rate=1e-2,
+        bf16=True,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    rows = {"train_dataset": train_rows, "processing_class": tokenizer}
+    Trainer(make_encoder(), args, **rows, callbacks=[callback]).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="sepstop")
+        chosen = select_checkpoint(tmp_path / "run", pool)
+    assert [r.score for r in chosen.records] == [r.score for r in callback.history]
+    assert chosen.settings["precision"] == "bf16"
+    with pytest.warns(UserWarning, match="read in precision 'no', but the run read it in 'bf16'"):
+        other = select_checkpoint(tmp_path / "run", pool, precision="no")
+    assert [r.score for r in other.records] != [r.score for r in callback.history]
+    with pytest.warns(UserWarning, match="weights cast to bfloat16 are not those that the run"):
+        select_checkpoint(tmp_path / "run", pool, dtype="bfloat16")

@@ -14,6 +14,8 @@ from transformers import (
     BertForSequenceClassification,
     FunnelConfig,
     FunnelForSequenceClassification,
+    Gemma3Config,
+    Gemma3Model,
     GPT2Config,
     GPT2ForSequenceClassification,
     RobertaConfig,
@@ -202,6 +204,20 @@ def test_a_text_beyond_the_positions_names_its_row(make, pool, tokenizer):
         Monitor(ids).prepare(make(15))
     Monitor(ids).prepare(make(16))
     Monitor(ids, max_length=15).prepare(make(15))
+
+
+def test_positions_of_images_are_not_those_of_texts(pool, tokenizer):
+    text = dict(SMALL, num_key_value_heads=1, head_dim=8, pad_token_id=0)
+    image = {"image_size": 28, "patch_size": 14, **{k: v for k, v in SMALL.items() if k[0] != "v"}}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=image,
+        mm_tokens_per_image=1,
+        boi_token_index=1,
+        eoi_token_index=2,
+        image_token_index=5,
+    )
+    assert Monitor(pool, tokenizer=tokenizer).measure(Gemma3Model(config), 1).is_finite
 
 
 def test_relative_positions_have_no_end(pool, tokenizer):
