@@ -12,8 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_OF_LIBRARIES = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspeed")
-"""Wrappers whose attributes are a runtime's own; only their modes are restored."""
+_OF_LIBRARIES = (
+    "torch.nn.parallel",
+    "torch.distributed",
+    "torch._dynamo",
+    "deepspeed",
+    "bitsandbytes",
+)
+"""Modules whose attributes are a runtime's own; only their modes are restored."""
 
 _CONTAINERS = (dict, list, set, deque)
 
@@ -27,8 +33,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     A forward pass in evaluation mode can change a model: BigBird switches its attention for good,
     dynamic rotary embeddings keep the longest length seen. On exit, the attributes, submodules and
-    buffers of every module, and the attributes of its configuration, are what they were before,
-    in place. Weights are not copied.
+    buffers of every module are what they were before, in place, and so are the attributes of the
+    objects that it holds, if their class is of the same package (a configuration, a cache).
+    Weights are not copied.
 
     Not ``inference_mode``: a tensor that a module caches in it (rotary embeddings do) cannot be
     trained on afterwards.
@@ -82,8 +89,8 @@ class _State:
         for name, module in model.named_modules():
             if type(module).__module__.startswith(_OF_LIBRARIES) and not _is_sharded(module):
                 continue
-            config = getattr(vars(module).get("config"), "__dict__", {})
-            for attributes in (vars(module), config):
+            held = [part for part in vars(module).values() if _is_of_same_package(part, module)]
+            for attributes in (part.__dict__ for part in (module, *held)):
                 if id(attributes) not in seen:
                     seen.add(id(attributes))
                     self._keep(name, attributes)
@@ -133,13 +140,24 @@ class _State:
         for tensor, copy in self._tensors.values():
             if not torch.equal(tensor, copy):
                 with torch.inference_mode(tensor.is_inference()):
-                    tensor.copy_(copy)
+                    tensor.resize_(copy.shape).copy_(copy)
         changed = [name for name, tensor, was in self._codes.values() if tensor._version != was]
         if changed:
             raise RuntimeError(
                 f"the forward pass writes into {changed[0]}, which is too large to be "
                 "restored, so watching this model would change its training"
             )
+
+
+def _is_of_same_package(part: Any, module: nn.Module) -> bool:
+    """Whether ``part`` has attributes and the module's author is likely to have written its class.
+
+    Not functions and classes, nor modules, which are visited by themselves.
+    """
+    if not hasattr(part, "__dict__") or isinstance(part, (type, nn.Module)) or callable(part):
+        return False
+    first, second = (type(thing).__module__.partition(".")[0] for thing in (part, module))
+    return first == second
 
 
 def _is_sharded(module: nn.Module) -> bool:

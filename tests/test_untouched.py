@@ -49,17 +49,24 @@ def dynamic_llama():
     )
 
 
+class Cache:
+    def __init__(self):
+        self.texts, self.lengths = 0, []
+
+
 class Counting(type(make_encoder())):
-    """Weighs its logits by how often and on what it was called: buffers, lists, flags."""
+    """Weighs its loss by how often and on what it was called: buffers, lists, flags, an object."""
 
     def __init__(self, config):
         super().__init__(config)
         self.register_buffer("calls", torch.zeros(()))
         self.recent, self.lengths, self.first = deque(maxlen=3), {}, True
-        self.cached = torch.zeros(1)
+        self.cached, self.cache = torch.zeros(1), Cache()
 
     def forward(self, input_ids=None, **kwargs):
         self.calls += 1
+        self.cache.texts += len(input_ids)
+        self.cache.lengths.append(input_ids.shape[1])
         self.recent.append(float(input_ids.float().mean()))
         self.lengths[input_ids.shape[1]] = self.calls.clone()
         self.cached += input_ids.shape[1]
@@ -67,7 +74,8 @@ class Counting(type(make_encoder())):
         self.first = False
         output = super().forward(input_ids=input_ids, **kwargs)
         if output.loss is not None:
-            output.loss = output.loss * (self.scale + len(self.lengths))
+            seen = len(self.lengths) + self.cache.texts / 100 + sum(self.cache.lengths) / 1000
+            output.loss = output.loss * (self.scale + seen)
         return output
 
 
@@ -169,6 +177,17 @@ def test_attributes_containers_and_the_configuration_are_restored_in_place():
     assert not hasattr(body, "new")
     assert model.config.problem_type is None
     assert not isinstance(body.pooler, nn.Identity)
+
+
+def test_a_buffer_that_a_pass_resizes_has_its_size_back():
+    """As the observers of quantization-aware training do."""
+    model = make_encoder()
+    model.register_buffer("least", torch.zeros(0))
+    held = model.least
+    with untouched(model):
+        model.least.resize_(5).fill_(1)
+    assert model.least is held
+    assert held.shape == (0,)
 
 
 def test_hooks_and_what_says_that_they_are_there_go_together():
