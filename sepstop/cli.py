@@ -38,10 +38,38 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
+
+
+# Options of several commands
+
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name of the model that the run started from: the base of adapters, "
+        "if it was moved, and the reference, if the run left no trace of it."
+    ),
+]
+ModelClass = Annotated[
+    str | None,
+    typer.Option(help="Class of the checkpoints, as module:Class, if it is your own."),
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="Name of the adapter, if checkpoints have several.")
+]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        help="What the models' outputs are: classes (one out of k), labels (yes or no for each) or "
+        "none. Default: what the run recorded, or else found out."
+    ),
+]
 
 
 @app.command()
@@ -86,20 +114,9 @@ def select(
             "default what the run kept, if it is one of them, or else the earliest."
         ),
     ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or hub name of the model that the run started from: the base of adapters, "
-            "if it was moved, and the reference, if the run left no trace of it."
-        ),
-    ] = None,
-    model_class: Annotated[
-        str | None,
-        typer.Option(help="Class of the checkpoints, as module:Class, if it is your own."),
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Name of the adapter, if checkpoints have several.")
-    ] = None,
+    base_model: BaseModel = None,
+    model_class: ModelClass = None,
+    adapter: Adapter = None,
     resamples: Annotated[int | None, typer.Option(help="Number of resamples.")] = None,
     resample_size: Annotated[int | None, typer.Option(help="Texts in a resample.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the resamples.")] = None,
@@ -110,13 +127,7 @@ def select(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name, if the checkpoints have none.")
     ] = None,
-    outputs: Annotated[
-        str | None,
-        typer.Option(
-            help="What the models' outputs are: classes (one out of k), labels (yes or no for "
-            "each) or none. Default: what the run recorded, or else found out."
-        ),
-    ] = None,
+    outputs: Outputs = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; by default as saved.")
@@ -338,31 +349,14 @@ def report(
         typer.Option(help="The pool's column with labels, to show what they say beside the score."),
     ] = None,
     texts: Annotated[bool, typer.Option("--texts", help="Write the map's texts into it.")] = False,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or hub name of the model that the run started from: the base of adapters, "
-            "if it was moved, and the reference, if the run left no trace of it."
-        ),
-    ] = None,
-    model_class: Annotated[
-        str | None,
-        typer.Option(help="Class of the checkpoints, as module:Class, if it is your own."),
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Name of the adapter, if checkpoints have several.")
-    ] = None,
+    base_model: BaseModel = None,
+    model_class: ModelClass = None,
+    adapter: Adapter = None,
     batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 64,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name, if the checkpoints have none.")
     ] = None,
-    outputs: Annotated[
-        str | None,
-        typer.Option(
-            help="What the models' outputs are: classes, labels or none. Default: what the run "
-            "recorded, or else found out."
-        ),
-    ] = None,
+    outputs: Outputs = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint brings.")
