@@ -78,9 +78,7 @@ def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequen
     Args:
         silent: steps of those without a row in their log.
     """
-    times = {
-        step: _time(path) for step, path in checkpoints.items() if (path / _STATE).is_file()
-    }
+    times = {step: _time(path) for step, path in checkpoints.items() if (path / _STATE).is_file()}
     newest = max(silent, key=lambda step: times[step], default=0)
     older = [step for step in sorted(times) if step > newest and times[step] < times.get(newest, 0)]
     if older:
