@@ -51,7 +51,7 @@ class Head(NamedTuple):
 
     Attributes:
         outputs: the answer.
-        is_guess: it rests on the shape of the logits alone.
+        is_guess: it rests on the shape of the logits, or on labels that may be read otherwise.
     """
 
     outputs: Outputs
@@ -226,10 +226,10 @@ class HeadOfRun:
         """From the first trained step on nothing changes the answer; a guess is a warning."""
         if step == 0:
             return
-        if self._is_guess and self.outputs == "classes":
+        if self._is_guess and self.outputs in ("classes", "labels"):
             warnings.warn(
                 "sepstop: neither the model's configuration nor training labels say what its "
-                "outputs are; they are taken for one class out of k. Name them to be sure: "
+                f"outputs are; they are taken for {IN_WORDS[self.outputs]}. Name them to be sure: "
                 "outputs='classes', 'labels' or 'none' (--outputs)",
                 UserWarning,
                 stacklevel=4,
@@ -340,12 +340,14 @@ def _of_labels(rows: NDArray[Any], width: int, by_transformers: bool) -> Head:
         return Head("none")
     if rows.ndim == 1:
         return _of_numbers(rows, width)
-    if _are_all(rows, (rows == 0) | (rows == 1)):
-        return Head("labels")
-    if not by_transformers or rows.dtype.kind != "f":
+    are_binary = _are_all(rows, (rows == 0) | (rows == 1))
+    if not are_binary and (not by_transformers or rows.dtype.kind != "f"):
         return Head("none")
-    _warn_of_range(rows)
-    return Head("labels")
+    # One-hot rows, smoothed or not, may be classes to a loss of the user's own.
+    exclude = bool(np.isclose(rows.sum(axis=1), 1).all())
+    if not are_binary:
+        _warn_of_range(rows)
+    return Head("labels", is_guess=exclude)
 
 
 def _of_numbers(rows: NDArray[Any], width: int) -> Head:

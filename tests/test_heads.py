@@ -334,6 +334,17 @@ def test_whole_numbers_that_are_floats_are_a_guess():
     assert outputs_of(classifier(3), 3, [0.0, 2.0]) == ("classes", True)
 
 
+def test_one_hot_labels_may_be_classes_to_a_loss_of_ones_own(pool, tokenizer):
+    model = classifier(3)
+    monitor = Monitor(pool, tokenizer=tokenizer, resamples=2)
+    monitor.prepare(model, labels=[[0.0, 1.0, 0.0]])
+    with pytest.warns(UserWarning, match="taken for labels that do not exclude each other"):
+        monitor.measure(model, 1)
+    for rows in ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [[0.1, 0.8, 0.1]], [[0, 0, 1]]):
+        assert outputs_of(model, 3, rows) == ("labels", True)
+    assert outputs_of(model, 3, [[0, 0, 1], [0, 1, 1]]) == ("labels", False)
+
+
 def test_a_collator_of_ones_own_may_make_anything_of_numbers(tokenizer):
     def hot(rows):
         labels = torch.nn.functional.one_hot(torch.tensor([row["label"] for row in rows]), 3)
