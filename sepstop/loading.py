@@ -65,8 +65,8 @@ def load_model(
         if (path / ADAPTER_CONFIG).is_file():  # transformers would put it on those weights
             raise ValueError(
                 f"{path.name} has the weights of a whole model and those of an adapter, which may "
-                "be merged already; move one of them elsewhere, or put the adapter on its own "
-                "base: adapter='default' (--adapter)"
+                "be of another run or merged already; move one of them elsewhere, or put the "
+                "adapter on its own base: adapter='default' (--adapter)"
             )
         return load_whole(path, trust_remote_code, model_class)
 
