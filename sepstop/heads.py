@@ -30,6 +30,7 @@ _OF_PROBLEM: dict[str, Outputs] = {
     "regression": "none",
 }
 _COLUMNS = ("labels", "label", "label_ids")
+_LIBRARIES = ("accelerate.", "sentence_transformers.", "setfit.", "torch.", "transformers.", "trl.")
 _LOOKED_AT = 100  # training rows
 _IGNORED = -100  # by the losses of torch
 
@@ -50,7 +51,7 @@ class Head(NamedTuple):
 
     Attributes:
         outputs: the answer.
-        is_guess: it rests on the shape of the logits alone.
+        is_guess: it rests on the shape of the logits, or on labels that may be read otherwise.
     """
 
     outputs: Outputs
@@ -83,7 +84,7 @@ def outputs_of(
     if problem is not None:
         _check_agreement(problem, width, rows)
     elif rows is not None:
-        return Head(_of_labels(rows, width, _reads_problem_type(model)))
+        return _of_labels(rows, width, _reads_problem_type(model))
     return _settled(width, declared_outputs(model, width), asked)
 
 
@@ -225,10 +226,10 @@ class HeadOfRun:
         """From the first trained step on nothing changes the answer; a guess is a warning."""
         if step == 0:
             return
-        if self._is_guess and self.outputs == "classes":
+        if self._is_guess and self.outputs in ("classes", "labels"):
             warnings.warn(
                 "sepstop: neither the model's configuration nor training labels say what its "
-                "outputs are; they are taken for one class out of k. Name them to be sure: "
+                f"outputs are; they are taken for {IN_WORDS[self.outputs]}. Name them to be sure: "
                 "outputs='classes', 'labels' or 'none' (--outputs)",
                 UserWarning,
                 stacklevel=4,
@@ -242,21 +243,38 @@ class HeadOfRun:
 def training_labels(dataloader: Any, names: Sequence[str] = ()) -> list[Any] | None:
     """The labels of the first training rows, taken from the data set by index.
 
-    The loader is not iterated, and random states stay as they are.
+    The loader is not iterated, its collator is not called, and random states stay as they are.
 
     Args:
         dataloader: a DataLoader over rows that are mappings.
         names: columns with labels; "labels", "label" and "label_ids" are known.
 
     Returns:
-        One value a row; None where they cannot be had, as those of streamed data.
+        One value a row; None where they cannot be had, as those of streamed data, and where a
+        collator of the user's own may make anything of them, as vectors of class numbers.
     """
     dataset = getattr(dataloader, "dataset", None)
     device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
     # Whatever a data set of the user's own raises, its labels are unknown then.
     with suppress(Exception), same_randomness(device), _same_generators(dataset):
-        return _stored_labels(dataset, (*names, *_COLUMNS))
+        labels = _stored_labels(dataset, (*names, *_COLUMNS))
+        changes = not _is_of_library(dataloader.collate_fn) and _are_whole(labels)
+        return None if changes else labels
     return None
+
+
+def _are_whole(labels: Sequence[Any] | None) -> bool:
+    """Whether each label that is known is one whole number."""
+    known = [label for label in labels or () if label is not None]
+    return all(np.ndim(label) == 0 and float(label).is_integer() for label in known)
+
+
+def _is_of_library(collator: Any) -> bool:
+    """Whether labels pass through a collator as they are."""
+    for name in ("data_collator", "func"):  # of one that removes columns; of a partial
+        if hasattr(collator, name):
+            return _is_of_library(getattr(collator, name))
+    return str(getattr(collator, "__module__", "")).startswith(_LIBRARIES)
 
 
 def label_names(model: nn.Module, args: Any = None) -> list[str]:
@@ -312,22 +330,41 @@ def _as_rows(labels: Sequence[Any] | None, width: int) -> NDArray[Any] | None:
     return rows[:, 0] if rows.shape[1:] == (1,) else None
 
 
-def _of_labels(rows: NDArray[Any], width: int, by_transformers: bool) -> Outputs:
+def _of_labels(rows: NDArray[Any], width: int, by_transformers: bool) -> Head:
     """What is trained on such labels, where no ``problem_type`` says it.
 
     Args:
         by_transformers: by its loss, for which numbers are targets of a binary cross-entropy.
     """
     if width == 1:
-        return "none"
+        return Head("none")
     if rows.ndim == 1:
-        return "classes" if rows.dtype.kind in "biu" else "none"
-    if _are_all(rows, (rows == 0) | (rows == 1)):
-        return "labels"
-    if not by_transformers or rows.dtype.kind != "f":
-        return "none"
-    _warn_of_range(rows)
-    return "labels"
+        return _of_numbers(rows, width)
+    are_binary = _are_all(rows, (rows == 0) | (rows == 1))
+    if not are_binary and (not by_transformers or rows.dtype.kind != "f"):
+        return Head("none")
+    # One-hot rows, smoothed or not, may be classes to a loss of the user's own.
+    exclude = bool(np.isclose(rows.sum(axis=1), 1).all())
+    if not are_binary:
+        _warn_of_range(rows)
+    return Head("labels", is_guess=exclude)
+
+
+def _of_numbers(rows: NDArray[Any], width: int) -> Head:
+    """Of one number a row: that of a class, which a loss of the user's own may have as a float."""
+    if not _are_all(rows, rows == np.round(rows)):
+        return Head("none")
+    if (rows >= width).any():
+        if rows.dtype.kind != "f":
+            warnings.warn(
+                f"sepstop: training labels go up to {rows.max()}, but the head has {width} logits, "
+                "so these are not one class out of k, and the run is decided without them; name "
+                "them, if you know: outputs='labels' for thresholds, 'classes' for classes",
+                UserWarning,
+                stacklevel=4,
+            )
+        return Head("none")
+    return Head("classes", is_guess=rows.dtype.kind == "f")
 
 
 def _check_agreement(problem: str, width: int, rows: NDArray[Any] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ _SAME = ("step", "score", "information")  # of a record that was copied from one
 def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Path]:
     """Step -> folder of the checkpoints of the newest run; a warning names the others.
 
-    Checkpoints of one run have histories of which the shorter begins the longer. Where they
+    Each checkpoint of a run has a history that begins those of the later ones. Where histories
     contradict each other, the newest run is the one whose scores are in the folder's history file,
-    or else the one that wrote last. A checkpoint without a history stays.
+    or else the one that wrote last. A checkpoint whose history cannot be read stays. Where nothing
+    was logged yet, only the time tells, which copying changes: a warning then, and all stay.
     """
-    logs = {step: _log(path) for step, path in checkpoints.items()}
-    told = {step: log for step, log in logs.items() if log}
-    longest = max(told.values(), key=len, default=[])
-    if all(_agree(log, longest) for log in told.values()):
+    logs = {step: _log(path) for step, path in sorted(checkpoints.items())}
+    readable = {step: log for step, log in logs.items() if log is not None}
+    silent = [step for step, log in readable.items() if not log]
+    if all(_are_of_one_run(*pair) for pair in pairwise(readable.items())):
+        _warn_of_times(folder, checkpoints, silent)
         return dict(checkpoints)
+    told = {step: log for step, log in readable.items() if log}
     newest = _newest_log(folder, checkpoints, told)
+    last_told = max(_time(checkpoints[step]) for step in told)
+    if any(_time(checkpoints[step]) > last_told for step in silent):
+        newest = None  # it may be a run that logged nothing yet
     if newest is None:
         warnings.warn(
             f"sepstop: {folder} has checkpoints of more than one run, and neither a history nor "
@@ -33,7 +40,11 @@ def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Pa
             stacklevel=4,
         )
         return dict(checkpoints)
-    kept = {step: checkpoints[step] for step, log in logs.items() if _agree(log, newest)}
+    kept = {
+        step: checkpoints[step]
+        for step, log in logs.items()
+        if log is None or (_agree(log, newest) and len(log) >= _rows_before(step, newest))
+    }
     others = [checkpoints[step].name for step in sorted(checkpoints) if step not in kept]
     warnings.warn(
         f"sepstop: {', '.join(others)} in {folder} left out: by their histories they are not of "
@@ -47,7 +58,7 @@ def _newest_log(
     folder: Path, checkpoints: Mapping[int, Path], logs: Mapping[int, Sequence[str]]
 ) -> Sequence[str] | None:
     """The longest log of the newest run; None if it is not known which that is."""
-    times = {step: (checkpoints[step] / _STATE).stat().st_mtime_ns for step in logs}
+    times = {step: _time(checkpoints[step]) for step in logs}
     last = [logs[step] for step in logs if times[step] == max(times.values())]
     written_last = max(last, key=len)
     if not all(_agree(log, written_last) for log in last):
@@ -61,24 +72,58 @@ def _newest_log(
     return written_last or None
 
 
+def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequence[int]) -> None:
+    """Warn of checkpoints that are older than an earlier one whose history says nothing.
+
+    Args:
+        silent: steps of those without a row in their log.
+    """
+    times = {step: _time(path) for step, path in checkpoints.items() if (path / _STATE).is_file()}
+    newest = max(silent, key=lambda step: times[step], default=0)
+    older = [step for step in sorted(times) if step > newest and times[step] < times.get(newest, 0)]
+    if older:
+        names = ", ".join(checkpoints[step].name for step in older)
+        warnings.warn(
+            f"sepstop: {names} in {folder} were written before {checkpoints[newest].name}, which "
+            "has no log to compare; if they are of an older run, move them elsewhere",
+            stacklevel=5,
+        )
+
+
+def _time(checkpoint: Path) -> int:
+    return (checkpoint / _STATE).stat().st_mtime_ns
+
+
+def _are_of_one_run(earlier: tuple[int, Sequence[str]], later: tuple[int, Sequence[str]]) -> bool:
+    """True if the first log begins the second and has all of its rows from before its own step."""
+    (step, log), (_, longer) = earlier, later
+    return log == longer[: len(log)] and len(log) >= _rows_before(step, longer)
+
+
+def _rows_before(step: int, log: Sequence[str]) -> int:
+    """How many rows a run had logged before a step."""
+    steps = (json.loads(row).get("step") for row in log)
+    return sum(isinstance(at, int) and at < step for at in steps)
+
+
 def _agree(log: Sequence[str], other: Sequence[str]) -> bool:
     """True if one begins the other."""
     return all(row == known for row, known in zip(log, other, strict=False))
 
 
-def _log(checkpoint: Path) -> list[str]:
-    """The rows of a checkpoint's log, comparable where they hold NaN; empty if unreadable."""
+def _log(checkpoint: Path) -> list[str] | None:
+    """The rows of a checkpoint's log, comparable where they hold NaN; None if unreadable."""
     try:
         found = json.loads((checkpoint / _STATE).read_text())["log_history"]
-        return [json.dumps(row, sort_keys=True) for row in found]
+        return [json.dumps(row, sort_keys=True) for row in found if isinstance(row, dict)]
     except (OSError, KeyError, RecursionError, TypeError, ValueError):
-        return []
+        return None
 
 
 def _scores_in(log: Sequence[str]) -> list[str]:
     """Those that the callback put into a log."""
     found = (json.loads(row) for row in log)
-    noted = [row["sepstop"] for row in found if isinstance(row, dict) and "sepstop" in row]
+    noted = [row["sepstop"] for row in found if "sepstop" in row]
     return [_comparable(own.get("record")) for own in noted if isinstance(own, dict)]
 
 

@@ -14,8 +14,10 @@ from torch import nn
 from sepstop.adapters import Bases, load_adapter
 from sepstop.pretrained import MisfitError, check, class_for, load, load_whole, takes_pooling_layer
 from sepstop.saved_weights import (
+    ADAPTER_CONFIG,
     SENTENCE_MODULES,
     adapter_folders,
+    is_whole,
     listed,
     weights_that_differ,
 )
@@ -57,9 +59,15 @@ def load_model(
     with _quiet_transformers():
         if (path / SENTENCE_MODULES).is_file():
             return _load_sentence_transformer(path, trust_remote_code)
-        if adapter is not None or (adapter_folders(path) and not (path / "config.json").is_file()):
+        if adapter is not None or (adapter_folders(path) and not is_whole(path)):
             bases = Bases() if bases is None else bases
             return load_adapter(path, trust_remote_code, bases, base_model, model_class, adapter)
+        if (path / ADAPTER_CONFIG).is_file():  # transformers would put it on those weights
+            raise ValueError(
+                f"{path.name} has the weights of a whole model and those of an adapter, which may "
+                "be of another run or merged already; move one of them elsewhere, or put the "
+                "adapter on its own base: adapter='default' (--adapter)"
+            )
         return load_whole(path, trust_remote_code, model_class)
 
 

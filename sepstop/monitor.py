@@ -201,6 +201,11 @@ class Monitor:
         }
 
     @property
+    def asked_padding(self) -> bool | None:
+        """What the user said of padding, whatever was found out since."""
+        return self._asked[0]
+
+    @property
     def ranks(self) -> Ranks:
         """The processes that divide the work."""
         return Ranks.of_run() if self.distributed else Ranks()

@@ -352,7 +352,8 @@ def _score(
         except CriterionError:  # nor would the others have a score
             raise
         except Exception as error:  # whatever a broken folder holds: the others still rank
-            skipped[path] = f"{type(error).__name__}: {error}".splitlines()[0]
+            lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
+            skipped[path] = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     return records, skipped, width
 
 

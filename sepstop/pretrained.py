@@ -133,10 +133,13 @@ def load(source: str | Path, model_class: Any, trust_remote_code: bool, **option
         model = model_class.from_pretrained(str(source), **options)
         return Loaded(model, unused=tuple(weights_that_differ(model, source)))
     options["trust_remote_code"] = trust_remote_code
-    found = _from_pretrained(source, model_class, options)
+    found, labels = _from_pretrained(source, model_class, options)
+    if labels is not None and "num_labels" not in options:
+        resized, _ = _from_pretrained(source, model_class, options | {"num_labels": labels})
+        found = resized if not resized.unfilled else found
     if found.unfilled and takes_pooling_layer(found.model):
         options["add_pooling_layer"] = False
-        without = _from_pretrained(source, type(found.model), options)
+        without, _ = _from_pretrained(source, type(found.model), options)
         if not without.unfilled and set(without.unused) <= set(found.unused):
             return without
     return found
@@ -148,11 +151,19 @@ def takes_pooling_layer(model: Any) -> bool:
     return "add_pooling_layer" in found
 
 
-def _from_pretrained(source: str | Path, model_class: Any, options: dict[str, Any]) -> Loaded:
+def _from_pretrained(
+    source: str | Path, model_class: Any, options: dict[str, Any]
+) -> tuple[Loaded, int | None]:
+    """And how many labels the saved head has, where the configuration has another number."""
     # transformers says which shapes differ only if told to go on; here they count as missing.
     model, info = model_class.from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
-    other_shapes = {key[0] for key in info["mismatched_keys"]}
-    unfilled = sorted({*info["missing_keys"], *other_shapes})
-    return Loaded(model, tuple(unfilled), tuple(sorted(info["unexpected_keys"])))
+    other_shapes = info["mismatched_keys"]  # name, saved shape, own shape
+    unfilled = sorted({*info["missing_keys"], *(name for name, *_ in other_shapes)})
+    found = Loaded(model, tuple(unfilled), tuple(sorted(info["unexpected_keys"])))
+    heads = {
+        saved[0] if own == (model.config.num_labels, *saved[1:]) else None
+        for _, saved, own in other_shapes
+    }
+    return found, heads.pop() if len(heads) == 1 else None

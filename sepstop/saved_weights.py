@@ -54,6 +54,15 @@ def adapter_folders(checkpoint: Path) -> dict[str, Path]:
     return found
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a folder has the configuration and the weights of a model, not of an adapter alone.
+
+    A configuration is often saved beside an adapter.
+    """
+    files = [checkpoint / name for name in (*_WHOLE, *(f"{name}.index.json" for name in _WHOLE))]
+    return (checkpoint / "config.json").is_file() and any(path.is_file() for path in files)
+
+
 def saved_tensors(folder: Path, names: Iterable[str] = _WHOLE) -> Iterator[tuple[str, Tensor]]:
     """Name and values of each tensor in a folder's weight files, on the CPU.
 

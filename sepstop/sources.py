@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,9 +74,7 @@ def find_run(source: str | Path) -> Run:
     if found:
         return Run(str(source), of_newest_run(path, found), path, is_trained=True)
     if _is_model(path) or _has_adapters(path):
-        number = re.search(r"(\d+)$", path.resolve().name)
-        step = max(1, int(number[1])) if number else 1
-        return Run(str(source), {step: path}, path.resolve().parent, is_trained=False)
+        return Run(str(source), {_step_of(path): path}, path.resolve().parent, is_trained=False)
     names = sorted(inside.name for inside in path.iterdir())
     more = ", ..." if len(names) > _NAMED else ""
     judged = any(name.endswith(".npz") for name in names)
@@ -83,6 +83,14 @@ def find_run(source: str | Path) -> Run:
         f"expected folders named checkpoint-<step> in {path}, or a model, found "
         f"{', '.join(names[:_NAMED]) or 'nothing'}{more}{hint}"
     )
+
+
+def _step_of(model: Path) -> int:
+    """As Trainer noted it, whatever the folder is called now; or else the number in its name."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return max(1, int(json.loads((model / "trainer_state.json").read_text())["global_step"]))
+    number = re.search(r"(\d+)$", model.resolve().name)
+    return max(1, int(number[1])) if number else 1
 
 
 def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:

@@ -24,7 +24,7 @@ STORE = "sepstop_cache"
 """Folder of a run's observations, in the run's folder."""
 
 _CONTENTS = "contents.json"  # in it: what was read of files
-_FORMAT = 2  # to be raised when the same checkpoint would be observed otherwise
+_FORMAT = 3  # to be raised when the same checkpoint would be observed otherwise
 _NO_PART = {"trainer_state.json", "training_args.bin", "README.md"}  # of the model
 _NO_PART_ENDINGS = (".pt", ".pth")  # of optimizer, scheduler and random states
 
@@ -63,7 +63,9 @@ class ObservationStore:
         corrupted = "corrupted_logits" in monitor.needs
         looks = (_FORMAT, monitor.places, monitor.token_fingerprint, monitor.seed, corrupted)
         precision = monitor.precision or "no"
-        seen_as = repr((*looks, precision, *how)) + self.content(checkpoint, base_model)
+        seen_as = repr((*looks, precision, monitor.asked_padding, *how)) + self.content(
+            checkpoint, base_model
+        )
         if len(self._contents) > self._written:
             self._written = len(self._contents)
             self._write(_CONTENTS, json.dumps(dict(self._contents)).encode())

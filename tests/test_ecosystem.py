@@ -112,6 +112,19 @@ def test_a_sentence_transformer_with_code_of_its_own_needs_to_be_allowed(
         select_checkpoint(tmp_path / "run", pool)
 
 
+def test_the_reason_of_a_skipped_folder_names_what_is_missing(sentence_model, pool, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    sentence_model.append(Dense(16, 8))
+    sentence_model.save(str(tmp_path / "model"))
+    path = tmp_path / "model" / "3_Dense" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({"linear.weight": tensors["linear.weight"]}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"state_dict for Dense: .*linear\.bias"):
+        select_checkpoint(tmp_path / "model", pool, cache=False)
+
+
 def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path):
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer

@@ -3,6 +3,7 @@
 import json
 import random
 import warnings
+from functools import partial
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    DataCollatorWithPadding,
     RobertaConfig,
     RobertaForMultipleChoice,
     Trainer,
@@ -111,6 +113,8 @@ REALS = [[0.2, 1.7, -3.0], [1.0, 0.0, 0.5]]
         (3, None, [[0.0, 1.0, -100.0]], "labels"),
         (3, None, HALVES, "labels"),
         (3, None, [0.5, 1.5], "none"),
+        (3, None, [0.0, 2.0], "classes"),
+        (3, None, [1.0, 5.0], "none"),
         (3, None, [[1, 5, 2]], "none"),
         (1, None, [0, 1, 1], "none"),  # a regression to transformers
         (1, None, [0.5, 1.5], "none"),
@@ -319,6 +323,40 @@ def test_training_labels_come_from_the_first_rows_of_the_data_set():
     assert training_labels(loader(listed)) == [[0.0, 1.0], [1.0, 1.0]]
     for nothing in (None, loader([(1, 2)]), loader(["a", "b"]), loader([])):
         assert not training_labels(nothing)
+
+
+def test_a_head_with_fewer_logits_than_classes_has_no_class_each():
+    with pytest.warns(UserWarning, match="labels go up to 3, but the head has 2 logits"):
+        assert outputs_of(classifier(2), 2, [0, 3, 1]) == ("none", False)
+
+
+def test_whole_numbers_that_are_floats_are_a_guess():
+    assert outputs_of(classifier(3), 3, [0.0, 2.0]) == ("classes", True)
+
+
+def test_one_hot_labels_may_be_classes_to_a_loss_of_ones_own(pool, tokenizer):
+    model = classifier(3)
+    monitor = Monitor(pool, tokenizer=tokenizer, resamples=2)
+    monitor.prepare(model, labels=[[0.0, 1.0, 0.0]])
+    with pytest.warns(UserWarning, match="taken for labels that do not exclude each other"):
+        monitor.measure(model, 1)
+    for rows in ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [[0.1, 0.8, 0.1]], [[0, 0, 1]]):
+        assert outputs_of(model, 3, rows) == ("labels", True)
+    assert outputs_of(model, 3, [[0, 0, 1], [0, 1, 1]]) == ("labels", False)
+
+
+def test_a_collator_of_ones_own_may_make_anything_of_numbers(tokenizer):
+    def hot(rows):
+        labels = torch.nn.functional.one_hot(torch.tensor([row["label"] for row in rows]), 3)
+        return {"labels": labels.float()}
+
+    numbers = datasets.Dataset.from_dict({"label": [0, 1, 2, 1]})
+    vectors = datasets.Dataset.from_dict({"label": [[1.0, 0.0, 0.0]]})
+    padding = DataCollatorWithPadding(tokenizer)
+    assert training_labels(DataLoader(numbers, collate_fn=padding)) == [0, 1, 2, 1]
+    for collator in (hot, partial(hot)):
+        assert training_labels(DataLoader(numbers, collate_fn=collator)) is None
+    assert training_labels(DataLoader(vectors, collate_fn=hot)) == [[1.0, 0.0, 0.0]]
 
 
 def test_streamed_data_is_not_begun():

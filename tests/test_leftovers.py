@@ -111,9 +111,41 @@ def test_checkpoints_without_a_history_stay(tmp_path, save):
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-6").mkdir()
     (tmp_path / "checkpoint-6" / "trainer_state.json").write_text("{")
-    save([9], run=1, log=lambda *_: [])
     save([12], run=2)
-    assert steps_in(tmp_path)[0] == [3, 6, 9, 12]
+    assert steps_in(tmp_path)[0] == [3, 6, 12]
+
+
+def silent(*_):
+    """The log of a run that saves more often than it logs."""
+    return []
+
+
+@pytest.mark.parametrize("steps", [[24, 30], [6, 12, 18, 24, 30]])
+def test_an_empty_log_after_a_longer_one_is_of_another_run(tmp_path, save, steps):
+    save(steps, run=1, log=silent)
+    save([6, 12, 18], run=2)
+    found, said = steps_in(tmp_path)
+    assert found == [6, 12, 18]
+    assert "checkpoint-24, checkpoint-30 in" in said
+
+
+def test_a_run_that_logged_nothing_yet_may_be_the_newest(tmp_path, save):
+    save([6, 12, 18, 24], run=1)
+    save([6, 12], run=2, log=silent)
+    found, said = steps_in(tmp_path)
+    assert found == [6, 12, 18, 24]
+    assert "more than one run, and neither" in said
+
+
+def test_where_nothing_was_logged_the_time_is_a_warning(tmp_path, save):
+    save([6, 12, 18, 24], run=1, log=silent)
+    save([30], run=1, log=lambda step, run: rows(step, run)[-2:])
+    assert steps_in(tmp_path) == ([6, 12, 18, 24, 30], "")
+    save([6, 12], run=2, log=silent)
+    found, said = steps_in(tmp_path)
+    assert found == [6, 12, 18, 24, 30]
+    assert "checkpoint-18, checkpoint-24, checkpoint-30 in" in said
+    assert "were written before checkpoint-12" in said
 
 
 def test_a_real_run_begun_again(tmp_path, tokenizer, train_rows, pool):

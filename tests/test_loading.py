@@ -127,6 +127,25 @@ def test_a_body_that_was_saved_without_a_pooler_has_none(tmp_path):
     assert load_model(tmp_path).pooler is None
 
 
+@pytest.mark.parametrize("labels", [2, 5])
+def test_a_head_of_another_size_than_the_configuration_says(tmp_path, labels):
+    """BART's configuration reads 2 labels back as 3; a replaced head is in no configuration."""
+    sizes = {"vocab_size": len(WORDS), "d_model": 16, "max_position_embeddings": 64}
+    sides = {f"{side}_{of}": 1 for side in ("encoder", "decoder") for of in ("layers", "ffn_dim")}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = transformers.BartConfig(**sizes, **sides, **heads, num_labels=labels, eos_token_id=3)
+    model = transformers.BartForSequenceClassification(config)
+    config.num_labels = 2
+    model.save_pretrained(tmp_path)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).num_labels == 3
+    found = load_model(tmp_path)
+    assert logits(found).shape == (2, labels)
+    assert torch.equal(logits(found), logits(model))
+    edit(tmp_path, lambda t: t.update({"classification_head.dense.weight": torch.zeros(8, 16)}))
+    with pytest.raises(MisfitError, match=r"another shape: classification_head\.dense\.weight"):
+        load_model(tmp_path)
+
+
 def test_without_the_name_of_a_class_the_body_has_to_fit(tmp_path):
     def forget(folder):
         config = json.loads((folder / "config.json").read_text())
@@ -512,6 +531,20 @@ def test_an_adapter_of_any_name_is_found(tmp_path, peft, base):
     assert torch.equal(logits(found), logits(model))
     with pytest.raises(ValueError, match=r"no adapter called 'mine' .* there is other, topics"):
         load_model(tmp_path / "checkpoint-1", adapter="mine")
+
+
+def test_an_adapter_with_a_configuration_or_a_whole_model_beside_it(tmp_path, peft, base):
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"])
+    model = trained(peft.get_peft_model(classifier(base), config))
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    model.config.save_pretrained(tmp_path / "checkpoint-1")
+    assert torch.equal(logits(load_model(tmp_path / "checkpoint-1")), logits(model))
+    expected = logits(model)
+    model.merge_and_unload().save_pretrained(tmp_path / "checkpoint-1")
+    with pytest.raises(ValueError, match="or merged already; move one of them elsewhere"):
+        load_model(tmp_path / "checkpoint-1")
+    found = load_model(tmp_path / "checkpoint-1", adapter="default")
+    assert torch.equal(logits(found), expected)
 
 
 def test_a_base_that_was_moved_can_be_named(tmp_path, peft, base):

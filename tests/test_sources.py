@@ -141,3 +141,12 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch, model, pool):
     assert list((tmp_path / "assets").rglob("*.npz"))
     with pytest.raises(FileNotFoundError, match="no folder at org/none, and no model of that name"):
         find_run("org/none")
+
+
+def test_a_renamed_checkpoint_has_the_step_that_it_was_saved_at(tmp_path):
+    touch(tmp_path, "best-v2")
+    assert list(find_run(tmp_path / "best-v2").checkpoints) == [2]
+    state = tmp_path / "best-v2" / "trainer_state.json"
+    for content, step in (('{"global_step": 40}', 40), ("{", 2), ("[]", 2)):
+        state.write_text(content)
+        assert list(find_run(tmp_path / "best-v2").checkpoints) == [step]

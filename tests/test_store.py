@@ -63,7 +63,8 @@ def test_another_criterion_embeds_nothing(run, pool, observed):
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_length": 9}, {"embedder": "cls"}, {"criterion": "consistency"}]
+    "options",
+    [{"max_length": 9}, {"embedder": "cls"}, {"criterion": "consistency"}, {"padding": False}],
 )
 def test_what_looks_otherwise_is_observed_again(run, pool, observed, options):
     select_checkpoint(run, pool)
