@@ -243,6 +243,20 @@ def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
     assert [record.step for record in callback.history[:3]] == [5, 10, 15]
 
 
+@pytest.mark.parametrize("lora", [(), ("--model.lora", "{target_modules: [query]}")])
+def test_a_run_goes_on_with_the_classes_it_had(settings, tmp_path, lora):
+    short = ["--config", str(settings), "--training.max_steps", "5", *lora]
+    finetune.main(short)
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        rows.read_text().replace(",good", ",a good one")
+    )  # the first, no longer the last
+    with pytest.raises(
+        SystemExit, match="has the classes bad, good, the data have a good one, bad:"
+    ):
+        finetune.set_up([*short, "--resume", "true"])
+
+
 def test_validation_labels_can_be_watched_beside(settings, tmp_path):
     trainer, callback = finetune.main(
         [
@@ -488,6 +502,7 @@ def test_a_tokenizer_that_can_not_pad(tmp_path, tokenizer):
         ("--data.labeled_rows=0", "expected data.labeled_rows >= 1, got 0"),
         ("--data.label_column=body", "'body' can't be both texts and labels"),
         ("--data.train=none.csv", "no data file at none.csv"),
+        ("--data.validation=test", "data.train is a file, which has no splits: .* got test$"),
     ],
 )
 def test_bad_settings_are_a_sentence(settings, option, message):
