@@ -213,6 +213,14 @@ def load_data(settings: DataSettings) -> LabelledData:
     rows = numbered(found, names).shuffle(seed=settings.seed)
     labelled = np.flatnonzero(np.array(rows["label"]) != NO_LABEL)[: settings.labeled_rows]
     rest = np.setdiff1d(np.arange(len(rows)), labelled)
+    unseen = sorted(set(range(len(names))) - set(np.array(rows["label"])[labelled]))
+    if unseen:
+        warnings.warn(
+            f"sepstop: none of the {len(labelled)} labelled rows is of the class "
+            f"{listed([names[number] for number in unseen], ordered=False)}: the model can't "
+            "learn it; raise data.labeled_rows or change data.seed",
+            stacklevel=3,
+        )
     if not len(rest) and settings.pool is None:
         raise SystemExit(
             f"all {len(rows)} rows are labelled ones, which leaves no pool: "

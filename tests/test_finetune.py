@@ -215,6 +215,13 @@ def test_scores_as_labels_are_classes_with_a_warning(settings, tmp_path):
         load(settings, f"--data.train={train}")
 
 
+def test_classes_without_a_labelled_row_are_named(settings, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows.read_text() + "a film that was odd,odd\n")
+    with pytest.warns(UserWarning, match="none of the 4 labelled rows is of the class .*odd"):
+        load(settings, "--data.labeled_rows=4")
+
+
 def test_one_class_is_none(settings, tmp_path):
     train = write_rows(
         tmp_path / "train.jsonl", [{"body": f"text {i}", "topic": "a"} for i in "ab"]
