@@ -10,6 +10,7 @@ them. A run that was interrupted goes on with --resume true.
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
@@ -41,6 +42,7 @@ from sepstop.sources import find_checkpoints
 from sepstop.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, is_file, read_labelled
 
 POOL_FILE = "pool.jsonl"
+CLASSES_FILE = "classes.json"
 _CLASSIFIES = "single_label_classification"
 _FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -110,6 +112,8 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
         if pool.token_type_ids is not None:
             columns["token_type_ids"] = pool.token_type_ids
         datasets.Dataset.from_dict(columns).to_json(output / POOL_FILE)
+        names = [name for _, name in sorted(trainer.model.config.id2label.items())]
+        (output / CLASSES_FILE).write_text(json.dumps(names))
     trainer.train(resume_from_checkpoint=checkpoint)
 
     if trainer.is_world_process_zero():
@@ -132,6 +136,8 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
 
     set_seed(args.seed)
     data = load_data(config.data)
+    if checkpoint is not None:
+        check_classes(Path(args.output_dir) / CLASSES_FILE, data.names)
     tokenizer = AutoTokenizer.from_pretrained(
         config.model.name, trust_remote_code=config.model.trust_remote_code
     )
@@ -207,6 +213,14 @@ def load_data(settings: DataSettings) -> LabelledData:
     rows = numbered(found, names).shuffle(seed=settings.seed)
     labelled = np.flatnonzero(np.array(rows["label"]) != NO_LABEL)[: settings.labeled_rows]
     rest = np.setdiff1d(np.arange(len(rows)), labelled)
+    unseen = sorted(set(range(len(names))) - set(np.array(rows["label"])[labelled]))
+    if unseen:
+        warnings.warn(
+            f"sepstop: none of the {len(labelled)} labelled rows is of the class "
+            f"{listed([names[number] for number in unseen], ordered=False)}: the model can't "
+            "learn it; raise data.labeled_rows or change data.seed",
+            stacklevel=3,
+        )
     if not len(rest) and settings.pool is None:
         raise SystemExit(
             f"all {len(rows)} rows are labelled ones, which leaves no pool: "
@@ -232,6 +246,11 @@ def read_rows(settings: DataSettings, file: str, split: str) -> LabelledTexts:
     suffix = Path(file).suffix.lower()
     if suffix in SUFFIXES or (suffix and is_file(Path(file))):
         return read_labelled(file, *columns)
+    if is_file(Path(settings.train)):
+        raise ValueError(
+            f"data.train is a file, which has no splits: expected a file ending in "
+            f"{', '.join(SUFFIXES)} as data.validation, got {file}"
+        )
     rows = datasets.load_dataset(settings.train, settings.subset, split=split)
     return read_labelled(rows, *columns, kind=f"data {settings.train}, split {split}")
 
@@ -404,6 +423,19 @@ def last_checkpoint(output_dir: str, resume: bool) -> str | None:
         else:
             return str(path)
     return None
+
+
+def check_classes(file: Path, names: list[str]) -> None:
+    """Refuse to go on with other classes than the run's: its head would take one for another."""
+    if not file.is_file():  # of an earlier version
+        return
+    before = json.loads(file.read_text())
+    if before != names:
+        raise SystemExit(
+            f"the run to go on with has the classes {listed(before, ordered=False)}, the data have "
+            f"{listed(names, ordered=False)}: give the data of before, or choose another "
+            "--training.output_dir"
+        )
 
 
 def only_logits(outputs: Any, labels: Any) -> Any:

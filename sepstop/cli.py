@@ -83,7 +83,8 @@ def select(
         ),
     ],
     pool: Annotated[
-        Path, typer.Option(help="Unlabeled texts: .txt (one a line), .jsonl, .csv or .parquet.")
+        Path,
+        typer.Option(help="Unlabeled texts: .txt (one a line), .jsonl, .json, .csv or .parquet."),
     ],
     text_column: Annotated[str, typer.Option(help="The pool's column with the texts.")] = "text",
     pool_size: Annotated[
@@ -332,7 +333,7 @@ def report(
     pool: Annotated[
         Path | None,
         typer.Option(
-            help="Unlabeled texts: .txt (one a line), .jsonl, .csv or .parquet; by default "
+            help="Unlabeled texts: .txt (one a line), .jsonl, .json, .csv or .parquet; by default "
             "RUN_DIR/pool.jsonl, if it is there. For the map, the barcode and other criteria."
         ),
     ] = None,

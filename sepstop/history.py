@@ -1,8 +1,9 @@
 """Histories on disk: the history file of a run, and its copies in trainer_state.json.
 
 ``sepstop_history.jsonl`` in a run's folder is the truth. Its first line is a header under the key
-"sepstop" with the schema version, the settings, the policy and the score that decides. Then comes a
-line for each record, with the decision made at it. `read_run` reads it for every command.
+"sepstop" with the schema version, the number of records, the settings, the policy and the score
+that decides. Then comes a line for each record, with the decision made at it. `read_run` reads it
+for every command.
 
 A checkpoint's ``trainer_state.json`` has copies up to the checkpoint's step: a row of
 ``log_history`` has the plain numbers that trackers show and, under "sepstop", the record, the
@@ -453,15 +454,23 @@ def _read_file(path: Path) -> RunHistory:
     """A history file, with or without a header."""
     run = RunHistory()
     pairs: list[tuple[Record, Decision | None]] = []
+    count = None
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             values = json.loads(line)
             if number == 1 and isinstance(values, dict) and KEY in values:
-                run = _read_header(values[KEY])
+                run, count = _read_header(values[KEY]), values[KEY].get("count")
             else:
                 pairs.append(_record_and_decision(values))
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
+    steps = [record.step for record, _ in pairs]
+    # Earlier versions did not count them.
+    if count is not None and (count != len(steps) or steps != sorted(set(steps))):
+        raise ValueError(
+            f"{path} is cut short or was changed: expected {count!r} scores in order of steps, "
+            f"got {len(steps)}, at steps {steps!s:.80}"
+        )
     return _with_records(run, pairs)
 
 
@@ -496,7 +505,8 @@ def try_to_write_run(path: str | os.PathLike[str], run: RunHistory) -> None:
 
 
 def _lines(run: RunHistory) -> list[dict[str, Any]]:
-    return [{KEY: {"schema": SCHEMA} | header_of(run)}, *_record_lines(run)]
+    header = {"schema": SCHEMA, "count": len(run.records)} | header_of(run)
+    return [{KEY: header}, *_record_lines(run)]
 
 
 def write_history(path: str | os.PathLike[str], records: Iterable[Record]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Pa
         stacklevel=4,
     )
     return kept
+
+
+def of_unwatched_run(checkpoints: Mapping[int, Path], scored: Collection[int]) -> list[str]:
+    """Names of checkpoints whose log has no score, though the run was ``scored`` before them."""
+    names = []
+    for step, path in sorted(checkpoints.items()):
+        with suppress(OSError, KeyError, RecursionError, TypeError, ValueError):
+            log = json.loads((path / _STATE).read_text())["log_history"]
+            if min(scored) < step and not any("sepstop" in row for row in log):
+                names.append(path.name)
+    return names
 
 
 def _newest_log(

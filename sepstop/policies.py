@@ -37,6 +37,9 @@ def decide(
     Records after a stop mean that somebody told the run to go on: the policy starts afresh
     on them. Likewise it looks only at records after step ``after``. The best step is always that
     of the whole run. A policy that names no step looked at all records.
+
+    Raises:
+        ValueError: the policy names a step that it did not look at.
     """
     start = sum(record.step <= after for record in history)
     decision = policy(history[start:])
@@ -50,11 +53,14 @@ def decide(
     pick = getattr(policy, "pick", None)
     best = pick(history) if pick else best_record(history, direction)
     newest = history[-1].step if history else None
+    step = newest if decision.step is None else int(decision.step)
+    if step is not None and not 0 <= step <= (newest or 0):
+        raise ValueError(f"the policy looked at steps up to {newest}, but says {step}")
     return Decision(
         bool(decision.stop),
         None if best is None else best.step,
         str(decision.reason or "no reason given"),
-        newest if decision.step is None else int(decision.step),
+        step,
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepstop.history import RunHistory, read_run
+from sepstop.leftovers import of_unwatched_run
+from sepstop.sources import find_checkpoints
 from sepstop.types import Record
 
 if TYPE_CHECKING:
@@ -115,10 +119,23 @@ def history_of(run_dir: str | Path) -> RunHistory:
     Raises:
         FileNotFoundError: no scores there, or none yet.
         ValueError: a file is broken.
+
+    Warns:
+        UserWarning: checkpoints there are of a run that was not scored.
     """
     run = read_run(run_dir)
     if not run.records:
         raise FileNotFoundError(f"no scores in {run_dir} yet: the run was not scored so far")
+    if run.is_online:
+        with suppress(FileNotFoundError):  # a run may have kept no checkpoint
+            checkpoints = find_checkpoints(run_dir)
+            others = of_unwatched_run(checkpoints, [record.step for record in run.records])
+            if others:
+                warnings.warn(
+                    f"sepstop: {', '.join(others)} in {run_dir} are of a run that sepstop did not "
+                    "watch; the scores and the decision are of another run in the same folder",
+                    stacklevel=2,
+                )
     return run
 
 

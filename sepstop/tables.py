@@ -295,7 +295,24 @@ def _labels(
         else:
             value = _class_in(cell, classes, row, table.name)
         values.append(None if value is None else known.setdefault(value, value))
+    if classes is None:
+        _warn_alike(known, table.name)
     return Labels(values, ordered(known) if classes is None else tuple(classes), table.name)
+
+
+def _warn_alike(names: Iterable[str], table: str) -> None:
+    """Say which classes are one to a reader, as "a" and " A" are."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    several = [sorted(group) for group in alike.values() if len(group) > 1]
+    if several:
+        shown = " and ".join(map(repr, several[0]))
+        warnings.warn(
+            f"sepstop: {shown} are different classes in {table}, though only letter case or white "
+            "space tells them apart",
+            stacklevel=4,
+        )
 
 
 def _class_of(cell: Any, row: int, table: str) -> str | None:
@@ -326,7 +343,9 @@ def _class_in(cell: Any, classes: Sequence[str], row: int, table: str) -> str | 
 
 
 def _is_null(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and cell != cell)
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):  # of pandas
+        return True
+    return isinstance(cell, float) and cell != cell
 
 
 def _check_surrogates(text: str, row: int, table: str) -> None:
@@ -437,25 +456,45 @@ def _csv(path: Path, name: str) -> Table:
     import pyarrow as pa
     from pyarrow import csv as pa_csv
 
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(filter(None, csv.reader(file)), [])
+    if not names:
+        raise ValueError(f"{name} is empty: it has no row of column names")
+    last = names[-1:] if names.count(names[-1]) == 1 else []
+
     def rows(columns: Sequence[str]) -> Iterator[Row]:
+        wanted = list(dict.fromkeys([*columns, *last]))
         reader = pa_csv.open_csv(
             path,
             # With threads, errors do not name the row (and reading takes longer).
             read_options=pa_csv.ReadOptions(block_size=_BLOCK, use_threads=False),
             parse_options=pa_csv.ParseOptions(newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(
-                include_columns=list(columns),
-                column_types=dict.fromkeys(columns, pa.string()),
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),
                 strings_can_be_null=False,
             ),
         )
+        cell = ""
         with reader:
             for block in reader:
                 for start in range(0, len(block), _BATCH):
                     yield from _cells(block.slice(start, _BATCH).to_pydict(), columns)
+                if last and len(block):
+                    cell = block[last[0]][-1].as_py()
+        if "\n" in cell and not _ends_with_quote(path):
+            raise ValueError(
+                f"could not read {name}: the quote before {cell[:40]!r} is never closed, so the "
+                "rest of the file would be one cell"
+            )
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return Table(name, rows, tuple(next(csv.reader(file), [])))
+    return Table(name, rows, tuple(names))
+
+
+def _ends_with_quote(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return file.read().rstrip().endswith(b'"')
 
 
 def _json(path: Path, name: str) -> Table:
@@ -492,7 +531,7 @@ def _json_values(path: Path, name: str) -> Iterator[Any]:
 def _parsed(text: str, line: int, name: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError of a number of too many digits, too
         at = line + getattr(error, "lineno", 1) - 1
-        why = getattr(error, "msg", "nested too deep")
+        why = "nested too deep" if isinstance(error, RecursionError) else error.args[0]
         raise ValueError(f"could not read {name}, line {at}: {why}") from error

@@ -215,6 +215,13 @@ def test_scores_as_labels_are_classes_with_a_warning(settings, tmp_path):
         load(settings, f"--data.train={train}")
 
 
+def test_classes_without_a_labelled_row_are_named(settings, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows.read_text() + "a film that was odd,odd\n")
+    with pytest.warns(UserWarning, match="none of the 4 labelled rows is of the class .*odd"):
+        load(settings, "--data.labeled_rows=4")
+
+
 def test_one_class_is_none(settings, tmp_path):
     train = write_rows(
         tmp_path / "train.jsonl", [{"body": f"text {i}", "topic": "a"} for i in "ab"]
@@ -241,6 +248,18 @@ def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
         finetune.main([f"--config={settings}"])
     _, callback = finetune.main([f"--config={settings}", "--resume=true"])
     assert [record.step for record in callback.history[:3]] == [5, 10, 15]
+
+
+@pytest.mark.parametrize("lora", [(), ("--model.lora", "{target_modules: [query]}")])
+def test_a_run_goes_on_with_the_classes_it_had(settings, tmp_path, lora):
+    short = ["--config", str(settings), "--training.max_steps", "5", *lora]
+    finetune.main(short)
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        rows.read_text().replace(",good", ",a good one")
+    )  # the first, no longer the last
+    with pytest.raises(SystemExit, match="classes bad, good, the data have a good one, bad:"):
+        finetune.set_up([*short, "--resume", "true"])
 
 
 def test_validation_labels_can_be_watched_beside(settings, tmp_path):
@@ -488,6 +507,7 @@ def test_a_tokenizer_that_can_not_pad(tmp_path, tokenizer):
         ("--data.labeled_rows=0", "expected data.labeled_rows >= 1, got 0"),
         ("--data.label_column=body", "'body' can't be both texts and labels"),
         ("--data.train=none.csv", "no data file at none.csv"),
+        ("--data.validation=test", "data.train is a file, which has no splits: .* got test$"),
     ],
 )
 def test_bad_settings_are_a_sentence(settings, option, message):

@@ -382,6 +382,26 @@ def test_a_history_goes_on_from_what_a_checkpoint_knows(tmp_path):
         assert continuation(path, known) == known
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            lambda lines: lines[:-1],
+            "is cut short or was changed: .* got 2, at steps .10, 20.$",
+        ),
+        (lambda lines: lines[:1], "expected 3 .* got 0, at steps ..$"),
+        (lambda lines: lines + lines[1:], "got 6, at steps .10, 20, 30, 10,"),
+        (lambda lines: [lines[0], *lines[:0:-1]], "got 3, at steps .30, 20, 10.$"),
+    ],
+)
+def test_a_file_that_lost_lines_or_got_some_is_broken(tmp_path, changed, message):
+    path = tmp_path / HISTORY_FILE
+    write_run(path, RUN)
+    path.write_text("".join(changed(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(ValueError, match=message):
+        read_run(tmp_path)
+
+
 def test_a_history_that_is_cut(tmp_path):
     short = RUN.where(lambda record: record.step != 20)
     assert [record.step for record in short.records] == [10, 30]

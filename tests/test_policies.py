@@ -332,6 +332,12 @@ def test_the_criterion_picks_whatever_the_policy_says():
     assert decide(newest, history, "min").best_step == 10
 
 
+@pytest.mark.parametrize("step", [-5, 31])
+def test_a_policy_that_names_a_step_it_never_saw_is_refused(step):
+    with pytest.raises(ValueError, match=f"looked at steps up to 30, but says {step}"):
+        decide(lambda records: Decision(False, None, "so", step), history_of(0.1, 0.9, 0.3))
+
+
 def test_a_policy_that_names_the_same_step_for_ever_ends():
     def stubborn(records):
         return Decision(bool(records), None, "so", 10)

@@ -256,6 +256,23 @@ def test_of_a_new_run_in_the_folder_of_an_earlier_one(train, check, tmp_path):
     check(callback)
 
 
+@pytest.mark.parametrize("command", ["card", "plot", "watch", "report"])
+def test_a_run_without_the_callback_in_the_folder_afterwards_is_told_of(
+    train, train_rows, tmp_path, command
+):
+    train(EAGER, max_steps=6)
+    args = TrainingArguments(
+        str(tmp_path / "run"), max_steps=6, save_steps=3, report_to=[], use_cpu=True
+    )
+    Trainer(make_encoder(seed=1), args, train_dataset=train_rows).train()
+    options = {"watch": ["--once"], "card": []}.get(command, ["-o", str(tmp_path / "x.svg")])
+    said = CliRunner().invoke(app, [command, str(tmp_path / "run"), *options])
+    assert said.exit_code == 0, said.output
+    told = " ".join(said.stderr.split())
+    assert "sepstop: checkpoint-3, checkpoint-6 in" in told
+    assert "are of a run that sepstop did not watch" in told
+
+
 def test_a_record_that_the_checkpoint_was_saved_without_is_taken_from_the_file(train, tmp_path):
     """A run that is killed between the save of a step and its score, which is saved again."""
     whole = train(NEVER, max_steps=6)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from sepstop.tables import NO_LABEL, open_table, ordered, read_labelled, read_labels
+from sepstop.tables import NO_LABEL, open_table, ordered, read_labelled, read_labels, text_of
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
@@ -38,6 +38,7 @@ def labels_of(source):
 NAMES = ["None", "NA", "null", "nan", "NaN", "00", "01", "True", "1e3", "sport"]
 
 
+@pytest.mark.filterwarnings("ignore:sepstop. 'NaN' and 'nan':UserWarning")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_strings_are_names_of_classes_whatever_they_look_like(tmp_path, suffix):
     path = save(tmp_path / f"rows{suffix}", [f"text {name}" for name in NAMES], NAMES)
@@ -134,6 +135,36 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
     assert found.labels.values == ["x", "y"]
 
 
+@pytest.mark.parametrize("columns", [("label", "text"), ("text", "label", "note")])
+def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_of_a_file(tmp_path, columns):
+    path = tmp_path / "rows.csv"
+    rest = "".join(f"x,{i}\n" * (len(columns) == 2) or f"t{i},x,n\n" for i in range(9))
+    opened = 'y,"she said\n' if len(columns) == 2 else 't,y,"she said\n'
+    path.write_text(",".join(columns) + "\n" + opened + rest)
+    with pytest.raises(ValueError, match=r"the quote before 'she said\\n.* never closed"):
+        read_labelled(path)
+    path.write_text(",".join(columns) + "\n" + rest + opened.replace("\n", '\n"\n\n'))
+    assert len(read_labelled(path).texts) == 10
+
+
+def test_lines_before_the_names_of_columns_may_be_blank(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("\n\ntext,label\na,x\nb,y\n")
+    assert labels_of(path)[0] == ["x", "y"]
+
+
+def test_a_missing_text_of_pandas_is_no_text(recwarn):
+    texts = pd.Series(["a", None, "b"], dtype="string")
+    assert [text_of(cell, 0, "it") for cell in texts] == ["a", None, "b"]
+
+
+@pytest.mark.parametrize("names", [["a", " a"], ["Spam", "spam", "ham"]])
+def test_classes_that_look_alike_are_named(names):
+    with pytest.warns(UserWarning, match=f"{min(names)!r} and .* are different classes"):
+        found = labels_of(Dataset.from_dict({"text": names, "label": names}))
+    assert found[1] == tuple(sorted(names))
+
+
 def test_suffixes_of_any_case(tmp_path):
     for suffix in SUFFIXES:
         path = save(tmp_path / f"rows{suffix}", ["a", "b"], ["x", "y"])
@@ -162,6 +193,7 @@ def test_labels_of_a_dataset_stay_where_they_are_on_disk(tmp_path):
     [
         ("text,label\n", "the data .*rows.csv is empty: none of its 0 rows has any text"),
         ("text,label\n ,1\n", "is empty: none of its 1 rows has any text"),
+        ("\n\n", "rows.csv is empty: it has no row of column names"),
         ("text;label\na;1\n", "has no column 'text'; its columns are text;label"),
         ("text,text,label\na,b,1\n", "rows.csv has 2 columns 'text'"),
         ("text,label\na,1\nb\n", "could not read the data .*: CSV parse error: Row #3: Expected 2"),
@@ -187,6 +219,13 @@ def test_cells_that_are_neither_text_nor_label(tmp_path, row, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "a", "label": 1}) + "\n" + json.dumps(row))
     with pytest.raises(ValueError, match=message):
+        read_labelled(path)
+
+
+def test_a_number_of_too_many_digits_is_found(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": ' + "1" * 5000 + "}\n")
+    with pytest.raises(ValueError, match=r"could not read the data .*, line 2: Exceeds the limit"):
         read_labelled(path)
 
 

@@ -113,7 +113,8 @@ def _points(row: dict[str, Any], name: str, signed: bool = False) -> str:
 @app.command()
 def record(
     data: Annotated[
-        list[Path], typer.Option(help=".jsonl, .csv or .parquet of labelled texts; repeatable.")
+        list[Path],
+        typer.Option(help=".jsonl, .json, .csv or .parquet of labelled texts; repeatable."),
     ],
     labeled_rows: Annotated[int, typer.Option(min=1, help="Rows to train on.")],
     out: Annotated[Path, typer.Option(help="Folder for the recorded run.")],
