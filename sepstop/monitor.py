@@ -51,6 +51,7 @@ from sepstop.untouched import same_randomness, untouched
 logger = logging.getLogger(__name__)
 
 _LONG_POOL = 2000  # texts from which on a progress bar is worth its line
+_OF_TRAINER = {"loss", "runtime", "samples_per_second", "steps_per_second"}  # its own metrics
 _INFORMATION: dict[Outputs, tuple[str, str]] = {  # the criterion and what it is of
     "classes": ("information", "classes"),
     "labels": ("label_information", "labels"),
@@ -148,6 +149,11 @@ class Monitor:
         for attribute in ("name", "higher_is_better"):
             if not hasattr(self.criterion, attribute):
                 raise ValueError(f"the criterion {criterion!r} has no attribute `{attribute}`")
+        if self.criterion.name in _OF_TRAINER:
+            raise ValueError(
+                f"a criterion called {self.criterion.name!r} would take the place of the Trainer's "
+                f"own eval_{self.criterion.name}; expected another name"
+            )
         self.needs: tuple[str, ...] = getattr(self.criterion, "needs", ("points",))
         unknown = [need for need in self.needs if need not in INPUTS]
         if unknown:

@@ -150,7 +150,18 @@ def select_checkpoint(
         online = None if recorded.decision is None else recorded.decision.best_step
         decided_by_score = bool(recorded.decides) and not recorded.by_information
         by_score = "criterion" in monitor_options or decided_by_score
-        own = None if "criterion" in monitor_options else online
+        found = differences_from_log(
+            records,
+            recorded.measured_alike,
+            monitor.settings,
+            recorded.settings,
+            loads.halved(run.checkpoints) or (monitor.precision or "no") != "no",
+            (run.home / NEIGHBORS_FILE).is_file(),
+        )
+        for step, what in found.items():
+            warnings.warn(f"sepstop: {run.checkpoints[step].name}: {what}", stacklevel=3)
+        # The run's own pick is none of these weights if they score otherwise than they did.
+        own = None if "criterion" in monitor_options or online in found else online
         decision, by_information, tied = choose(records, policy, mode, by_score, ties, own)
         if decision.best_step is None:
             first = {why: path.name for path, why in reversed(skipped.items())}
@@ -166,16 +177,6 @@ def select_checkpoint(
                 f"to step {since}; name the model, if you have it: base_model= (--base-model)",
                 stacklevel=3,
             )
-        found = differences_from_log(
-            records,
-            recorded.measured_alike,
-            monitor.settings,
-            recorded.settings,
-            loads.halved(run.checkpoints) or (monitor.precision or "no") != "no",
-            (run.home / NEIGHBORS_FILE).is_file(),
-        )
-        for step, what in found.items():
-            warnings.warn(f"sepstop: {run.checkpoints[step].name}: {what}", stacklevel=3)
         if write_history and run.is_trained:
             chosen = rows.RunHistory(
                 tuple(records),

@@ -298,3 +298,12 @@ def test_random_states_are_left_alone(monitor, encoder):
 def test_importing_sepstop_loads_no_torch():
     code = "import sys, sepstop; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_criterion_takes_no_metric_of_the_trainer_s(pool):
+    def own(points):
+        return points.sum(dim=(1, 2))
+
+    own.name, own.higher_is_better = "loss", False
+    with pytest.raises(ValueError, match="'loss' would take the place of the Trainer's own eval_l"):
+        Monitor(pool, criterion=own)
