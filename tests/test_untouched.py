@@ -288,6 +288,19 @@ def test_a_pass_that_writes_into_quantized_weights_is_refused():
         model.codes += 1
 
 
+def test_four_bit_weights_are_not_repacked():
+    """bitsandbytes does, on a CPU with the instructions for it."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32)
+    if not layer.support_avx512bf16_for_cpu:
+        pytest.skip("needs a CPU with AVX512-BF16")
+    model = nn.Sequential(nn.Linear(4, 64), layer).to("cpu")
+    scales = layer.weight.quant_state.absmax.clone()
+    with untouched(model):
+        model(torch.ones(1, 4))
+    assert torch.equal(layer.state_dict()["weight.absmax"], scales)
+
+
 def test_a_model_that_rescales_its_weights_for_evaluation_is_refused(tokenizer, pool):
     """What RWKV does is exact and undone in training, but only by its own flag."""
     small = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2}
