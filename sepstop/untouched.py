@@ -25,6 +25,9 @@ _OF_LIBRARIES = (
 
 _CONTAINERS = (dict, list, set, deque)
 
+_PLAIN = {bool, int, float, str, type(None)}
+"""What cannot be changed in place."""
+
 _CODES = 2**16
 """Integer buffers of more elements are quantized weights: checked, not copied."""
 
@@ -120,19 +123,19 @@ class _State:
         if isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter):
                 self._keep_tensor(name, value)
+        elif isinstance(value, _CONTAINERS):
+            if id(value) in self._containers:
+                return
+            plain = next(kind for kind in _CONTAINERS if isinstance(value, kind))
+            self._containers[id(value)] = value, plain(value)
+            parts = value.items() if isinstance(value, dict) else ((None, part) for part in value)
+            for key, part in parts:
+                if type(part) not in _PLAIN:  # of which there may be many, as in a vocabulary
+                    self._keep(name if key is None else f"{name}.{key}".strip("."), part)
         elif isinstance(value, np.ndarray):
             self._arrays[id(value)] = value, value.copy()
         elif isinstance(value, _Generator):
             self._generators[id(value)] = value, _state_of(value)
-        elif isinstance(value, _CONTAINERS) and id(value) not in self._containers:
-            plain = next(kind for kind in _CONTAINERS if isinstance(value, kind))
-            self._containers[id(value)] = value, plain(value)
-            if isinstance(value, dict):
-                for key, part in value.items():
-                    self._keep(f"{name}.{key}".strip("."), part)
-            else:
-                for part in value:
-                    self._keep(name, part)
 
     def _keep_weights(self, name: str, module: nn.Module) -> None:
         """Note which weights a module has, and how often they were written to."""
