@@ -141,15 +141,15 @@ def merging():
 
 
 class Growing(type(make_encoder())):
-    """Makes a new, larger table of positions when a text is too long for it, as FSMT does."""
+    """Makes a new table of positions where the texts have another length, as FSMT does."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.table = nn.Embedding(49, 16)
+        self.table = nn.Embedding(48, 16)
 
     def forward(self, input_ids=None, **kwargs):
         length = input_ids.shape[1]
-        if length > len(self.table.weight):
+        if length != len(self.table.weight):
             self.table.weight = nn.Parameter(torch.zeros(length, 16), requires_grad=False)
         output = super().forward(input_ids=input_ids, **kwargs)
         if output.loss is not None:
