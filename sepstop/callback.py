@@ -235,6 +235,14 @@ class SepStopCallback(Watch, TrainerCallback):
     ) -> None:
         self._training = False
         self._end(args.output_dir, state.global_step)
+        if not self.history:
+            warnings.warn(
+                f"sepstop: the pool was not scored once in {state.global_step} steps: "
+                "expected evaluations that reach the Trainer's callbacks; an `evaluate` of your "
+                "own has to call super().evaluate(), or use eval_strategy='no' with every_n_steps",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         if args.load_best_model_at_end and Ranks.of_run().rank == 0:
             self._verify_best(args, state, _trained(**kwargs))
         if self._asked_to_load is not None:
@@ -374,6 +382,8 @@ class SepStopCallback(Watch, TrainerCallback):
             why = "Trainer loaded no checkpoint"
         elif keeps_ours and Path(loaded).name != f"checkpoint-{decided}":
             why = f"Trainer loaded {loaded}"
+        elif not Path(loaded).is_dir():
+            why = f"there is no folder {loaded}"
         elif not is_divided(model):  # whose weights are not whole here
             differ = weights_that_differ(model, loaded)
             if differ:

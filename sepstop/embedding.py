@@ -354,7 +354,8 @@ def classify(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inpu
     Raises:
         ValueError: the model gives no logits, or not one row a text.
     """
-    if is_cross_encoder(unwrapped(model)):
+    model = unwrapped(model)  # DDP's own forward waits for the other ranks, to sync buffers
+    if is_cross_encoder(model):
         model = pretrained(model)
     output = model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
     logits = _logits_in(output)

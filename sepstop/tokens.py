@@ -6,6 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -230,13 +231,31 @@ def _encoded(texts: list[str], tokenizer: Any, max_length: int) -> tuple[_Rows, 
         found = tokenizer.encode_batch(texts, add_special_tokens=False)
         return [row.ids[:max_length] for row in found], None
     limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
-    encoded = tokenizer(texts, truncation=True, max_length=min(max_length, limit))
+    with _same_settings(tokenizer):
+        encoded = tokenizer(texts, truncation=True, max_length=min(max_length, limit))
     return encoded["input_ids"], encoded.get("token_type_ids")
+
+
+@contextmanager
+def _same_settings(tokenizer: Any) -> Iterator[None]:
+    """What a fast tokenizer keeps of its last call would be in each checkpoint's tokenizer.json."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    truncation, padding = getattr(backend, "truncation", None), getattr(backend, "padding", None)
+    try:
+        yield
+    finally:
+        if hasattr(backend, "enable_truncation"):
+            backend.no_truncation(), backend.no_padding()
+            if truncation is not None:
+                backend.enable_truncation(**truncation)
+            if padding is not None:
+                backend.enable_padding(**padding)
 
 
 def _prompt_length(prompt: str, tokenizer: Any) -> int:
     """Tokens of the prompt without a closing special token, as sentence-transformers counts."""
-    ids = tokenizer(prompt)["input_ids"]
+    with _same_settings(tokenizer):
+        ids = tokenizer(prompt)["input_ids"]
     return len(ids) - int(bool(ids) and ids[-1] in tokenizer.all_special_ids)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sepstop.backbone import is_divided
+
 _OF_LIBRARIES = (
     "torch.nn.parallel",
     "torch.distributed",
@@ -23,8 +25,13 @@ _OF_LIBRARIES = (
 
 _CONTAINERS = (dict, list, set, deque)
 
+_PLAIN = {bool, int, float, str, type(None)}
+"""What cannot be changed in place."""
+
 _CODES = 2**16
 """Integer buffers of more elements are quantized weights: checked, not copied."""
+
+_Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 @contextmanager
@@ -35,18 +42,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
     dynamic rotary embeddings keep the longest length seen. On exit, the attributes, submodules and
     buffers of every module are what they were before, in place, and so are the attributes of the
     objects that it holds, if their class is of the same package (a configuration, a cache).
-    Weights are not copied.
+    Containers are restored at any depth. Weights are not copied.
+
+    Modes are set on each module: a ``train`` of the model's own can change weights, as that of
+    loralib does, which merges its adapters.
 
     Not ``inference_mode``: a tensor that a module caches in it (rotary embeddings do) cannot be
     trained on afterwards.
 
     Raises:
-        RuntimeError: the pass wrote into quantized weights, which are too large to copy.
+        RuntimeError: the pass wrote into weights, which are too large to copy (RWKV rescales them).
     """
     device = next(model.parameters()).device
     before = _State(model)
     with same_randomness(device), torch.no_grad(), _no_stale_casts(device):
-        model.eval()
+        for module in model.modules():
+            # In evaluation mode on a CPU its 4-bit layers repack their weights for good, rounded.
+            if not type(module).__module__.startswith("bitsandbytes"):
+                module.training = False
         try:
             yield
         finally:
@@ -84,40 +97,62 @@ class _State:
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: dict[int, tuple[Any, Any]] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
-        self._codes: dict[int, tuple[str, Tensor, int]] = {}
+        self._arrays: dict[int, tuple[Any, Any]] = {}
+        self._generators: dict[int, tuple[Any, Any]] = {}
+        self._weights: dict[int, tuple[str, Tensor, int]] = {}
+        # FSDP and ZeRO swap parameters, and keep track of them elsewhere.
+        self._has_own_weights = not is_divided(model)
         seen: set[int] = set()
         for name, module in model.named_modules():
             if type(module).__module__.startswith(_OF_LIBRARIES) and not _is_sharded(module):
                 continue
+            if self._has_own_weights:
+                self._keep_weights(name, module)
             held = [part for part in vars(module).values() if _is_of_same_package(part, module)]
             for attributes in (part.__dict__ for part in (module, *held)):
                 if id(attributes) not in seen:
                     seen.add(id(attributes))
-                    self._keep(name, attributes)
+                    self._attributes.append((attributes, dict(attributes)))
+                    for key, value in attributes.items():
+                        if key not in ("_parameters", "_buffers"):
+                            self._keep(f"{name}.{key}".strip("."), value)
+            self._keep(name, module._buffers)
 
-    def _keep(self, name: str, attributes: dict[str, Any]) -> None:
-        self._attributes.append((attributes, dict(attributes)))
-        for key, value in attributes.items():
-            if key == "_parameters":  # FSDP swaps them, and keeps track of it elsewhere
-                continue
-            named = [(key, value)]
-            if isinstance(value, _CONTAINERS):
-                plain = next(kind for kind in _CONTAINERS if isinstance(value, kind))
-                self._containers[id(value)] = value, plain(value)
-                parts = value.values() if isinstance(value, dict) else value
-                named = [(key, part) for part in parts]
-            if key == "_buffers":
-                named = list(value.items())
-            for known_as, tensor in named:
-                if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
-                    self._keep_tensor(f"{name}.{known_as}".strip("."), tensor)
+    def _keep(self, name: str, value: Any) -> None:
+        """Note what ``value`` is, if it can be changed in place."""
+        if isinstance(value, Tensor):
+            if not isinstance(value, nn.Parameter):
+                self._keep_tensor(name, value)
+        elif isinstance(value, _CONTAINERS):
+            if id(value) in self._containers:
+                return
+            plain = next(kind for kind in _CONTAINERS if isinstance(value, kind))
+            self._containers[id(value)] = value, plain(value)
+            parts = value.items() if isinstance(value, dict) else ((None, part) for part in value)
+            for key, part in parts:
+                if type(part) not in _PLAIN:  # of which there may be many, as in a vocabulary
+                    self._keep(name if key is None else f"{name}.{key}".strip("."), part)
+        elif isinstance(value, np.ndarray):
+            self._arrays[id(value)] = value, value.copy()
+        elif isinstance(value, _Generator):
+            self._generators[id(value)] = value, _state_of(value)
+
+    def _keep_weights(self, name: str, module: nn.Module) -> None:
+        """Note which weights a module has, and how often they were written to."""
+        weights = module._parameters
+        self._containers[id(weights)] = weights, dict(weights)
+        if isinstance(module, nn.RNNBase):  # its flatten_parameters moves them, unchanged
+            return
+        for key, weight in weights.items():
+            if weight is not None and not weight.is_inference():  # such a tensor has no version
+                self._weights[id(weight)] = f"{name}.{key}".strip("."), weight, weight._version
 
     def _keep_tensor(self, name: str, tensor: Tensor) -> None:
         if tensor.is_meta or id(tensor) in self._tensors:
             return
         if not tensor.is_floating_point() and tensor.numel() > _CODES:
-            if not tensor.is_inference():  # such a tensor has no version
-                self._codes[id(tensor)] = name, tensor, tensor._version
+            if not tensor.is_inference():
+                self._weights[id(tensor)] = name, tensor, tensor._version
             return
         self._tensors[id(tensor)] = tensor, tensor.detach().clone()
 
@@ -140,13 +175,41 @@ class _State:
         for tensor, copy in self._tensors.values():
             if not torch.equal(tensor, copy):
                 with torch.inference_mode(tensor.is_inference()):
-                    tensor.resize_(copy.shape).copy_(copy)
-        changed = [name for name, tensor, was in self._codes.values() if tensor._version != was]
+                    if tensor.shape != copy.shape:
+                        tensor.resize_(copy.shape)
+                    tensor.copy_(copy)
+        for array, copy in self._arrays.values():
+            if array.flags.writeable:
+                array[...] = copy
+        for generator, state in self._generators.values():
+            _set_state(generator, state)
+        changed = [name for name, tensor, was in self._weights.values() if tensor._version != was]
         if changed:
             raise RuntimeError(
                 f"the forward pass writes into {changed[0]}, which is too large to be "
                 "restored, so watching this model would change its training"
             )
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state()
+    return generator.bit_generator.state
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
 
 
 def _is_of_same_package(part: Any, module: nn.Module) -> bool:

@@ -113,6 +113,15 @@ def measure(model: nn.Module, wrap: Callable[[nn.Module], Any] | None = None) ->
     return dataclasses.asdict(monitor.measure(model, step=1))
 
 
+def alone(model: nn.Module) -> float:
+    """The score of a DDP model that the first rank alone measures, as many loops do."""
+    buffered = nn.parallel.DistributedDataParallel(model)
+    monitor = Monitor(make_texts(POOL)[0], resamples=5, tokenizer=make_tokenizer())
+    score = monitor.measure(buffered, step=1).score if dist.get_rank() == 0 else 0.0
+    dist.barrier()
+    return score
+
+
 def shard(model: nn.Module) -> None:
     """FSDP2, as accelerate does it: each layer, then what is left."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -138,6 +147,7 @@ def main(out: Path) -> None:
         found["skip"] = broken(out / "skip", "skip")
         found["raise"] = broken(out / "raise", "raise")
         found["other pool"] = train(out / "other", pool_seed=rank)
+        found["ddp on one rank"] = alone(make_encoder())
         found["sharded encoder"] = measure(make_encoder(), shard)
         found["sharded causal"] = measure(make_decoder(), shard)
     if rank == 0:  # which writes the history files

@@ -278,6 +278,23 @@ def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(train, pool)
         train([SepStopCallback(pool, verbose=False)], max_steps=2)
 
 
+def test_a_run_whose_evaluations_never_reach_the_callbacks_is_said(
+    pool, tokenizer, train_rows, tmp_path
+):
+    class Own(Trainer):
+        def evaluate(self, *_, **__):
+            return {"eval_mine": 1.0}
+
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="no", **QUIET
+    )
+    rows = {"train_dataset": train_rows, "eval_dataset": train_rows}
+    ours = SepStopCallback(pool, verbose=False)
+    trainer = Own(make_encoder(), args, processing_class=tokenizer, callbacks=[ours], **rows)
+    with pytest.warns(RuntimeWarning, match="not scored once in 2 steps: .* super"):
+        trainer.train()
+
+
 # The best weights at the end
 
 

@@ -70,6 +70,13 @@ def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
 
 
 @SEVERAL
+def test_one_rank_measures_a_ddp_model_without_the_others(ran, processes):
+    """DDP's own forward pass would wait for them, to have the same buffers."""
+    first = ran(processes)[0]
+    assert first["ddp on one rank"] == pytest.approx(ran(1)[0]["encoder"]["score"], rel=1e-5)
+
+
+@SEVERAL
 def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
     (alone,) = ran(1)
     for name in ("run", "stop", "stop again"):

@@ -6,6 +6,7 @@ from conftest import (
     WORDS,
     make_decoder_classifier,
     make_encoder,
+    make_tokenizer,
 )
 from transformers import (
     BartConfig,
@@ -99,6 +100,19 @@ def test_token_ids_that_nothing_closes_are_simply_cut(pool, tokenizer):
 
 
 # Padding
+
+
+@pytest.mark.parametrize("as_set", [False, True])
+def test_a_fast_tokenizer_keeps_its_truncation_and_padding(pool, as_set):
+    """They are written into each checkpoint's tokenizer.json."""
+    tokenizer = make_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    if as_set:
+        backend.enable_truncation(7, strategy="only_first")
+        backend.enable_padding(length=9, direction="left", pad_id=1)
+    before = backend.to_str()
+    Monitor(pool, tokenizer=tokenizer, max_length=32).prepare(make_encoder())
+    assert backend.to_str() == before
 
 
 def test_a_decoder_without_a_padding_token_is_read_one_text_at_a_time(pool, bare_tokenizer):

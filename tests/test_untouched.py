@@ -1,9 +1,11 @@
 """Models with a state of their own, watched in real Trainer runs."""
 
+import random
 import re
-from collections import deque
+from collections import defaultdict, deque
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import WORDS, make_encoder, make_texts
@@ -14,6 +16,8 @@ from transformers import (
     BigBirdForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    RwkvConfig,
+    RwkvForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -83,7 +87,81 @@ def counting():
     return Counting(make_encoder().config)
 
 
-STATEFUL = [big_bird, dynamic_llama, counting]
+class Drawing(type(make_encoder())):
+    """Weighs its loss by generators of its own, and by what nested containers and arrays count."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.generators = [torch.Generator().manual_seed(0), random.Random(0)]
+        self.noise, self.old = np.random.default_rng(0), np.random.RandomState(0)
+        self.lengths, self.calls = {"all": defaultdict(list)}, np.zeros(1)
+
+    def forward(self, input_ids=None, **kwargs):
+        self.lengths["all"]["seen"].append(input_ids.shape[1])
+        self.calls += 1
+        drawn = float(torch.rand((), generator=self.generators[0])) + self.generators[1].random()
+        drawn += self.noise.random() + self.old.random()
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if output.loss is not None:
+            output.loss = output.loss * (drawn + float(self.calls[0]))
+            output.loss = output.loss * len(self.lengths["all"]["seen"])
+        return output
+
+
+def drawing():
+    return Drawing(make_encoder().config)
+
+
+class Merging(nn.Linear):
+    """An adapter that its mode merges into the weight, as loralib does."""
+
+    merged = False
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.change = nn.Parameter(torch.randn_like(self.weight) / 10)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data += -self.change if mode else self.change
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        extra = 0 if self.merged else nn.functional.linear(x, self.change)
+        return super().forward(x) + extra
+
+
+def merging():
+    model = make_encoder()
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.dense = Merging(layer.intermediate.dense)
+    return model
+
+
+class Growing(type(make_encoder())):
+    """Makes a new table of positions where the texts have another length, as FSMT does."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = nn.Embedding(48, 16)
+
+    def forward(self, input_ids=None, **kwargs):
+        length = input_ids.shape[1]
+        if length != len(self.table.weight):
+            self.table.weight = nn.Parameter(torch.zeros(length, 16), requires_grad=False)
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if output.loss is not None:
+            output.loss = output.loss + self.table.weight[:length].square().sum()
+        return output
+
+
+def growing():
+    return Growing(make_encoder().config)
+
+
+STATEFUL = [big_bird, dynamic_llama, counting, drawing, merging, growing]
 
 
 @pytest.fixture
@@ -208,6 +286,29 @@ def test_a_pass_that_writes_into_quantized_weights_is_refused():
     message = re.escape("writes into codes, which is too large to be restored")
     with pytest.raises(RuntimeError, match=message), untouched(model):
         model.codes += 1
+
+
+def test_four_bit_weights_are_not_repacked():
+    """bitsandbytes does, on a CPU with the instructions for it."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32)
+    if not layer.support_avx512bf16_for_cpu:
+        pytest.skip("needs a CPU with AVX512-BF16")
+    model = nn.Sequential(nn.Linear(4, 64), layer).to("cpu")
+    scales = layer.weight.quant_state.absmax.clone()
+    with untouched(model):
+        model(torch.ones(1, 4))
+    assert torch.equal(layer.state_dict()["weight.absmax"], scales)
+
+
+def test_a_model_that_rescales_its_weights_for_evaluation_is_refused(tokenizer, pool):
+    """What RWKV does is exact and undone in training, but only by its own flag."""
+    small = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2}
+    config = RwkvConfig(vocab_size=len(WORDS), rescale_every=1, **small)
+    ours = SepStopCallback(pool, tokenizer=tokenizer, verbose=False)
+    message = "writes into rwkv.blocks.0.attention.output.weight, which is too large to be restored"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        ours.monitor.prepare(RwkvForCausalLM(config))
 
 
 def test_no_weight_cast_without_gradients_stays_in_the_callers_autocast():
