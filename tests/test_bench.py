@@ -344,6 +344,17 @@ def test_a_run_without_logits_is_judged_by_its_embeddings():
     assert json.dumps(found.as_json(), allow_nan=False)
 
 
+def test_a_reference_that_a_run_lacks_is_left_out():
+    """The others are compared over all runs; a mean over some would stand beside theirs."""
+    whole, bare = toy_run("whole"), toy_run("bare")
+    whole.arrays["tr_loss"] = np.array([2.0, 1.0, 0.5, 0.4])
+    criteria = {"infomax": InfoMax()}
+    named = {v.criterion for v in judge([whole], criteria, {}).verdicts}
+    found = judge([whole, bare], criteria, {})
+    assert named - {v.criterion for v in found.verdicts} == {"training loss"}
+    assert json.dumps(found.as_json(), allow_nan=False)
+
+
 def test_nothing_to_judge():
     with pytest.raises(ValueError, match="at least one recorded run"):
         judge([], {"infomax": InfoMax()}, {})

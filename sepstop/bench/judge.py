@@ -217,7 +217,8 @@ def judge(
 ) -> Judgement:
     """
     Args:
-        criteria: by the name they go by in the tables. One whose inputs a run lacks is left out.
+        criteria: by the name they go by in the tables. One whose inputs a run lacks is left out, as
+            is a reference.
         policies: by name, as `sepstop.names.build` takes them; their mode follows the criterion.
         score: gives a run's records by a criterion; `score_run` by default.
 
@@ -259,7 +260,11 @@ def judge(
                 _count(tally, run, deciding, best, stopped, mode)
     return Judgement(
         [run.name for run in runs],
-        [tally.verdict(*key, free[key[0]]) for key, tally in tallies.items()],
+        [
+            tally.verdict(*key, free[key[0]])
+            for key, tally in tallies.items()
+            if len(tally.picks) == len(runs)
+        ],
         {
             m: float(np.mean(regrets))
             for m, regrets in label_regrets.items()
