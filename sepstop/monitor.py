@@ -602,8 +602,8 @@ def _is_alike(
     for one, other in zip(batch[:2], alone[:2], strict=True):
         if one is None or other is None:
             continue
-        apart = (one[0].double() - other[0].double()).norm()
-        if apart > (0.05 if half else 1e-3) * other[0].double().norm():
+        mine, its = one[0].cpu().double(), other[0].cpu().double()  # "mps" has no float64
+        if (mine - its).norm() > (0.05 if half else 1e-3) * its.norm():
             return False
     return True
 

@@ -171,6 +171,26 @@ def test_models_that_mask_padding_get_full_batches(pool, tokenizer):
         Monitor(pool, padding="yes")
 
 
+def test_padding_is_tried_on_devices_without_float64(pool, tokenizer, monkeypatch):
+    """As Apple's GPUs are: there, float64 is for the CPU's copies alone."""
+    double, copied = torch.Tensor.double, []
+
+    def cpu(tensor):
+        copied.append(tensor.clone())
+        return copied[-1]
+
+    def only_copies(tensor):
+        if not any(tensor is copy for copy in copied):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(torch.Tensor, "double", only_copies)
+    monitor = Monitor(pool, tokenizer=tokenizer)
+    monitor.prepare(make_encoder())
+    assert monitor.settings["padding"] is True
+
+
 # Checks before training
 
 
