@@ -4,6 +4,7 @@ import json
 import sqlite3
 import struct
 import sys
+import time
 
 import pytest
 from conftest import make_encoder
@@ -63,7 +64,11 @@ def test_weights_and_biases_offline(tracked, tmp_path, monkeypatch):
     history = tracked("wandb")
     wandb.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    rows = [row for row in wandb_history(file.read_bytes()) if "eval/separability" in row]
+    end, rows = time.monotonic() + 30, []
+    # Another process writes the file, on a busy machine after finish() has returned.
+    while len(rows) < len(history) and time.monotonic() < end:
+        rows = [row for row in wandb_history(file.read_bytes()) if "eval/separability" in row]
+        time.sleep(0.1)
     keys = ("train/global_step", "eval/separability", "eval/information")
     check([tuple(row[key] for key in keys) for row in rows], history)
 
@@ -79,6 +84,8 @@ def wandb_history(data):
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return  # still being written
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its last piece
