@@ -208,7 +208,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "cuda": torch.version.cuda if device == "cuda" else None,
-        "platform": platform.platform(),
+        "platform": platform.system(),
         "python": platform.python_version(),
         "versions": versions,
     }
