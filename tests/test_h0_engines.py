@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.csgraph import minimum_spanning_tree
 
 from sepstop import h0_deaths, h0_tree
-from sepstop.homology import dense, filtered
+from sepstop.homology import _chosen, dense, filtered, forest
 from sepstop.homology.forest import merged, nested_order, spanning_forest
 
 
@@ -90,6 +91,14 @@ def shapes(seed):
     }
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """The ways of a GPU, on the CPU."""
+    monkeypatch.setattr(dense, "is_launched", lambda device: True)
+    monkeypatch.setattr(filtered, "_wider", lambda device: 2)
+    monkeypatch.setattr(forest, "_scales_at_once", lambda points, device: 5)
+
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -102,6 +111,23 @@ def test_exact_on_every_shape(name, engine, device):
     deaths = h0_deaths(points.to(device), engine=engine)
     assert deaths.device.type == device
     assert_close(deaths.cpu() / scale, prim(points / scale))
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("engine", ["dense", "filtered"])
+@pytest.mark.parametrize("name", shapes(0))
+def test_the_ways_of_a_gpu_are_exact_on_every_shape(name, engine):
+    points = shapes(1)[name]
+    scale = {"huge": 1e200, "tiny": 1e-200}.get(name, 1.0)
+    expected = prim(points / scale)
+    edges, lengths = h0_tree(points, engine=engine)
+    assert_close(lengths / scale, expected)
+    label = merged(torch.arange(len(points)), edges[:, 0], edges[:, 1])
+    assert (label == 0).all()
+    assert torch.equal(h0_deaths(points, engine=engine), lengths)
+    pair = torch.stack([points, points.flip(0)])
+    for deaths in h0_deaths(pair, engine=engine):
+        assert_close(deaths / scale, expected)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)
@@ -158,6 +184,36 @@ def test_resamples_share_their_distances_and_change_nothing(monkeypatch):
     torch.testing.assert_close(found, apart, rtol=1e-6, atol=0)
     assert len(calls) == 1
     assert h0_deaths(points, resamples[:0]).shape == (0, 99)
+
+
+@pytest.mark.usefixtures("launched")
+def test_resamples_take_no_more_memory_than_allowed(monkeypatch):
+    points = shapes(5)["clusters"].float()
+    resamples = torch.randint(240, (9, 100), generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([prim(points[part]) for part in resamples])  # some points twice
+    sizes = []
+    trees = dense.shortest_trees
+
+    def counted(weights):
+        sizes.append(len(weights))
+        return trees(weights)
+
+    monkeypatch.setattr(dense, "shortest_trees", counted)
+    limit = dense.memory(240, points.device)
+    assert_close(h0_deaths(points, resamples, max_memory=limit), expected)
+    assert sizes == [3, 3, 3]
+    assert limit >= (3 * 18 * 100**2 + 8 * 240**2)
+    assert_close(h0_deaths(points, resamples), expected)
+    assert sizes[3:] == [9]
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_gpu_takes_all_distances_at_once_while_they_fit():
+    points, room = normal(2, 3), dense.memory(3000, torch.device("cuda"))
+    assert _chosen("auto", points, 3000, None) == "dense"
+    assert _chosen("auto", points, 3000, room) == "dense"
+    assert _chosen("auto", points, 3000, room - 1) == "filtered"
+    assert _chosen("auto", points, 5000, None) == "filtered"
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -312,6 +368,52 @@ def test_errors(given, message):
         h0_deaths(normal(2, 9, 2), torch.tensor([[0, 1]]))
 
 
+# The trees of matrices
+
+
+def weights(kind, size, n, seed):
+    """``(size, n, n)`` symmetric; of integers many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.rand(size, n, n, generator=generator, dtype=torch.float64)
+    if kind == "few values":
+        found = (4 * found).floor()
+    elif kind == "equal":
+        found = torch.ones_like(found)
+    return torch.maximum(found, found.mT)
+
+
+@pytest.mark.parametrize("n", [2, 3, 9, 64, 65])
+@pytest.mark.parametrize("kind", ["different", "few values", "equal"])
+def test_the_shortest_trees_are_those_of_scipy(kind, n):
+    for seed in range(5):
+        graphs = weights(kind, 7, n, seed)
+        edges, lengths = dense.shortest_trees(graphs.clone())
+        assert edges.shape == (7, n - 1, 2)
+        for graph, ends, found in zip(graphs, edges, lengths, strict=True):
+            assert torch.equal(graph[ends[:, 0], ends[:, 1]], found)
+            assert (merged(torch.arange(n), ends[:, 0], ends[:, 1]) == 0).all()
+            whole = (graph + 1).triu(diagonal=1).numpy()  # to SciPy 0 is no edge
+            expected = np.sort(minimum_spanning_tree(whole).data) - 1
+            np.testing.assert_allclose(found.sort().values.numpy(), expected, rtol=1e-12)
+
+
+def test_trees_span_where_no_order_of_the_edges_is_kept():
+    """Each point's nearest is another's farther one: rounding does that, in miniature."""
+    graphs = torch.rand(50, 40, 40, generator=torch.Generator().manual_seed(0))
+    edges, _ = dense.shortest_trees(graphs)
+    for ends in edges:
+        assert (merged(torch.arange(40), ends[:, 0], ends[:, 1]) == 0).all()
+
+
+def test_a_product_is_made_symmetric_in_place():
+    for n in (2, 9, 65):
+        found = torch.rand(3, n, n, generator=torch.Generator().manual_seed(0))
+        before = found.clone()
+        assert dense._mirrored(found) is found
+        assert torch.equal(found, found.mT)
+        assert ((found == before) | (found == before.mT)).all()
+
+
 # The forest
 
 
@@ -321,6 +423,17 @@ def test_a_forest_of_two_parts_and_of_no_edges():
     kept = spanning_forest(6, first, second, weights)
     assert sorted(kept.tolist()) == [1, 3, 4]  # of equal weights the earlier edge
     assert spanning_forest(6, first[:0], second[:0], weights[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 64, 1000])
+def test_scales_at_once_give_the_same_order(at_once, monkeypatch):
+    points = shapes(14)["clusters"]
+    edges, lengths = h0_tree(points)
+    expected = nested_order(edges[:, 0], edges[:, 1], lengths, 64)
+    monkeypatch.setattr(forest, "_scales_at_once", lambda points, device: at_once)
+    found = nested_order(edges[:, 0], edges[:, 1], lengths, 64)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("levels", [2, 7, 1000])

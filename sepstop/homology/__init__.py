@@ -17,8 +17,12 @@ from sepstop.homology import dense, filtered, rips
 
 Engine = Literal["auto", "dense", "filtered", "ripser"]
 
-_DENSE = 1500  # points up to which all distances at once are the faster way
-_MEMORY = 2**28  # bytes of distances held at once by default: 256 MiB
+_DENSE = 1500  # points up to which all distances at once are the faster way on a CPU
+_DENSE_LAUNCHED = 4000  # and elsewhere, where a step costs its launch
+_DENSE_FLOAT64 = 10_000  # if float64 is not many times slower there
+_FAST_FLOAT64 = {(7, 0), (8, 0), (9, 0), (10, 0)}  # CUDA's: V100, A100, H100 and H200, B200
+_MEMORY = 2**28  # bytes of distances held at once by default on a CPU, and elsewhere
+_MEMORY_LAUNCHED = 2**29
 
 
 def h0_deaths(
@@ -38,9 +42,9 @@ def h0_deaths(
             subset. Cheaper than ``points[resamples]``, for distances are shared.
         engine: "dense" takes all distances of a cloud at once, O(N^2) memory; "filtered"
             a pass over them in O(N D) memory; "ripser" asks ripser, on the CPU. "auto" takes dense
-            up to 1500 points a cloud.
-        max_memory: bytes to take above the input at most. By default as much as the filtered
-            engine needs for one cloud, and 256 MiB for a batch of small ones.
+            up to 1500 points a cloud, on a GPU up to 4000, or 10,000 if it is fast in float64.
+        max_memory: bytes to take above the input at most. By default as much as the
+            engine needs for one cloud, and 256 MiB for a batch of small ones, on a GPU 512.
 
     Returns:
         ``(N - 1,)`` or ``(B, N - 1)``, float32 (float64 for float64 input), in the
@@ -60,7 +64,7 @@ def h0_deaths(
     if resamples is not None:
         return _of_resamples(points, resamples, engine, max_memory)
     clouds = points if points.ndim == 3 else points[None]
-    way = _chosen(engine, clouds.shape[1])
+    way = _chosen(engine, clouds, clouds.shape[1], max_memory)
     if len(clouds) == 0:
         deaths = clouds.new_empty(0, clouds.shape[1] - 1)
     elif way == "ripser":
@@ -153,12 +157,30 @@ def _checked(points: Tensor) -> Tensor:
     return points
 
 
-def _chosen(engine: str, points: int) -> str:
+def _chosen(engine: str, points: Tensor, number: int, max_memory: int | None) -> str:
+    """The engine for a cloud of so many of the points."""
     if engine not in ("auto", "dense", "filtered", "ripser"):
         raise ValueError(f"expected `engine` auto, dense, filtered or ripser, got {engine!r}")
-    if engine == "auto":
-        return "dense" if points <= _DENSE else "filtered"
-    return engine
+    if engine != "auto":
+        return engine
+    fits = max_memory is None or dense.memory(number, points.device) <= max_memory
+    most = _most_dense(points.device) if fits else _DENSE
+    return "dense" if number <= most else "filtered"
+
+
+def _most_dense(device: torch.device) -> int:
+    if not dense.is_launched(device):
+        return _DENSE
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) in _FAST_FLOAT64:
+        return _DENSE_FLOAT64
+    return _DENSE_LAUNCHED
+
+
+def _limit(device: torch.device, max_memory: int | None) -> int:
+    """Bytes of the distances of several clouds."""
+    if max_memory is not None:
+        return max_memory
+    return _MEMORY_LAUNCHED if dense.is_launched(device) else _MEMORY
 
 
 def _trees(clouds: Tensor, engine: str, max_memory: int | None) -> tuple[Tensor, Tensor]:
@@ -166,7 +188,7 @@ def _trees(clouds: Tensor, engine: str, max_memory: int | None) -> tuple[Tensor,
     size, n, dimensions = clouds.shape
     autocast = torch.autocast(clouds.device.type, enabled=False)
     with torch.no_grad(), autocast:
-        if _chosen(engine, n) == "dense" or size == 0:
+        if _chosen(engine, clouds, n, max_memory) == "dense" or size == 0:
             parts = [dense.spanning_trees(part) for part in _in_parts(clouds, max_memory)]
             edges, lengths = (torch.cat(part) for part in zip(*parts, strict=True))
         else:
@@ -190,27 +212,31 @@ def _of_resamples(
     if resamples.numel() and (resamples.min() < 0 or resamples.max() >= len(points)):
         raise ValueError(f"expected `resamples` from 0 to {len(points) - 1}, the points there are")
     resamples = resamples.to(points.device)
-    limit = _MEMORY if max_memory is None else max_memory
-    shared = dense.memory(len(points))
+    limit = _limit(points.device, max_memory)
+    shared = dense.memory(len(points), points.device)
     cheaper = len(points) ** 2 <= resamples.numel() * resamples.shape[1]
     if len(resamples) == 0:
         return points.new_empty(0, resamples.shape[1] - 1)
-    if _chosen(engine, resamples.shape[1]) == "dense" and cheaper and shared <= limit:
+    way = _chosen(engine, points, resamples.shape[1], max_memory)
+    if way == "dense" and cheaper and shared <= limit:
         with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-            gaps = dense.resampled_deaths(_with_float64(points).double(), _on(points, resamples))
+            cloud = _with_float64(points).double()
+            gaps = dense.resampled_deaths(cloud, _on(points, resamples), limit)
         return _as_given(gaps.sort(dim=-1).values, points[None])
     parts = [
         h0_deaths(points[part], engine=engine, max_memory=max_memory)
-        for part in resamples.split(max(1, limit // dense.memory(resamples.shape[1])))
+        for part in resamples.split(
+            max(1, limit // dense.memory(resamples.shape[1], points.device))
+        )
     ]
     return torch.cat(parts)
 
 
 def _in_parts(clouds: Tensor, max_memory: int | None) -> list[Tensor]:
     """Float64 parts of a batch, as many clouds at once as memory allows."""
-    need = dense.memory(clouds.shape[1])
+    need = dense.memory(clouds.shape[1], clouds.device)
     _check_memory(need, max_memory, clouds)
-    size = max(1, (_MEMORY if max_memory is None else max_memory) // need)
+    size = max(1, _limit(clouds.device, max_memory) // need)
     return [part.double() for part in _with_float64(clouds).split(size)]
 
 

@@ -1,7 +1,8 @@
-"""Exact minimum spanning trees of many small clouds at once: all distances, then Prim's algorithm.
+"""Exact minimum spanning trees of many small clouds at once, from all their distances.
 
-Prim's algorithm runs on all clouds of a batch at once, on their device. For lengths alone
-of a few clouds on a CPU, scipy's single linkage does the same in C.
+On a CPU, Prim's algorithm runs on all clouds of a batch at once; for lengths alone of a few clouds,
+scipy's single linkage does the same in C. On a GPU a step costs its launch, whatever its size, and
+Prim's algorithm takes N of them: there Borůvka's takes at most log2 N, of some 50 launches each.
 
 Everything is computed in float64, u = 2^-53. The product form ``|x|^2 + |y|^2 - 2xy`` of points
 centred to norms of at most R has an absolute error below ``4 (D + 8) u R^2``: three dot products of
@@ -25,18 +26,26 @@ from torch import Tensor
 _TOLERANCE = 2e-8  # relative, on squared distances
 _MANY = 4  # clouds from which on Prim's steps on all at once are faster than single linkage on each
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB, near a cache
+_BYTES = 18  # that a distance takes in `resampled_deaths`: itself, its place and twice a mask
 _UNIT_ROUNDOFF = 2.0**-53
 
 
-def memory(points: int) -> int:
+def is_launched(device: torch.device) -> bool:
+    """Whether a step costs a launch there, whatever its size. MPS's points are moved to the CPU."""
+    return device.type not in ("cpu", "mps")
+
+
+def memory(points: int, device: torch.device) -> int:
     """Bytes that a cloud of so many points takes at most."""
-    return 32 * points**2
+    return (20 if is_launched(device) else 32) * points**2
 
 
 def deaths(clouds: Tensor) -> Tensor:
     """Edge lengths ``(B, N - 1)`` of the trees, in no order, for `dendrograms`' argument."""
     squared, unit = _measured(clouds)
-    if clouds.device.type == "cpu" and len(clouds) < _MANY:
+    if is_launched(clouds.device):
+        gaps = shortest_trees(_mirrored(squared))[1]
+    elif len(clouds) < _MANY:
         condensed = [squareform(cloud, checks=False) for cloud in squared.numpy()]
         heights = [linkage(cloud, "single")[:, 2] for cloud in condensed]
         gaps = torch.from_numpy(np.stack(heights))
@@ -62,25 +71,107 @@ def dendrograms(clouds: Tensor) -> tuple[Tensor, Tensor]:
 def spanning_trees(clouds: Tensor) -> tuple[Tensor, Tensor]:
     """Edges ``(B, N - 1, 2)`` int64, lengths ``(B, N - 1)``; the argument is `dendrograms`'."""
     squared, unit = _measured(clouds)
+    if is_launched(clouds.device):
+        edges, gaps = shortest_trees(_mirrored(squared))
+        return edges, gaps.sqrt() * unit
     order, gaps, parents = _prim(
         squared.shape[:2], lambda row, point: squared[row, point], clouds, with_parents=True
     )
     return torch.stack([parents, order[:, 1:]], dim=-1), gaps.sqrt() * unit
 
 
-def resampled_deaths(points: Tensor, resamples: Tensor) -> Tensor:
+def resampled_deaths(points: Tensor, resamples: Tensor, memory: int) -> Tensor:
     """Edge lengths ``(B, n - 1)`` of the trees of subsets that share their distances, in no order.
 
     Args:
         points: finite float64 ``(N, D)``.
         resamples: ``(B, n)`` int64 places in it, n >= 2.
+        memory: bytes to take at most, if that is enough for the distances and one subset.
     """
     squared, unit = _measured(points[None])
+    if not is_launched(points.device):
 
-    def row_of(row: Tensor, point: Tensor) -> Tensor:
-        return squared[0, resamples[row, point]].gather(1, resamples)
+        def row_of(row: Tensor, point: Tensor) -> Tensor:
+            return squared[0, resamples[row, point]].gather(1, resamples)
 
-    return _prim(resamples.shape, row_of, points)[1].sqrt() * unit
+        return _prim(resamples.shape, row_of, points)[1].sqrt() * unit
+    shared = _mirrored(squared)[0].fill_diagonal_(0)  # between two places with the same point
+    parts = resamples.split(max(1, (memory - shared.nbytes) // (_BYTES * resamples.shape[1] ** 2)))
+    pairs = (len(points) * part[:, :, None] + part[:, None, :] for part in parts)
+    found = [shortest_trees(shared.take(places))[1] for places in pairs]
+    return torch.cat(found).sqrt() * unit
+
+
+def shortest_trees(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum spanning trees of B graphs by Borůvka's algorithm, on all of them at once.
+
+    In a round, each component picks a shortest edge out of it, and so points at another component:
+    all paths end in cycles. A pick is no longer than the one that points at its component, so a
+    cycle is of one length, and the pick of its smallest label is dropped. What is left is in a
+    minimum spanning tree, however ties were broken: taken from the leaves on, each pick is a
+    shortest edge out of what its component and those that lead to it make up. So nothing here
+    depends on which of several equal weights a device finds first.
+
+    Args:
+        weights: ``(B, N, N)`` finite and symmetric but for the diagonal, which does not count. They
+            are overwritten. If they are not quite symmetric the trees span all the same.
+
+    Returns:
+        Edges ``(B, N - 1, 2)`` int64 and their weights ``(B, N - 1)``, in no order.
+    """
+    size, n = weights.shape[:2]
+    weights.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    everyone = torch.arange(n, device=weights.device).expand(size, n)
+    label, no_point = everyone, torch.full_like(everyone, n - 1)
+    first, second = everyone, everyone  # (B, N): at a label, the pick by which it was given up
+    lengths = weights.new_zeros(size, n)
+    for halved in range((n - 1).bit_length()):
+        reach, nearest = weights.min(dim=2)
+        shortest = torch.full_like(lengths, torch.inf).scatter_reduce(1, label, reach, "amin")
+        is_shortest = reach == shortest.gather(1, label)
+        point = no_point.scatter_reduce(1, label, everyone.where(is_shortest, n - 1), "amin")
+        other = nearest.gather(1, point)
+        parent = label.gather(1, other).where(shortest < torch.inf, everyone)
+        root = _smallest_of_cycles(parent, n >> halved)
+        picked = root != everyone
+        first, second = point.where(picked, first), other.where(picked, second)
+        lengths = shortest.where(picked, lengths)
+        label = root.gather(1, label)
+        if bool((label == label[:, :1]).all()):
+            break
+        weights.masked_fill_(label[:, :, None] == label[:, None, :], torch.inf)
+    # All labels but one were given up: its place is taken by what is at 0, for 0 to be left out.
+    found = [values.scatter(1, label[:, :1], values[:, :1]) for values in (first, second, lengths)]
+    return torch.stack(found[:2], dim=-1)[:, 1:], found[2][:, 1:]
+
+
+def _smallest_of_cycles(parent: Tensor, longest: int) -> Tensor:
+    """The smallest label of the cycle in which each path along ``parent`` ends, ``(B, N)``.
+
+    Args:
+        longest: labels in the longest path.
+    """
+    smallest, end = parent, parent  # of the next steps, whose number doubles
+    for _ in range(longest.bit_length()):
+        smallest = torch.minimum(smallest, smallest.gather(1, end))
+        end = end.gather(1, end)
+    return smallest.gather(1, end)
+
+
+def _mirrored(squared: Tensor) -> Tensor:
+    """Made symmetric, in place: the rounding of a product depends on which factor is the first."""
+    n = squared.shape[1]
+    for start in range(0, n, _part(n)):
+        end = start + _part(n)
+        corner = squared[:, start:end, start:end]
+        corner.copy_(torch.maximum(corner, corner.mT))
+        squared[:, end:, start:end] = squared[:, start:end, end:].mT
+    return squared
+
+
+def _part(rows: int) -> int:
+    """An eighth, for a temporary copy to take an eighth of the memory. A sum copies, to int64."""
+    return -(-rows // 8)
 
 
 def _measured(clouds: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,20 +186,22 @@ def _squared_distances(clouds: Tensor) -> Tensor:
     """``(B, N, D)`` -> ``(B, N, N)``, relative error about ``_TOLERANCE``."""
     centred = clouds - clouds.mean(dim=1, keepdim=True)
     norms = centred.square().sum(dim=-1)  # (B, N)
-    squared = norms[:, :, None] + norms[:, None, :] - 2 * centred @ centred.mT
+    squared = norms[:, :, None] + norms[:, None, :]
+    squared.baddbmm_(centred, centred.mT, alpha=-2)
     error = 4 * (clouds.shape[-1] + 8) * _UNIT_ROUNDOFF * norms.amax(dim=-1)  # (B,)
 
     near = (squared <= (error / _TOLERANCE)[:, None, None]).triu(diagonal=1)
     # Many near pairs are cheapest as one direct pass over their cloud, few are as a list.
-    crowded = near.sum(dim=(1, 2)) > near.shape[1] ** 2 / 16  # (B,)
+    counts = [rows.sum(dim=(1, 2)) for rows in near.split(_part(near.shape[1]), dim=1)]
+    crowded = torch.stack(counts).sum(dim=0) > near.shape[1] ** 2 / 16  # (B,)
     if crowded.any():
         direct = "donot_use_mm_for_euclid_dist"
-        squared[crowded] = torch.cdist(
-            clouds[crowded], clouds[crowded], compute_mode=direct
-        ).square()
+        apart = torch.cdist(clouds[crowded], clouds[crowded], compute_mode=direct)
+        squared[crowded] = apart.square_()
         near &= ~crowded[:, None, None]
     batch, row, column = near.nonzero(as_tuple=True)
-    pairs = max(1, _PAIRS // clouds.shape[-1])
+    held = 4 * _PAIRS if is_launched(clouds.device) else _PAIRS
+    pairs = max(1, held // clouds.shape[-1])
     for b, i, j in zip(batch.split(pairs), row.split(pairs), column.split(pairs), strict=True):
         exact = (clouds[b, i] - clouds[b, j]).square().sum(dim=-1)
         squared[b, i, j] = exact

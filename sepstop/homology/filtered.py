@@ -47,7 +47,7 @@ _FEW = 256  # points that are solved as a block of their own
 _RANDOM, _NEAR = 192, 256  # points in a block of the seed tree: random ones, and neighbours
 _DISTANCES = 2**22  # in such blocks, held at once
 _PIVOT = 192  # points a pivot
-_LEVELS = 64  # scales that the bounds tell apart
+_LEVELS = 64  # scales that the bounds tell apart; twice as many on other devices
 _TIGHT = 16  # gaps below this many margins, squared, make a clump
 _CLUMP = 32  # points from which on a clump is worth a solution of its own
 _CROWD = 2**13  # pairs of one block of products that are worth a second look in float64
@@ -176,7 +176,8 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
 
     first, second = _seed_tree(points, norms)
     seed = _measured(cloud, ids[first], ids[second])
-    order, gaps = nested_order(first, second, seed[2], _LEVELS)
+    levels = _LEVELS if points.device.type == "cpu" else 2 * _LEVELS
+    order, gaps = nested_order(first, second, seed[2], levels)
     found = [seed]
     for start, end in _runs(gaps <= _TIGHT * margin):
         inside = ids[order[start:end]]
@@ -189,14 +190,16 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
     if not torch.isneginf(gaps).all():
         points, norms, ids = points.index_select(0, order), norms[order], ids[order]
         held, limit = sum(len(edges[0]) for edges in found), _most_pairs(len(ids))
+        waiting: list[tuple[Tensor, Tensor]] = []
         for row, column in _within(points, norms, (gaps + margin).to(dtype)):
             if len(row) > crowd and dtype == torch.float32:
                 row, column = _within_in_float64(cloud, ids, centre, gaps, row, column)
-            found.append(_measured(cloud, ids[row], ids[column]))
+            waiting.append((row, column))
             held += len(row)
             if held > limit:
-                found = [_thinned(len(cloud.points), found)]
-                held = len(found[0][0])
+                found = [_thinned(len(cloud.points), [*found, *_measured_at(cloud, ids, waiting)])]
+                held, waiting = len(found[0][0]), []
+        found += _measured_at(cloud, ids, waiting)
     return _thinned(len(cloud.points), found)
 
 
@@ -227,6 +230,14 @@ def _within_in_float64(
 
 def _measured(cloud: _Cloud, first: Tensor, second: Tensor) -> _Edges:
     return first, second, cloud.squared_distances(first, second)
+
+
+def _measured_at(cloud: _Cloud, ids: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> list[_Edges]:
+    """The edges between ``ids`` at these places, all at once: a step is no dearer for many."""
+    if not pairs:
+        return []
+    row, column = map(torch.cat, zip(*pairs, strict=True))
+    return [_measured(cloud, ids[row], ids[column])]
 
 
 def _thinned(points: int, found: list[_Edges]) -> _Edges:
@@ -286,7 +297,10 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         ]
     )
     gathered = shuffled[nearest[shuffled].argsort(stable=True)]
-    orders = ((shuffled, _RANDOM), (gathered, _NEAR))
+    if _wider(points.device) > 1:  # a launch costs more than larger blocks
+        orders = [(torch.cat([shuffled, gathered]), _NEAR)]
+    else:
+        orders = [(shuffled, _RANDOM), (gathered, _NEAR)]
     found = [_block_edges(points, norms, order, size) for order, size in orders]
     first, second, squared = map(torch.cat, zip(*found, strict=True))
     kept = spanning_forest(n, first, second, squared)
@@ -302,8 +316,7 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 def _block_edges(points: Tensor, norms: Tensor, order: Tensor, most: int) -> _Edges:
     """Edges that span each block of at most so many consecutive points, about its shortest tree.
 
-    Borůvka's algorithm on all blocks at once. These are bounds and no results: equal distances may
-    close a cycle, and lengths are rounded, at worst below zero.
+    These are bounds and no results: lengths are rounded, at worst below zero.
     """
     count = -(-len(order) // most)
     size = -(-len(order) // count)
@@ -314,23 +327,9 @@ def _block_edges(points: Tensor, norms: Tensor, order: Tensor, most: int) -> _Ed
         rows = points.index_select(0, blocks.flatten()).unflatten(0, blocks.shape)
         heights = norms[blocks]
         squared = torch.baddbmm(heights[:, None, :] + heights[:, :, None], rows, rows.mT, alpha=-2)
-        squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-        label = torch.arange(blocks.numel(), device=points.device)
-        places = label.view_as(blocks)
-        while True:
-            nearest = squared.min(dim=2)
-            shortest = torch.full_like(nearest.values.flatten(), torch.inf)
-            shortest.scatter_reduce_(0, label, nearest.values.flatten(), "amin")
-            picked = (nearest.values.flatten() == shortest[label]) & (shortest[label] < torch.inf)
-            first = places.flatten()[picked]
-            second = (places[:, :1] + nearest.indices).flatten()[picked]
-            ends = blocks.flatten()
-            found.append((ends[first], ends[second], nearest.values.flatten()[picked]))
-            label = merged(label, first, second)
-            by_block = label.view_as(blocks)
-            if (by_block == by_block[:, :1]).all() or not picked.any():
-                break
-            squared.masked_fill_(by_block[:, :, None] == by_block[:, None, :], torch.inf)
+        edges, lengths = dense.shortest_trees(squared)
+        ends = blocks.gather(1, edges.flatten(1)).view(-1, 2)
+        found.append((ends[:, 0], ends[:, 1], lengths.flatten()))
     first, second, squared = map(torch.cat, zip(*found, strict=True))
     apart = first != second  # the padding repeats points
     return first[apart], second[apart], squared[apart]
@@ -380,16 +379,17 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
         to_end = bounds.new_full((end - start,), -torch.inf)
         to_end[:-1] = within.flip(0).cummax(dim=0).values.flip(0)
         since = bounds[end - 1 :].cummax(dim=0).values  # (n - end,)
-        for first in range(end, n, width):
+        starts = range(end, n, width)
+        # It falls from row to row: in the first of them it is above the smallest of the rest.
+        higher = (to_end[:, None] > since[::width]).sum(dim=0).tolist()
+        for first, count in zip(starts, higher, strict=True):
             last = min(n, first + width)
             out = buffer[: (end - start) * (last - first)].view(end - start, last - first)
             squared = torch.mm(rows, right[first:last].T, out=out)
-            bound = since[first - end : last - end]
             keep = _empty_mask(squared)
-            torch.le(squared, bound, out=keep[:, : last - first])
-            higher = (to_end > bound[0]).nonzero().squeeze(1)
-            if len(higher):
-                keep[higher, : last - first] |= squared[higher] <= to_end[higher, None]
+            torch.le(squared, since[first - end : last - end], out=keep[:, : last - first])
+            if count:
+                keep[:count, : last - first] |= squared[:count] <= to_end[:count, None]
             row, column = _true_places(keep)
             if len(row):
                 yield start + row, first + column
@@ -402,7 +402,10 @@ def _empty_mask(like: Tensor) -> Tensor:
 
 
 def _true_places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``mask.nonzero()`` of a mask with few True, eight at a time: several times as fast."""
+    """``mask.nonzero()`` of a mask with few True; on a CPU eight at a time, far faster."""
+    if mask.device.type != "cpu":
+        row, column = mask.nonzero(as_tuple=True)
+        return row, column
     row, eight = mask.view(torch.int64).nonzero(as_tuple=True)
     which, place = mask.unflatten(1, (-1, 8))[row, eight].nonzero(as_tuple=True)
     return row[which], 8 * eight[which] + place

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_LABELS = 2**22  # component labels of several scales that are held at once: 32 MiB
+
 
 def spanning_forest(points: int, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Edges of a minimum spanning forest by Borůvka's algorithm.
@@ -23,26 +25,27 @@ def spanning_forest(points: int, first: Tensor, second: Tensor, weights: Tensor)
     """
     place = weights.argsort(stable=True)
     first, second = first[place], second[place]
-    rank = torch.arange(len(place), device=place.device)
+    never = len(place)
+    rank = torch.arange(never, device=place.device)
     everyone = torch.arange(points, device=place.device)
-    chosen = [rank[:0]]
+    rounds = torch.zeros(never + 1, dtype=torch.long, device=place.device)  # in which it is picked
+    count = 0
     while len(rank):
-        nearest = torch.full((points,), len(place), device=place.device)
+        count += 1
+        nearest = torch.full((points,), never, device=place.device)
         nearest.scatter_reduce_(0, first, rank, "amin")
         nearest.scatter_reduce_(0, second, rank, "amin")
-        component = (nearest < len(place)).nonzero().squeeze(1)
-        picked = nearest[component]
-        at = torch.searchsorted(rank, picked)
-        parent = everyone.clone()
-        parent[component] = first[at] + second[at] - component  # the other end
+        rounds.scatter_(0, nearest, count)
+        at = torch.searchsorted(rank, nearest).clamp_(max=len(rank) - 1)
+        parent = (first[at] + second[at] - everyone).where(nearest < never, everyone)
         # Ranks differ, so the picks make no cycles but the pairs that picked one another.
-        mutual = (parent[parent] == everyone) & (everyone < parent)
-        parent = _roots(torch.where(mutual, everyone, parent))
-        chosen.append(picked.unique())
+        mutual = parent[parent] == everyone
+        parent = _roots(torch.minimum(parent, everyone).where(mutual, parent))
         first, second = parent[first], parent[second]
-        apart = first != second
+        apart = (first != second).nonzero().squeeze(1)
         first, second, rank = first[apart], second[apart], rank[apart]
-    return place[torch.cat(chosen)]
+    chosen = rounds[:never].nonzero().squeeze(1)
+    return place[chosen[rounds[chosen].argsort(stable=True)]]
 
 
 def merged(label: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -52,8 +55,8 @@ def merged(label: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """
     while True:
         first, second = label[first], label[second]
-        apart = first != second
-        if not apart.any():
+        apart = (first != second).nonzero().squeeze(1)
+        if not len(apart):
             return label
         first, second = first[apart], second[apart]
         parent = torch.arange(len(label), device=label.device)
@@ -82,19 +85,59 @@ def nested_order(
     edges = len(weights)
     quantiles = torch.linspace(0, edges - 1, levels // 2 + 1)[1:].long()
     largest = torch.arange(max(0, edges - levels // 2), edges)
-    ends = torch.cat([quantiles, largest]).unique().tolist()
+    ends = torch.cat([quantiles, largest]).unique().to(place.device)
     label = torch.arange(edges + 1, device=place.device)
     order, labels, start = label, [], 0
-    for end in ends:
-        label = merged(label, first[start : end + 1], second[start : end + 1])
-        labels.append(label)
-        order = order[label[order].argsort(stable=True)]
-        start = end + 1
-    gaps = weights[ends[-1]].repeat(edges)
-    for end, label in zip(reversed(ends), reversed(labels), strict=True):
-        here = label[order]
-        gaps = torch.where(here[1:] == here[:-1], weights[end], gaps)
+    for part in ends.split(_scales_at_once(edges, place.device)):
+        found = _labels_at(part, label, first[start:], second[start:], start)
+        labels.append(found)
+        order = order[_rank_outer_first(found)[order].argsort(stable=True)]
+        label, start = found[-1], int(part[-1]) + 1
+    gaps = weights[-1].repeat(edges)
+    for part, found in zip(ends.split(len(labels[0])), labels, strict=True):
+        here = found[:, order]
+        within = weights[part][:, None].where(here[:, 1:] == here[:, :-1], torch.inf)
+        gaps = torch.minimum(gaps, within.amin(dim=0))
     return order, gaps
+
+
+def _scales_at_once(points: int, device: torch.device) -> int:
+    """On a CPU one after the other, each from the last; elsewhere a step costs its launch."""
+    return 1 if device.type == "cpu" else max(1, _LABELS // points)
+
+
+def _labels_at(ends: Tensor, label: Tensor, first: Tensor, second: Tensor, start: int) -> Tensor:
+    """Component labels ``(S, N)`` with the edges from ``start`` up to each of the ends ``(S,)``.
+
+    All scales are one graph, with a copy of the points for each.
+    """
+    points = len(label)
+    copies = points * torch.arange(len(ends), device=label.device)[:, None]
+    places = torch.arange(len(first), device=label.device)
+    scale, edge = (start + places <= ends[:, None]).nonzero(as_tuple=True)
+    offset = copies[scale, 0]
+    found = merged((label + copies).flatten(), first[edge] + offset, second[edge] + offset)
+    return found.view(len(ends), points) - copies
+
+
+def _rank_outer_first(labels: Tensor) -> Tensor:
+    """Ranks ``(N,)`` of points by the last of their labels, then by the one before, and so on.
+
+    Args:
+        labels: ``(S, N)``, from 0 to N - 1.
+    """
+    points = labels.shape[1]
+    while len(labels) > 1:
+        inner, outer = labels[0:-1:2], labels[1::2]
+        pairs = torch.arange(len(outer), device=labels.device)[:, None] * points**2
+        keys, place = (pairs + outer * points + inner).flatten().sort()
+        steps = torch.ones_like(keys)
+        steps[1:] = keys[1:] != keys[:-1]
+        ranks = torch.empty_like(keys).scatter_(0, place, steps.cumsum(dim=0))
+        ranks = ranks.view(-1, points)
+        ranks -= ranks.amin(dim=1, keepdim=True)
+        labels = torch.cat([ranks, labels[2 * len(outer) :]])
+    return labels[0]
 
 
 def _roots(parent: Tensor) -> Tensor:
