@@ -229,21 +229,20 @@ def _prim(
     size, n = shape
     rows = torch.arange(size, device=like.device)
     inside = torch.zeros(size, n, dtype=torch.bool, device=like.device)
-    order = torch.zeros(size, n, dtype=torch.long, device=like.device)
-    lengths = like.new_empty(size, n - 1)
-    parents = torch.zeros(size, n - 1 if with_parents else 0, dtype=torch.long, device=like.device)
-    nearest = torch.zeros_like(order)  # (B, N): the point of the tree at the distance `reach`
-    newest = order[:, 0]
+    nearest = torch.zeros(size, n, dtype=torch.long, device=like.device)  # the point at `reach`
+    newest = nearest[:, 0]
     inside[:, 0] = True
     reach = row_of(rows, newest).clone()
-    for k in range(n - 1):
-        reach.masked_fill_(inside, torch.inf)
-        lengths[:, k], newest = reach.min(dim=-1)
-        order[:, k + 1] = newest
-        inside[rows, newest] = True
+    order, lengths, parents = [newest], [], []
+    for _ in range(n - 1):
+        length, newest = reach.masked_fill_(inside, torch.inf).min(dim=-1)
+        order.append(newest)
+        lengths.append(length)
+        inside.scatter_(1, newest[:, None], True)
         weights = row_of(rows, newest)
         if with_parents:
-            parents[:, k] = nearest[rows, newest]
+            parents.append(nearest[rows, newest])
             nearest = torch.where(weights < reach, newest[:, None], nearest)
         torch.minimum(reach, weights, out=reach)
-    return order, lengths, parents
+    joined = torch.stack(parents, dim=1) if with_parents else nearest[:, :0]
+    return torch.stack(order, dim=1), torch.stack(lengths, dim=1), joined
