@@ -17,12 +17,12 @@ from sepstop.homology import dense, filtered, rips
 
 Engine = Literal["auto", "dense", "filtered", "ripser"]
 
-_DENSE = 1500  # points up to which all distances at once are the faster way on a CPU
-_DENSE_LAUNCHED = 4000  # and elsewhere, where a step costs its launch
-_DENSE_FLOAT64 = 10_000  # if float64 is not many times slower there
-_FAST_FLOAT64 = {(7, 0), (8, 0), (9, 0), (10, 0)}  # CUDA's: V100, A100, H100 and H200, B200
-_MEMORY = 2**28  # bytes of distances held at once by default on a CPU, and elsewhere
-_MEMORY_LAUNCHED = 2**29
+_DENSE = 1500  # maximum points for the dense engine on a CPU
+_DENSE_GPU = 4000
+_DENSE_FLOAT64 = 10_000  # on a GPU with fast float64
+_FAST_FLOAT64 = {(7, 0), (8, 0), (9, 0), (10, 0)}  # compute capability: V100, A100, H100, B200
+_MEMORY = 2**28  # default bytes of distances held at once on a CPU
+_MEMORY_GPU = 2**29
 
 
 def h0_deaths(
@@ -158,7 +158,7 @@ def _checked(points: Tensor) -> Tensor:
 
 
 def _chosen(engine: str, points: Tensor, number: int, max_memory: int | None) -> str:
-    """The engine for a cloud of so many of the points."""
+    """The engine for a cloud of ``number`` points."""
     if engine not in ("auto", "dense", "filtered", "ripser"):
         raise ValueError(f"expected `engine` auto, dense, filtered or ripser, got {engine!r}")
     if engine != "auto":
@@ -173,14 +173,14 @@ def _most_dense(device: torch.device) -> int:
         return _DENSE
     if device.type == "cuda" and torch.cuda.get_device_capability(device) in _FAST_FLOAT64:
         return _DENSE_FLOAT64
-    return _DENSE_LAUNCHED
+    return _DENSE_GPU
 
 
 def _limit(device: torch.device, max_memory: int | None) -> int:
-    """Bytes of the distances of several clouds."""
+    """Maximum bytes for the distances of a batch."""
     if max_memory is not None:
         return max_memory
-    return _MEMORY_LAUNCHED if dense.is_launched(device) else _MEMORY
+    return _MEMORY_GPU if dense.is_launched(device) else _MEMORY
 
 
 def _trees(clouds: Tensor, engine: str, max_memory: int | None) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Exact minimum spanning trees of many small clouds at once, from all their distances.
 
-On a CPU, Prim's algorithm runs on all clouds of a batch at once; for lengths alone of a few clouds,
-scipy's single linkage does the same in C. On a GPU a step costs its launch, whatever its size, and
-Prim's algorithm takes N of them: there Borůvka's takes at most log2 N, of some 50 launches each.
+On a CPU, Prim's algorithm runs on all clouds of a batch at once. For the lengths of a few clouds,
+scipy's single linkage does the same in C. On a GPU the time goes into kernel launches, and Prim's
+algorithm needs about ten for each of N steps. Borůvka's algorithm needs about 50 for each of at
+most log2 N rounds, so a GPU uses that.
 
 Everything is computed in float64, u = 2^-53. The product form ``|x|^2 + |y|^2 - 2xy`` of points
 centred to norms of at most R has an absolute error below ``4 (D + 8) u R^2``: three dot products of
@@ -26,12 +27,12 @@ from torch import Tensor
 _TOLERANCE = 2e-8  # relative, on squared distances
 _MANY = 4  # clouds from which on Prim's steps on all at once are faster than single linkage on each
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB, near a cache
-_BYTES = 18  # that a distance takes in `resampled_deaths`: itself, its place and twice a mask
+_BYTES = 18  # per distance in `resampled_deaths`: float64 distance, int64 place, two masks
 _UNIT_ROUNDOFF = 2.0**-53
 
 
 def is_launched(device: torch.device) -> bool:
-    """Whether a step costs a launch there, whatever its size. MPS's points are moved to the CPU."""
+    """True if kernel launches dominate the time. Points on MPS are moved to the CPU first."""
     return device.type not in ("cpu", "mps")
 
 
@@ -86,7 +87,7 @@ def resampled_deaths(points: Tensor, resamples: Tensor, memory: int) -> Tensor:
     Args:
         points: finite float64 ``(N, D)``.
         resamples: ``(B, n)`` int64 places in it, n >= 2.
-        memory: bytes to take at most, if that is enough for the distances and one subset.
+        memory: maximum bytes; exceeded only if one subset alone needs more.
     """
     squared, unit = _measured(points[None])
     if not is_launched(points.device):
@@ -95,7 +96,7 @@ def resampled_deaths(points: Tensor, resamples: Tensor, memory: int) -> Tensor:
             return squared[0, resamples[row, point]].gather(1, resamples)
 
         return _prim(resamples.shape, row_of, points)[1].sqrt() * unit
-    shared = _mirrored(squared)[0].fill_diagonal_(0)  # between two places with the same point
+    shared = _mirrored(squared)[0].fill_diagonal_(0)  # for a point drawn twice
     parts = resamples.split(max(1, (memory - shared.nbytes) // (_BYTES * resamples.shape[1] ** 2)))
     pairs = (len(points) * part[:, :, None] + part[:, None, :] for part in parts)
     found = [shortest_trees(shared.take(places))[1] for places in pairs]
@@ -103,18 +104,21 @@ def resampled_deaths(points: Tensor, resamples: Tensor, memory: int) -> Tensor:
 
 
 def shortest_trees(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum spanning trees of B graphs by Borůvka's algorithm, on all of them at once.
+    """Minimum spanning trees of B graphs at once, by Borůvka's algorithm.
 
-    In a round, each component picks a shortest edge out of it, and so points at another component:
-    all paths end in cycles. A pick is no longer than the one that points at its component, so a
-    cycle is of one length, and the pick of its smallest label is dropped. What is left is in a
-    minimum spanning tree, however ties were broken: taken from the leaves on, each pick is a
-    shortest edge out of what its component and those that lead to it make up. So nothing here
-    depends on which of several equal weights a device finds first.
+    In each round, every component picks one of its shortest outgoing edges and points at the
+    component at the other end. Every path along these pointers ends in a cycle. If one component
+    points at the next, the pick of the next is not longer, so all picks of a cycle have the same
+    length. The component with the smallest label of each cycle drops its pick.
+
+    The remaining picks belong to a minimum spanning tree, no matter how ties were broken. Add them
+    from the leaves inward: each is a shortest edge out of the set of components that lead to it,
+    and no edge added before leaves that set (the cut property). So the result does not depend on
+    which of several equal weights a device finds first.
 
     Args:
-        weights: ``(B, N, N)`` finite and symmetric but for the diagonal, which does not count. They
-            are overwritten. If they are not quite symmetric the trees span all the same.
+        weights: ``(B, N, N)``, finite and symmetric; the diagonal is ignored. Overwritten. If they
+            are asymmetric by rounding, the trees still span.
 
     Returns:
         Edges ``(B, N - 1, 2)`` int64 and their weights ``(B, N - 1)``, in no order.
@@ -123,7 +127,7 @@ def shortest_trees(weights: Tensor) -> tuple[Tensor, Tensor]:
     weights.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     everyone = torch.arange(n, device=weights.device).expand(size, n)
     label, no_point = everyone, torch.full_like(everyone, n - 1)
-    first, second = everyone, everyone  # (B, N): at a label, the pick by which it was given up
+    first, second = everyone, everyone  # (B, N): the pick that merged each label into another
     lengths = weights.new_zeros(size, n)
     for halved in range((n - 1).bit_length()):
         reach, nearest = weights.min(dim=2)
@@ -140,18 +144,18 @@ def shortest_trees(weights: Tensor) -> tuple[Tensor, Tensor]:
         if bool((label == label[:, :1]).all()):
             break
         weights.masked_fill_(label[:, :, None] == label[:, None, :], torch.inf)
-    # All labels but one were given up: its place is taken by what is at 0, for 0 to be left out.
+    # One label is left and has no pick. Move the pick at place 0 there, then cut off place 0.
     found = [values.scatter(1, label[:, :1], values[:, :1]) for values in (first, second, lengths)]
     return torch.stack(found[:2], dim=-1)[:, 1:], found[2][:, 1:]
 
 
 def _smallest_of_cycles(parent: Tensor, longest: int) -> Tensor:
-    """The smallest label of the cycle in which each path along ``parent`` ends, ``(B, N)``.
+    """The smallest label of the cycle at the end of each path along ``parent``, ``(B, N)``.
 
     Args:
-        longest: labels in the longest path.
+        longest: maximum number of labels on a path.
     """
-    smallest, end = parent, parent  # of the next steps, whose number doubles
+    smallest, end = parent, parent  # of the next 1, 2, 4, ... steps
     for _ in range(longest.bit_length()):
         smallest = torch.minimum(smallest, smallest.gather(1, end))
         end = end.gather(1, end)
@@ -159,7 +163,7 @@ def _smallest_of_cycles(parent: Tensor, longest: int) -> Tensor:
 
 
 def _mirrored(squared: Tensor) -> Tensor:
-    """Made symmetric, in place: the rounding of a product depends on which factor is the first."""
+    """Make the products of the two orders of factors equal, in place: their rounding differs."""
     n = squared.shape[1]
     for start in range(0, n, _part(n)):
         end = start + _part(n)
@@ -170,7 +174,7 @@ def _mirrored(squared: Tensor) -> Tensor:
 
 
 def _part(rows: int) -> int:
-    """An eighth, for a temporary copy to take an eighth of the memory. A sum copies, to int64."""
+    """Rows in an eighth of a matrix, so that a temporary copy takes an eighth of its memory."""
     return -(-rows // 8)
 
 
@@ -192,6 +196,7 @@ def _squared_distances(clouds: Tensor) -> Tensor:
 
     near = (squared <= (error / _TOLERANCE)[:, None, None]).triu(diagonal=1)
     # Many near pairs are cheapest as one direct pass over their cloud, few are as a list.
+    # On a GPU the sum of a mask copies it to int64.
     counts = [rows.sum(dim=(1, 2)) for rows in near.split(_part(near.shape[1]), dim=1)]
     crowded = torch.stack(counts).sum(dim=0) > near.shape[1] ** 2 / 16  # (B,)
     if crowded.any():

@@ -47,7 +47,7 @@ _FEW = 256  # points that are solved as a block of their own
 _RANDOM, _NEAR = 192, 256  # points in a block of the seed tree: random ones, and neighbours
 _DISTANCES = 2**22  # in such blocks, held at once
 _PIVOT = 192  # points a pivot
-_LEVELS = 64  # scales that the bounds tell apart; twice as many on other devices
+_LEVELS = 64  # scales that the bounds distinguish; twice as many on a GPU
 _TIGHT = 16  # gaps below this many margins, squared, make a clump
 _CLUMP = 32  # points from which on a clump is worth a solution of its own
 _CROWD = 2**13  # pairs of one block of products that are worth a second look in float64
@@ -233,7 +233,7 @@ def _measured(cloud: _Cloud, first: Tensor, second: Tensor) -> _Edges:
 
 
 def _measured_at(cloud: _Cloud, ids: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> list[_Edges]:
-    """The edges between ``ids`` at these places, all at once: a step is no dearer for many."""
+    """Measure the pairs of several blocks in one call. The pairs are places in ``ids``."""
     if not pairs:
         return []
     row, column = map(torch.cat, zip(*pairs, strict=True))
@@ -297,7 +297,7 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         ]
     )
     gathered = shuffled[nearest[shuffled].argsort(stable=True)]
-    if _wider(points.device) > 1:  # a launch costs more than larger blocks
+    if _wider(points.device) > 1:  # one call with larger blocks is faster on a GPU
         orders = [(torch.cat([shuffled, gathered]), _NEAR)]
     else:
         orders = [(shuffled, _RANDOM), (gathered, _NEAR)]
@@ -314,9 +314,9 @@ def _seed_tree(points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block_edges(points: Tensor, norms: Tensor, order: Tensor, most: int) -> _Edges:
-    """Edges that span each block of at most so many consecutive points, about its shortest tree.
+    """Edges of a nearly shortest spanning tree of each block of at most ``most`` points.
 
-    These are bounds and no results: lengths are rounded, at worst below zero.
+    They only give bounds: lengths are rounded, possibly below zero.
     """
     count = -(-len(order) // most)
     size = -(-len(order) // count)
@@ -380,7 +380,7 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
         to_end[:-1] = within.flip(0).cummax(dim=0).values.flip(0)
         since = bounds[end - 1 :].cummax(dim=0).values  # (n - end,)
         starts = range(end, n, width)
-        # It falls from row to row: in the first of them it is above the smallest of the rest.
+        # `to_end` decreases along the rows, so it exceeds a block's smallest bound in its first.
         higher = (to_end[:, None] > since[::width]).sum(dim=0).tolist()
         for first, count in zip(starts, higher, strict=True):
             last = min(n, first + width)
@@ -402,7 +402,7 @@ def _empty_mask(like: Tensor) -> Tensor:
 
 
 def _true_places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``mask.nonzero()`` of a mask with few True; on a CPU eight at a time, far faster."""
+    """``mask.nonzero()`` of a mask with few True. On a CPU, eight at a time is much faster."""
     if mask.device.type != "cpu":
         row, column = mask.nonzero(as_tuple=True)
         return row, column

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LABELS = 2**22  # component labels of several scales that are held at once: 32 MiB
+_LABELS = 2**22  # component labels held at once, of several scales: 32 MiB
 
 
 def spanning_forest(points: int, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def spanning_forest(points: int, first: Tensor, second: Tensor, weights: Tensor)
     never = len(place)
     rank = torch.arange(never, device=place.device)
     everyone = torch.arange(points, device=place.device)
-    rounds = torch.zeros(never + 1, dtype=torch.long, device=place.device)  # in which it is picked
+    rounds = torch.zeros(never + 1, dtype=torch.long, device=place.device)  # 0: never picked
     count = 0
     while len(rank):
         count += 1
@@ -102,14 +102,14 @@ def nested_order(
 
 
 def _scales_at_once(points: int, device: torch.device) -> int:
-    """On a CPU one after the other, each from the last; elsewhere a step costs its launch."""
+    """On a CPU one scale at a time is fastest; on a GPU fewer kernel launches are."""
     return 1 if device.type == "cpu" else max(1, _LABELS // points)
 
 
 def _labels_at(ends: Tensor, label: Tensor, first: Tensor, second: Tensor, start: int) -> Tensor:
-    """Component labels ``(S, N)`` with the edges from ``start`` up to each of the ends ``(S,)``.
+    """Component labels ``(S, N)``: ``label`` merged along the edges from ``start`` to each end.
 
-    All scales are one graph, with a copy of the points for each.
+    All S scales are solved as one graph that has a copy of the points for each scale.
     """
     points = len(label)
     copies = points * torch.arange(len(ends), device=label.device)[:, None]
@@ -121,7 +121,7 @@ def _labels_at(ends: Tensor, label: Tensor, first: Tensor, second: Tensor, start
 
 
 def _rank_outer_first(labels: Tensor) -> Tensor:
-    """Ranks ``(N,)`` of points by the last of their labels, then by the one before, and so on.
+    """Ranks ``(N,)`` of the points, sorted by their last label, then the one before, and so on.
 
     Args:
         labels: ``(S, N)``, from 0 to N - 1.
