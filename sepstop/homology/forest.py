@@ -89,10 +89,11 @@ def nested_order(
     label = torch.arange(edges + 1, device=place.device)
     order, labels, start = label, [], 0
     for part in ends.split(_scales_at_once(edges, place.device)):
-        found = _labels_at(part, label, first[start:], second[start:], start)
+        stop = int(part[-1]) + 1
+        found = _labels_at(part - start, label, first[start:stop], second[start:stop])
         labels.append(found)
         order = order[_rank_outer_first(found)[order].argsort(stable=True)]
-        label, start = found[-1], int(part[-1]) + 1
+        label, start = found[-1], stop
     gaps = weights[-1].repeat(edges)
     for part, found in zip(ends.split(len(labels[0])), labels, strict=True):
         here = found[:, order]
@@ -106,15 +107,17 @@ def _scales_at_once(points: int, device: torch.device) -> int:
     return 1 if device.type == "cpu" else max(1, _LABELS // points)
 
 
-def _labels_at(ends: Tensor, label: Tensor, first: Tensor, second: Tensor, start: int) -> Tensor:
-    """Component labels ``(S, N)``: ``label`` merged along the edges from ``start`` to each end.
+def _labels_at(ends: Tensor, label: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Labels ``(S, N)``: ``label`` merged along the edges up to each of the ends ``(S,)``.
 
     All S scales are solved as one graph that has a copy of the points for each scale.
     """
+    if len(ends) == 1:
+        return merged(label, first, second)[None]
     points = len(label)
     copies = points * torch.arange(len(ends), device=label.device)[:, None]
     places = torch.arange(len(first), device=label.device)
-    scale, edge = (start + places <= ends[:, None]).nonzero(as_tuple=True)
+    scale, edge = (places <= ends[:, None]).nonzero(as_tuple=True)
     offset = copies[scale, 0]
     found = merged((label + copies).flatten(), first[edge] + offset, second[edge] + offset)
     return found.view(len(ends), points) - copies
