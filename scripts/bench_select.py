@@ -23,8 +23,8 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 
 from sepstop import Monitor, select_checkpoint
-from sepstop.sources import find_checkpoints
-from sepstop.tokens import load_tokenizer
+from sepstop.measure.tokens import load_tokenizer
+from sepstop.runs.checkpoints import find_checkpoints
 
 ROUNDS = 3
 BATCH = 64

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sepstop.bench.judge import ScoreCache, bootstrap_interval
-from sepstop.bench.runs import load_run
+from sepstop.bench.recorded_run import load_run
 from sepstop.criteria import CRITERIA
-from sepstop.names import build
-from sepstop.policies import best_record
-from sepstop.selection import ties_of
+from sepstop.decide.policies import best_record
+from sepstop.decide.selection import ties_of
+from sepstop.utils.registry import build
 
 SHOWN = ("information", "component_information", "infomax", "stable_rank", "separability")
 

@@ -18,9 +18,9 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from sepstop import h0_separability
-from sepstop.criteria.information import neighbor_information
-from sepstop.neighbors import nearest_neighbors
-from sepstop.resampling import draw_resamples, interval
+from sepstop.criteria.neighbor_mi import neighbor_information
+from sepstop.measure.neighbors import nearest_neighbors
+from sepstop.measure.resampling import draw_resamples, interval
 
 
 def main() -> None:

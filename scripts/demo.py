@@ -33,8 +33,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from sepstop.report import draw_curve, score_text
-from sepstop.sources import find_checkpoints
+from sepstop.report.figures import draw_curve, score_text
+from sepstop.runs.checkpoints import find_checkpoints
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "runs/demo/data"

@@ -37,9 +37,9 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop import SepStopCallback
-from sepstop.integrations.terminal import LiveView
-from sepstop.sources import find_checkpoints
-from sepstop.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, is_file, read_labelled
+from sepstop.callbacks.progress import LiveView
+from sepstop.runs.checkpoints import find_checkpoints
+from sepstop.utils.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, is_file, read_labelled
 
 POOL_FILE = "pool.jsonl"
 CLASSES_FILE = "classes.json"
@@ -68,7 +68,7 @@ class DataSettings:
 
     Args:
         train: hub name of a data set, or a .jsonl, .json, .csv or .parquet file. See
-            sepstop.tables for what is a text and what is a label.
+            sepstop.utils.tables for what is a text and what is a label.
         subset: name of the hub data set's configuration.
         split: split of the hub data set to train on.
         validation: labelled file, or split of the hub data set, for Trainer's own evaluations;

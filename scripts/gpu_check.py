@@ -481,7 +481,7 @@ def score_inputs(n: int, dimensions: int, classes: int) -> dict[str, Tensor]:
 def criteria_parity(setup: Setup) -> Iterator[Figure]:
     """Each criterion on resamples, the worst error as a part of its largest score."""
     from sepstop.criteria import CRITERIA
-    from sepstop.resampling import draw_resamples
+    from sepstop.measure.resampling import draw_resamples
 
     n, dimensions = (150, 48) if setup.small else (1000, 384)
     inputs = score_inputs(n, dimensions, classes=10)
@@ -505,7 +505,7 @@ def criteria_parity(setup: Setup) -> Iterator[Figure]:
 def criterion_error(
     setup: Setup, criterion: Any, inputs: dict[str, Tensor], resamples: Tensor
 ) -> float:
-    from sepstop.resampling import score_resamples
+    from sepstop.measure.resampling import score_resamples
 
     there = {name: values.to(setup.device) for name, values in inputs.items()}
     found = torch.tensor(score_resamples(criterion, there, resamples))
@@ -515,7 +515,7 @@ def criterion_error(
 
 def neighbor_parity(setup: Setup) -> Iterator[Figure]:
     """Texts with other nearest neighbors than on the CPU; ties may fall either way."""
-    from sepstop.neighbors import nearest_neighbors
+    from sepstop.measure.neighbors import nearest_neighbors
 
     points = mixture(200 if setup.small else 2000, 384)
     expected = nearest_neighbors(points)
@@ -631,8 +631,8 @@ def engine_settings(setup: Setup, n: int, dimensions: int) -> Iterator[Figure]:
 def scoring(setup: Setup) -> Iterator[Figure]:
     """Seconds of each criterion on 20 resamples of a pool of 2,000 decoder embeddings."""
     from sepstop.criteria import CRITERIA
-    from sepstop.neighbors import nearest_neighbors
-    from sepstop.resampling import draw_resamples, score_resamples
+    from sepstop.measure.neighbors import nearest_neighbors
+    from sepstop.measure.resampling import draw_resamples, score_resamples
 
     n, dimensions = (200, 48) if setup.small else (2000, 2048)
     drawn = score_inputs(n, dimensions, classes=20)
@@ -756,7 +756,7 @@ def token_rows(count: int, longest: int, setup: Setup, seed: int) -> list[list[i
 
 
 def the_pool(setup: Setup) -> Any:
-    from sepstop.pool import Pool
+    from sepstop.measure.pool import Pool
 
     count, longest = (24, 12) if setup.small else (2000, 150)
     return Pool(tuple(map(tuple, token_rows(count, longest, setup, seed=2))))

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from sepstop.bench.record import RunSettings, read_rows, record_run
-from sepstop.bench.runs import save_run
+from sepstop.bench.recorded_run import save_run
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from sepstop import Plateau, Record, h0_separability, replay
-from sepstop.policies import best_record
-from sepstop.resampling import draw_resamples, interval
+from sepstop.decide.policies import best_record
+from sepstop.measure.resampling import draw_resamples, interval
 
 
 def main() -> None:

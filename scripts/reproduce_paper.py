@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from sepstop import h0_separability
 from sepstop.bench.judge import bootstrap_interval
 from sepstop.bench.record import read_rows
-from sepstop.bench.runs import find_runs, load_run
-from sepstop.bench.supervised import all_measures
+from sepstop.bench.recorded_run import find_runs, load_run
+from sepstop.criteria.supervised import all_measures
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -252,7 +252,7 @@ def text(data: Path | None) -> str:
     """Random subsets of classes: does the score rank them as the supervised measures do?"""
     from transformers import AutoModel, AutoTokenizer
 
-    from sepstop.embedding import MeanPooling, embed
+    from sepstop.measure.embedding import MeanPooling, embed
 
     model = AutoModel.from_pretrained(minilm())
     tokenizer = AutoTokenizer.from_pretrained(minilm())

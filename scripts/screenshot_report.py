@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import sync_playwright
 
-from sepstop.page import write_page
+from sepstop.report.html import write_page
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 1080

@@ -19,7 +19,6 @@ import matplotlib as mpl
 import numpy as np
 from tqdm.auto import tqdm
 
-from sepstop.bench.cli import POLICIES
 from sepstop.bench.judge import (
     DEFAULT,
     JUDGED,
@@ -29,7 +28,8 @@ from sepstop.bench.judge import (
     judge,
     label_curve,
 )
-from sepstop.bench.runs import Run, find_runs, fingerprint, load_run
+from sepstop.bench.recorded_run import Run, find_runs, fingerprint, load_run
+from sepstop.cli.bench import POLICIES
 from sepstop.criteria import CRITERIA
 
 mpl.use("Agg")

@@ -5,31 +5,32 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sepstop._version import __version__
+
 if TYPE_CHECKING:
-    from sepstop.callback import SepStopCallback
+    from sepstop.callbacks.trainer import SepStopCallback
     from sepstop.criteria import h0_separability
+    from sepstop.decide.policies import Auto, Patience, Plateau, replay
     from sepstop.homology import h0_deaths, h0_tree
-    from sepstop.monitor import Monitor
-    from sepstop.offline import select_checkpoint
-    from sepstop.policies import Auto, Patience, Plateau, replay
+    from sepstop.measure.monitor import Monitor
+    from sepstop.runs.select import select_checkpoint
     from sepstop.types import Decision, Record
 
-__version__ = "0.1.0"
 
 # Loaded on first use, so that `import sepstop` costs no torch and no transformers.
 _HOMES = {
-    "SepStopCallback": "callback",
-    "Monitor": "monitor",
+    "SepStopCallback": "callbacks.trainer",
+    "Monitor": "measure.monitor",
     "Record": "types",
     "Decision": "types",
-    "Auto": "policies",
-    "Patience": "policies",
-    "Plateau": "policies",
-    "replay": "policies",
+    "Auto": "decide.policies",
+    "Patience": "decide.policies",
+    "Plateau": "decide.policies",
+    "replay": "decide.policies",
     "h0_deaths": "homology",
     "h0_separability": "criteria",
     "h0_tree": "homology",
-    "select_checkpoint": "offline",
+    "select_checkpoint": "runs.select",
 }
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Plateau",
     "Record",
     "SepStopCallback",
+    "__version__",
     "h0_deaths",
     "h0_separability",
     "h0_tree",

@@ -1,5 +1,5 @@
 """`python -m sepstop`: the same as the command `sepstop`."""
 
-from sepstop.cli import app
+from sepstop.cli.main import app
 
 app(prog_name="sepstop")

@@ -29,7 +29,7 @@ from transformers import Trainer, TrainingArguments
 
 from sepstop import Monitor, SepStopCallback
 from sepstop.criteria import Separability
-from sepstop.history import read_run
+from sepstop.runs.history import read_run
 
 POOL = 41  # no multiple of the processes
 

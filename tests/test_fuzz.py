@@ -23,9 +23,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sepstop import Record, select_checkpoint
-from sepstop.bench.runs import load_run
-from sepstop.cli import app
-from sepstop.history import (
+from sepstop.bench.recorded_run import load_run
+from sepstop.cli.main import app
+from sepstop.measure.neighbors import Neighborhoods
+from sepstop.measure.pool import read_pool
+from sepstop.runs.cache import ObservationStore
+from sepstop.runs.history import (
     HISTORY_FILE,
     KEY,
     SELECTION_FILE,
@@ -37,10 +40,7 @@ from sepstop.history import (
     read_run,
     to_dict,
 )
-from sepstop.neighbors import Neighborhoods
-from sepstop.pool import read_pool
-from sepstop.store import ObservationStore
-from sepstop.tables import read_labelled
+from sepstop.utils.tables import read_labelled
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

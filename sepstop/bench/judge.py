@@ -22,13 +22,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from sepstop import __version__
-from sepstop.bench.runs import Run, fingerprint
+from sepstop._version import __version__
+from sepstop.bench.recorded_run import Run, fingerprint
 from sepstop.criteria import CRITERIA
-from sepstop.history import read_history, try_to_write
-from sepstop.names import build, describe
-from sepstop.neighbors import Neighborhoods
-from sepstop.policies import (
+from sepstop.decide.policies import (
     POLICIES,
     Auto,
     Mode,
@@ -37,8 +34,11 @@ from sepstop.policies import (
     replay,
     scored_by_information,
 )
-from sepstop.resampling import draw_resamples, interval, score_resamples
+from sepstop.measure.neighbors import Neighborhoods
+from sepstop.measure.resampling import draw_resamples, interval, score_resamples
+from sepstop.runs.history import read_history, try_to_write
 from sepstop.types import Criterion, Policy, Record
+from sepstop.utils.registry import build, describe
 
 Floats = NDArray[np.float64]
 
@@ -219,7 +219,8 @@ def judge(
     Args:
         criteria: by the name they go by in the tables. One whose inputs a run lacks is left out, as
             is a reference.
-        policies: by name, as `sepstop.names.build` takes them; their mode follows the criterion.
+        policies: by name, as `sepstop.utils.registry.build` takes them; their mode
+            follows the criterion.
         score: gives a run's records by a criterion; `score_run` by default.
 
     Raises:

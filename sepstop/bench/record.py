@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from sepstop.bench.runs import Run
-from sepstop.embedding import EMBEDDERS, embed
-from sepstop.names import build
-from sepstop.tables import ordered, read_labelled
-from sepstop.tokens import DROPPED, drop_tokens
+from sepstop.bench.recorded_run import Run
+from sepstop.measure.embedding import EMBEDDERS, embed
+from sepstop.measure.tokens import DROPPED, drop_tokens
+from sepstop.utils.registry import build
+from sepstop.utils.tables import ordered, read_labelled
 
 _WARMUP = 20
 _RESET_LAYERS = 2
@@ -175,7 +175,7 @@ def record_run(
 def read_rows(
     files: Sequence[str | Path], text_column: str = "text", label_column: str = "label"
 ) -> tuple[list[str], list[str]]:
-    """Texts and names of their classes of tables (see `sepstop.tables`), those with both.
+    """Texts and names of their classes of tables (see `sepstop.utils.tables`), those with both.
 
     Raises:
         FileNotFoundError: no such file.

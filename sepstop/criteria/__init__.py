@@ -6,9 +6,9 @@ One that reads the logits in a way that is right for some outputs only names the
 """
 
 from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
-from sepstop.criteria.components import ClusterEntropy, ClusterInformation, ComponentInformation
-from sepstop.criteria.information import Information
-from sepstop.criteria.labels import LabelInformation
+from sepstop.criteria.component_mi import ClusterEntropy, ClusterInformation, ComponentInformation
+from sepstop.criteria.label_mi import LabelInformation
+from sepstop.criteria.neighbor_mi import Information
 from sepstop.criteria.persistence import TotalPersistence
 from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sepstop.criteria.information import mutual_information
+from sepstop.criteria.neighbor_mi import mutual_information
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The `sepstop` command."""

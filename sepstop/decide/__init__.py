@@ -1,0 +1,1 @@
+"""Series of scores to decisions; pure functions."""

@@ -1,1 +1,0 @@
-"""Callbacks for other trainers than that of transformers."""

@@ -1,0 +1,1 @@
+"""A model and an unlabeled pool to records of scores."""

@@ -1,0 +1,1 @@
+"""Tables, figures, pages and model cards of recorded runs."""

@@ -1,0 +1,107 @@
+"""DeepSpeed on two CPU processes; it compiles its own communication, which takes a compiler.
+
+DS_BUILD_OPS=0 pip install deepspeed
+python -m pytest -m slow tests/test_deepspeed.py
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from sepstop.runs.history import read_history
+
+pytestmark = pytest.mark.slow
+
+RUN = """
+import sys
+from pathlib import Path
+
+import datasets
+from conftest import make_encoder, make_texts, make_tokenizer
+from transformers import Trainer, TrainingArguments
+
+from sepstop import Patience, SepStopCallback
+from sepstop.runs.history import write_history
+
+out, stage = Path(sys.argv[1]), int(sys.argv[2])
+tokenizer, (texts, labels) = make_tokenizer(), make_texts(64, seed=2)
+rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
+rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True)
+deepspeed = {
+    "zero_optimization": {"stage": stage},
+    "train_micro_batch_size_per_gpu": 4,
+    "gradient_accumulation_steps": 1,
+}
+callback = SepStopCallback(
+    make_texts(41, seed=1)[0], policy=Patience(patience=None), resamples=3, verbose=False
+)
+trainer = Trainer(
+    model=make_encoder(dropout=0.0),
+    args=TrainingArguments(
+        str(out / "run"),
+        max_steps=12,
+        learning_rate=1e-3,
+        per_device_train_batch_size=4,
+        max_grad_norm=0,  # Trainer scales the loss by the number of processes; Adam does not mind
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        deepspeed=deepspeed if stage else None,
+    ),
+    train_dataset=rows,
+    eval_dataset=rows.select(range(8)),
+    processing_class=tokenizer,
+    callbacks=[callback],
+)
+trainer.train()
+write_history(out / f"stage{stage}-rank{trainer.args.process_index}.jsonl", callback.history)
+"""
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """The history of both ranks, by stage of ZeRO; 0 is without DeepSpeed."""
+    if find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed")
+    out = tmp_path_factory.mktemp("deepspeed")
+    (out / "run.py").write_text(RUN)
+
+    def of(stage):
+        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        own = {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", *launch, str(out / "run.py"), str(out), str(stage)],
+            env=os.environ | own,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [read_history(out / f"stage{stage}-rank{rank}.jsonl") for rank in (0, 1)]
+
+    return of
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_divided_run_has_the_scores_of_an_undivided_one(history, stage):
+    first, second = history(stage)
+    assert first == second
+    plain = history(0)[0]
+    assert [record.step for record in first] == [3, 6, 9, 12]
+    for key in ("score", "information"):
+        values = [getattr(record, key) for record in first]
+        assert values == pytest.approx([getattr(record, key) for record in plain], rel=1e-3)
+    assert len({round(record.score, 4) for record in first}) == 4

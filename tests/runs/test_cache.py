@@ -1,0 +1,171 @@
+"""Observations of checkpoints on disk: what is new is embedded, and nothing else."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import make_encoder
+
+from sepstop import Monitor, select_checkpoint
+from sepstop.measure.embedding import Observation
+from sepstop.runs.cache import STORE, ObservationStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer):
+    """Three checkpoints."""
+    folder = tmp_path / "run"
+    for step in (1, 2, 3):
+        make_encoder(seed=step).save_pretrained(folder / f"checkpoint-{step}")
+        tokenizer.save_pretrained(folder / f"checkpoint-{step}")
+    return folder
+
+
+@pytest.fixture
+def observed(monkeypatch):
+    """How many models were observed."""
+    seen = []
+    observe = Monitor.observe
+    monkeypatch.setattr(Monitor, "observe", lambda *args: seen.append(1) or observe(*args))
+    return seen
+
+
+def numbers(selection):
+    return [(r.step, r.score, r.low, r.information) for r in selection.records]
+
+
+def test_a_second_call_embeds_what_is_new(run, pool, observed):
+    first = select_checkpoint(run, pool)
+    assert len(observed) == 3
+    second = select_checkpoint(run, pool)
+    assert len(observed) == 3
+    assert numbers(second) == numbers(first)
+    assert second.decision == first.decision
+    make_encoder(seed=9).save_pretrained(run / "checkpoint-2")  # trained anew
+    shutil.copytree(run / "checkpoint-1", run / "checkpoint-4")
+    third = select_checkpoint(run, pool)
+    assert len(observed) == 4  # the fourth is the first once more
+    scores = [record.score for record in third.records]
+    assert scores[0] == scores[3] == first.records[0].score
+    assert scores[1] != first.records[1].score
+
+
+def test_another_criterion_embeds_nothing(run, pool, observed):
+    select_checkpoint(run, pool)
+    found = select_checkpoint(run, pool, criterion="infomax", resamples=3)
+    assert len(observed) == 3
+    uncached = select_checkpoint(run, pool, criterion="infomax", resamples=3, cache=False)
+    assert len(observed) == 6
+    assert numbers(found) == numbers(uncached)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_length": 9}, {"embedder": "cls"}, {"criterion": "consistency"}, {"padding": False}],
+)
+def test_what_looks_otherwise_is_observed_again(run, pool, observed, options):
+    select_checkpoint(run, pool)
+    select_checkpoint(run, pool, **options)
+    assert len(observed) == 6
+    select_checkpoint(run, pool[1:], **options)
+    assert len(observed) == 9
+
+
+def test_an_interrupted_call_goes_on(run, pool, observed, monkeypatch):
+    whole = select_checkpoint(run, pool, cache=False)
+    observed.clear()
+    put = ObservationStore.put
+
+    def interrupted(self, *args):
+        put(self, *args)
+        if len(observed) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ObservationStore, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        select_checkpoint(run, pool)
+    monkeypatch.setattr(ObservationStore, "put", put)
+    assert numbers(select_checkpoint(run, pool)) == numbers(whole)
+    assert len(observed) == 3
+
+
+def test_the_cache_may_lie_elsewhere_or_nowhere(run, pool, tmp_path):
+    select_checkpoint(run, pool, cache=False)
+    assert not (run / STORE).exists()
+    select_checkpoint(run, pool, cache=tmp_path / "there")
+    assert not (run / STORE).exists()
+    assert len(list((tmp_path / "there").glob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", "other", "pickle"])
+def test_a_broken_file_is_as_good_as_none(run, pool, observed, content):
+    import numpy as np
+
+    first = select_checkpoint(run, pool)
+    for path in (run / STORE).iterdir():
+        if content == "other":
+            np.savez(path, something=np.arange(3))
+        elif content == "pickle":
+            np.savez(path, points=np.array([print], dtype=object))
+        else:
+            path.write_bytes(content)
+    assert numbers(select_checkpoint(run, pool)) == numbers(first)
+    assert len(observed) == 6
+
+
+def test_a_base_is_a_part_of_its_adapter(tmp_path):
+    """Of one with a name of its own too; another base may be named in the recorded one's place."""
+    base, checkpoint = tmp_path / "base", tmp_path / "run" / "checkpoint-1"
+    for folder, content in ((base, "a"), (tmp_path / "moved", "b"), (tmp_path / "run", "c")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(content)
+    (checkpoint / "topics").mkdir(parents=True)
+    config = checkpoint / "topics" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    contents = ObservationStore(None).content
+    found = {
+        contents(checkpoint),
+        contents(checkpoint, tmp_path / "moved"),
+        contents(checkpoint, tmp_path / "run"),  # as some save their base
+        contents(checkpoint, "org/model"),
+    }
+    (base / "model.safetensors").write_text("changed")
+    assert len({*found, ObservationStore(None).content(checkpoint)}) == 5
+
+
+def test_a_model_class_of_ones_own_is_asked_every_time(run, pool, observed):
+    for _ in range(2):
+        select_checkpoint(run, pool, model_class="transformers:BertForSequenceClassification")
+    assert len(observed) == 6
+    assert not (run / STORE).exists()
+
+
+def test_an_embedder_of_ones_own_is_asked_every_time(run, pool, observed):
+    def first(model, input_ids, attention_mask):
+        return model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1][:, 0]
+
+    for _ in range(2):
+        select_checkpoint(run, pool, embedder=first)
+    assert len(observed) == 6
+    assert not (run / STORE).exists()
+
+
+def test_a_folder_that_can_not_be_written_is_a_warning(run, pool):
+    (run / STORE).write_text("a file where the folder would be")
+    with pytest.warns(RuntimeWarning, match="could not write"):
+        assert select_checkpoint(run, pool).best_step
+
+
+def test_what_is_put_comes_back(tmp_path):
+    store = ObservationStore(tmp_path / "new")
+    assert store.get("a" * 64, CPU) is None
+    seen = Observation(torch.randn(4, 3), None, torch.randn(4, 2))
+    store.put("a" * 64, seen)
+    found = store.get("a" * 64, CPU)
+    assert torch.equal(found.points, seen.points)
+    assert found.logits is None
+    assert torch.equal(found.corrupted_logits, seen.corrupted_logits)
+    assert store.get("b" * 64, CPU) is None

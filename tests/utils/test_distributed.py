@@ -1,0 +1,187 @@
+"""Several processes measure as one and decide alike; `distributed_run.py` is what they run."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sepstop.runs.history import read_history
+from sepstop.utils.distributed import Ranks
+
+SCRIPT = Path(__file__).parents[1] / "distributed_run.py"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What each of so many processes found, run once."""
+    known = {}
+
+    def run(processes):
+        if processes not in known:
+            out = tmp_path_factory.mktemp(f"processes{processes}")
+            launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            done = subprocess.run(
+                [sys.executable, "-m", *launch, str(SCRIPT), str(out)],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                capture_output=True,
+                text=True,
+                timeout=400,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            files = [out / f"rank{rank}.json" for rank in range(processes)]
+            known[processes] = [json.loads(file.read_text()) for file in files]
+        return known[processes]
+
+    return run
+
+
+SEVERAL = pytest.mark.parametrize("processes", [2, 4])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_every_place_is_dealt_and_all_get_as_many(count, size):
+    hands = [Ranks(rank, size).share(count) for rank in range(size)]
+    assert {len(hand) for hand in hands} == {math.ceil(count / size)}
+    in_turn = [hands[place % size][place // size] for place in range(count)]
+    assert in_turn == list(range(count))
+
+
+def test_alone_nothing_is_shared_out():
+    assert not Ranks.of_run().size > 1
+    with pytest.raises(ZeroDivisionError):
+        Ranks().together(lambda: 1 / 0)
+
+
+@SEVERAL
+@pytest.mark.parametrize("model", ["encoder", "causal"])
+@pytest.mark.parametrize("sharded", ["", "sharded "])
+def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
+    alone = ran(1)[0][model]
+    for one in ran(processes):
+        found = one[f"{sharded}{model}"]
+        assert found["resamples"] == pytest.approx(alone["resamples"], rel=1e-5)
+        assert found["low"] == pytest.approx(alone["low"], rel=1e-5)
+        assert found["pool_size"] == alone["pool_size"]
+
+
+@SEVERAL
+def test_one_rank_measures_a_ddp_model_without_the_others(ran, processes):
+    """DDP's own forward pass would wait for them, to have the same buffers."""
+    first = ran(processes)[0]
+    assert first["ddp on one rank"] == pytest.approx(ran(1)[0]["encoder"]["score"], rel=1e-5)
+
+
+@SEVERAL
+def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
+    (alone,) = ran(1)
+    for name in ("run", "stop", "stop again"):
+        first, *others = [found[name] for found in ran(processes)]
+        assert others == [first] * (processes - 1)  # seconds included: one record for all
+        assert first["steps"] == alone[name]["steps"]
+        for key in ("stop", "best_step", "step"):
+            assert first["decision"][key] == alone[name]["decision"][key]
+        # The training itself differs by its sums; to be told from a wrong pool, not much.
+        scores, expected = ([r["score"] for r in f["history"]] for f in (first, alone[name]))
+        assert scores == pytest.approx(expected, rel=1e-3)
+    for name, recorded in ran(processes)[0]["recorded"].items():
+        run = ran(processes)[0][name]
+        assert recorded["records"] == run["history"]
+        assert recorded["decisions"][-1] == run["decision"]
+        assert recorded["ended"] == (6 if name == "stop again" else 12)
+    assert ran(processes)[0]["stop"]["decision"]["stop"]
+    assert ran(processes)[0]["stop"]["steps"] == 6
+
+
+@SEVERAL
+def test_an_error_on_one_rank_is_skipped_on_all(ran, processes):
+    for found in ran(processes):
+        run = found["skip"]
+        assert run["failed"] is None
+        assert run["steps"] == 12
+        assert [math.isfinite(record["score"]) for record in run["history"]] == [
+            True,
+            False,
+            False,
+            False,
+        ]
+        assert run["decision"]["best_step"] == 3
+
+
+@SEVERAL
+def test_an_error_on_one_rank_ends_all_if_told_so(ran, processes):
+    *others, last = [found["raise"] for found in ran(processes)]
+    assert last["failed"] == "ZeroDivisionError: broken on purpose"
+    assert {run["failed"] for run in others} == {
+        f"RankError: rank {processes - 1}: ZeroDivisionError: broken on purpose"
+    }
+    assert {run["steps"] for run in [*others, last]} == {6}
+
+
+@SEVERAL
+def test_pools_that_differ_are_said_before_the_first_step(ran, processes):
+    for found in ran(processes):
+        assert "expected the same pool on all" in found["other pool"]["failed"]
+        assert found["other pool"]["steps"] == 0
+
+
+LOOP = """
+import sys
+from pathlib import Path
+
+import torch
+from conftest import make_encoder, make_texts, make_tokenizer
+
+torch.manual_seed(0)
+model, tokenizer = make_encoder(), make_tokenizer()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+pool, (texts, labels) = make_texts(41, seed=1)[0], make_texts(64)
+rows = tokenizer(texts, padding=True, return_tensors="pt")
+rows = [
+    {{"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(label)}}
+    for ids, mask, label in zip(rows["input_ids"], rows["attention_mask"], labels, strict=True)
+]
+loader = torch.utils.data.DataLoader(rows, batch_size=2, shuffle=True)
+
+{loop}
+from sepstop.runs.history import write_history
+
+assert accelerator.num_processes == 2
+write_history(Path(sys.argv[1]) / f"rank{{accelerator.process_index}}.jsonl", history)
+accelerator.end_training()
+"""
+
+
+def test_the_readmes_loop_under_accelerate_launch(tmp_path):
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    loop = next(part for part in readme.split("```") if "import Accelerator" in part)
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP.format(loop=loop.removeprefix("python\n")))
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    options = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    # Its launcher of several processes is named after GPUs; this makes them use the CPU.
+    own = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            *launch,
+            *options,
+            "--main_process_port=0",
+            str(script),
+            str(tmp_path),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | own,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (read_history(tmp_path / f"rank{rank}.jsonl") for rank in (0, 1))
+    assert first == second
+    assert [record.step for record in first] == [5, 10, 15]
+    assert all(math.isfinite(record.score + record.information) for record in first)
