@@ -3,25 +3,45 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# How pytest uses the cores. In one process, to use a debugger for example: make test WORKERS=0
+WORKERS ?= logical
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Threads that wait by spinning slow each other down by several times on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo setup test test-unit test-slow coverage check lint format-check types imports format clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
+setup: $(READY)
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+test-unit: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m unit
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-check: $(READY)
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(PYTEST) --cov
+
+check: lint format-check types imports
+
+lint: $(READY)
 	$(BIN)/ruff check .
+
+format-check: $(READY)
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -301,7 +301,8 @@ def _before_and_after(files: list[Path]) -> list[np.ndarray]:
     from transformers import AutoModel, AutoTokenizer
 
     from sepstop.bench import record
-    from sepstop.measure.embedding import EMBEDDERS, embed
+    from sepstop.measure.embedding import embed
+    from sepstop.measure.pooling import POOLINGS
     from sepstop.utils.registry import build
 
     texts, labels = record.read_rows(files)
@@ -317,15 +318,15 @@ def _before_and_after(files: list[Path]) -> list[np.ndarray]:
         AutoTokenizer.from_pretrained(model), settings, rng,
     )  # fmt: skip
     torch.manual_seed(0)
-    embedder = build("embedder", "mean", EMBEDDERS)
+    pooling = build("pooling", "mean", POOLINGS)
     backbone = AutoModel.from_pretrained(model, dtype=torch.float32)
-    classifier = record.Classifier(backbone, embedder, split.classes)
+    classifier = record.Classifier(backbone, pooling, split.classes)
     found = []
     for steps in (0, 150):
         training = record.train(classifier, split, settings)
         for _ in range(steps):
             next(training)
-        points = embed(classifier.backbone, split.tokens["pool"], embedder).float().numpy()
+        points = embed(classifier.backbone, split.tokens["pool"], pooling).float().numpy()
         found.append(points / np.linalg.norm(points, axis=1, keepdims=True))
     return found
 

@@ -1,21 +1,21 @@
-r"""What sepstop adds to the wall time of a fine-tuning run, and what it spends it on.
+r"""Wall time that sepstop adds to a fine-tuning run, and its parts.
 
     make demo                                     # writes the demo's data
     python scripts/bench_overhead.py --config=configs/demo.yaml --training.max_steps=60 \
-        --sepstop.criterion=separability --model.name=FOLDER_OF_ALL_MINILM_L6_V2
+        --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
-Options are those of finetune.py. The run is made with the callback and without, in turns, without
-stopping or saving; the shares are of the run with it.
+Options are those of finetune.py. The run is made with the callback and without it in turn, without
+stopping or saving. Shares are of the run with the callback.
 """
 
 from __future__ import annotations
 
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -23,17 +23,55 @@ from finetune import set_up
 from rich.console import Console
 from rich.table import Table
 
+from sepstop.measure.monitor import Monitor
+from sepstop.measure.observer import Observer
+from sepstop.measure.scorer import Scorer
+
 ROUNDS = 3
 NEVER = '--sepstop.policy={"name": "patience", "patience": null}'
 
 
+class Clock:
+    """Seconds spent in methods, by part. A method inside another of its part counts once."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._running: set[str] = set()
+
+    def watch(self, part: str, owner: type, *methods: str) -> None:
+        for name in methods:
+            setattr(owner, name, self._timed(part, getattr(owner, name)))
+
+    def _timed(self, part: str, method: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if part in self._running:
+                return method(*args, **kwargs)
+            self._running.add(part)
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.seconds[part] += time.perf_counter() - start
+                self._running.remove(part)
+
+        return timed
+
+
 def main(options: list[str]) -> None:
-    runs = [measure(options, with_callback) for _ in range(ROUNDS) for with_callback in (1, 0)]
+    clock = Clock()
+    clock.watch("callback", Monitor, "prepare", "measure", "set_reference")
+    clock.watch("embedding", Observer, "observe", "corrupted")
+    clock.watch("scoring", Scorer, "__call__", "add_neighbors")
+    runs = [
+        measure(options, clock, with_callback) for _ in range(ROUNDS) for with_callback in (1, 0)
+    ]
     total, embedding, scoring, callback = (
-        statistics.median(run[key] for run in runs if run["callback"] > 0)
+        statistics.median(run[key] for run in runs if run["scores"])
         for key in ("total", "embedding", "scoring", "callback")
     )
-    without = statistics.median(run["total"] for run in runs if run["callback"] == 0)
+    without = statistics.median(run["total"] for run in runs if not run["scores"])
     table = Table(title=f"Median of {ROUNDS} runs of {runs[0]['steps']} steps")
     for column in ("", "seconds", "share of the run"):
         table.add_column(column, justify="right")
@@ -42,8 +80,8 @@ def main(options: list[str]) -> None:
         "the same without": without,
         f"in the callback, {runs[0]['scores']} scores and the start": callback,
         "embedding the pool": embedding,
-        "neighbours and scores": scoring,
-        "tokenising and the rest": callback - embedding - scoring,
+        "neighbors and scores": scoring,
+        "tokenizing and the rest": callback - embedding - scoring,
     }.items():
         table.add_row(name, f"{seconds:.2f}", f"{seconds / total:.1%}")
     out = Console()
@@ -55,47 +93,25 @@ def main(options: list[str]) -> None:
     )
 
 
-def measure(options: list[str], with_callback: int) -> dict[str, Any]:
-    """One run; seconds in all and in parts of it."""
-    folder = tempfile.mkdtemp()
-    where = [f"--training.output_dir={folder}", "--training.save_strategy=no"]
-    trainer, callback, _ = set_up([*options, *where, "--sepstop.load_best_at_end=false", NEVER])
-    spent = {"embedding": 0.0, "scoring": 0.0, "callback": 0.0}
-    if with_callback:
-        monitor = callback.monitor
-        clocked(monitor, "_observe", spent, "embedding")
-        for method in ("note", "_on_resamples"):
-            clocked(monitor, method, spent, "scoring")
-        for event in ("prepare", "measure", "remember"):
-            clocked(monitor, event, spent, "callback")
-    else:
-        trainer.remove_callback(callback)
-    start = time.perf_counter()
-    trainer.train()
-    total = time.perf_counter() - start
-    shutil.rmtree(folder)
+def measure(options: list[str], clock: Clock, with_callback: int) -> dict[str, Any]:
+    """One run: its seconds, and those of its parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = [f"--training.output_dir={folder}", "--training.save_strategy=no"]
+        settings = [*options, *where, "--sepstop.load_best_model_at_end=false", NEVER]
+        trainer, callback, _ = set_up(settings)
+        if not with_callback:
+            trainer.remove_callback(callback)
+        clock.seconds.clear()
+        start = time.perf_counter()
+        trainer.train()
+        total = time.perf_counter() - start
     return {
         "total": total,
         "steps": trainer.state.global_step,
         "scores": len(callback.history),
         "pool": len(callback.monitor.pool),
-        **spent,
+        **{part: clock.seconds[part] for part in ("embedding", "scoring", "callback")},
     }
-
-
-def clocked(owner: Any, name: str, spent: dict[str, float], what: str) -> None:
-    method = getattr(owner, name)
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return method(*args, **kwargs)
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            spent[what] += time.perf_counter() - start
-
-    setattr(owner, name, timed)
 
 
 if __name__ == "__main__":

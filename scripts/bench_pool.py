@@ -1,9 +1,9 @@
-"""Time and memory of sampling 2000 texts from a pool of a million, beside reading it whole.
+"""Time and memory of sampling 2000 texts from a million, and of reading the whole file.
 
     python scripts/bench_pool.py
 
-Each format is read in a process of its own, by `sepstop.measure.pool.read_pool` and by pandas (of a
-dataset, by taking its column). Memory is by how much the process grew meanwhile, as Linux tells.
+A new process reads each format, once with `sepstop.measure.pool.read_pool` and once with pandas (a
+dataset: by taking its column). Memory is the growth of the process. Linux only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORDS = np.array(["text", "run", "loss", "step", "model", "label", "near", "far"
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--measure", nargs=2, metavar=("PATH", "HOW"), help="for its own use")
+    parser.add_argument("--measure", nargs=2, metavar=("PATH", "HOW"), help="internal")
     given = parser.parse_args()
     if given.measure:
         print(json.dumps(measured(Path(given.measure[0]), given.measure[1])))

@@ -1,10 +1,10 @@
-r"""Time of `sepstop select` a checkpoint, beside the least that it could take.
+r"""Time of `sepstop select` per checkpoint, and the minimum that it could take.
 
     make demo  # leaves checkpoints of all-MiniLM-L6-v2
     python scripts/bench_select.py runs/demo/run runs/demo/run/pool.jsonl
 
-The least is loading each checkpoint with transformers and a forward pass over the pool in the same
-batches. Both are timed in turns, in one process; then `select` once more, when nothing is new.
+The minimum is loading each checkpoint with transformers and a forward pass over the pool in the
+same batches. Both are timed in turn, in one process; then `select` once more, with a full cache.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 
-from sepstop import Monitor, select_checkpoint
+from sepstop.config import SepStopConfig
+from sepstop.measure.pool import read_pool
 from sepstop.measure.tokens import load_tokenizer
 from sepstop.runs.checkpoints import find_checkpoints
+from sepstop.runs.loading import Loading
+from sepstop.runs.select import select_checkpoint
 
 ROUNDS = 3
-BATCH = 64
+BATCH_SIZE = 64
 
 
 def main() -> None:
@@ -45,7 +48,9 @@ def main() -> None:
             select.append(timed(lambda cache=cache: selected(given, cache)))
             again.append(timed(lambda cache=cache: selected(given, cache)))
         uncached.append(timed(lambda: selected(given, False)))
-    table = Table(title=f"Seconds a checkpoint, median of {ROUNDS} rounds, {len(checkpoints)} each")
+    table = Table(
+        title=f"Seconds per checkpoint, median of {ROUNDS} rounds, {len(checkpoints)} each"
+    )
     for column in ("", "seconds", "of the bare cost, median", "least", "most"):
         table.add_column(column, justify="right")
     for name, times in {
@@ -66,7 +71,7 @@ def main() -> None:
     )
 
 
-def timed(work: Any) -> float:
+def timed(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -74,13 +79,13 @@ def timed(work: Any) -> float:
     return time.perf_counter() - start
 
 
-def selected(given: argparse.Namespace, cache: Any) -> None:
+def selected(given: argparse.Namespace, cache: str | bool) -> None:
     select_checkpoint(
         given.run_dir,
         given.pool,
         max_length=given.max_length,
-        batch_size=BATCH,
-        device=given.device,
+        batch_size=BATCH_SIZE,
+        loading=Loading(device=given.device),
         cache=cache,
         progress=False,
         write_history=False,
@@ -88,12 +93,12 @@ def selected(given: argparse.Namespace, cache: Any) -> None:
 
 
 def pass_over(checkpoints: dict[int, Path], given: argparse.Namespace) -> None:
-    """What anyone has to do: tokenise once, load each, embed the pool in batches of like length."""
+    """The minimum: tokenize once, load each checkpoint, run it on batches of similar lengths."""
     tokenizer = load_tokenizer(next(iter(checkpoints.values())))
-    texts = list(Monitor(given.pool, tokenizer=tokenizer).pool.rows)
+    texts = list(read_pool(given.pool, limit=SepStopConfig().pool_size).rows)
     ids = tokenizer(texts, truncation=True, max_length=given.max_length)["input_ids"]
     ids.sort(key=len, reverse=True)
-    batches = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+    batches = [ids[start : start + BATCH_SIZE] for start in range(0, len(ids), BATCH_SIZE)]
     for path in checkpoints.values():
         model = AutoModelForSequenceClassification.from_pretrained(path).to(given.device).eval()
         with torch.no_grad():

@@ -1,70 +1,79 @@
-"""What to keep among checkpoints that cannot be told apart: the best, the earliest or the latest.
+"""Accuracy lost by keeping the best, the earliest or the latest of tied checkpoints.
 
     python scripts/bench_ties.py FOLDER_OF_SUITES
 
-A tie is a checkpoint that the best one does not beat significantly (5 %) on the paired resamples.
-Printed is what each rule loses against the best checkpoint of its run, in points of test accuracy,
-on the recorded runs in the folder's subfolders.
+A checkpoint is tied with the best one if that does not beat it significantly (5 %) on the paired
+resamples. The table shows what each choice loses against the most accurate checkpoint of its run,
+in points of test accuracy, on the recorded runs in the folder's subfolders.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sepstop.bench.judge import ScoreCache, bootstrap_interval
-from sepstop.bench.recorded_run import load_run
-from sepstop.criteria import CRITERIA
-from sepstop.decide.policies import best_record
-from sepstop.decide.selection import ties_of
-from sepstop.utils.registry import build
+from sepstop.bench.judge import KNOWN
+from sepstop.bench.recorded_run import RecordedRun, load_run
+from sepstop.bench.scores import ScoreCache
+from sepstop.bench.verdicts import bootstrap_interval
+from sepstop.decide.selection import tied_steps
+from sepstop.types import Series
 
-SHOWN = ("information", "component_information", "infomax", "stable_rank", "separability")
+SHOWN = ("neighbor_mi", "component_mi", "infomax", "stable_rank", "separability")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("suites", type=Path, help="folder of folders of recorded runs")
-    suites = parser.parse_args().suites
+    paths = sorted(parser.parse_args().suites.glob("*/*.npz"))
+    if not paths:
+        parser.error("no recorded runs (.npz files) in its subfolders")
+    criteria = [KNOWN[name]() for name in SHOWN]
     losses = defaultdict(list)
-    for path in sorted(suites.glob("*/*.npz")):
-        run, score = load_run(path), ScoreCache(path.parent / "scores")
-        accuracy = dict(zip(run.steps, 100 * run.test_accuracy, strict=True))
+    for path in paths:
+        run = load_run(path)
         suite = "development" if path.parent.name == "development" else "others"
-        for name in SHOWN:
-            criterion = build("criterion", name, CRITERIA)
-            history = [record for record in score(run, criterion) if record.step > 0]
-            mode = "max" if criterion.higher_is_better else "min"
-            best = best_record(history, mode)
-            tied = sorted([best.step, *ties_of(best, history, mode)])
-            loss = [max(accuracy.values()) - accuracy[s] for s in (best.step, tied[0], tied[-1])]
-            losses[name, suite].append([*loss, len(tied)])
-    table = Table(title="Points of test accuracy lost, and checkpoints tied, on average")
-    columns = ("criterion", "runs", "", "the best", "the earliest", "less the best", "the latest")
-    for column in (*columns, "tied"):
-        table.add_column(column, justify="right")
+        for name, series in ScoreCache(path.parent / "scores")(run, criteria).items():
+            losses[name, suite].append(lost(run, series.trained))
+    Console(width=120).print(table(losses))
+
+
+def lost(run: RecordedRun, series: Series) -> list[float]:
+    """Points lost by the best, the earliest and the latest; number of tied checkpoints."""
+    accuracy = dict(zip(run.steps, 100 * run.test_accuracy, strict=True))
+    best = series.best_step
+    assert best is not None
+    tied = sorted([best, *tied_steps(series, best)])
+    top = max(accuracy.values())
+    return [*(top - accuracy[step] for step in (best, tied[0], tied[-1])), len(tied)]
+
+
+def table(losses: Mapping[tuple[str, str], list[list[float]]]) -> Table:
+    found = Table(title="Points of test accuracy lost, and checkpoints tied, on average")
+    columns = ("criterion", "suites", "runs", "the best", "the earliest", "less the best")
+    for column in (*columns, "the latest", "tied"):
+        found.add_column(column, justify="right")
     for (name, suite), rows in losses.items():
         best, earliest, latest, tied = np.array(rows).T
-        worse = earliest - best
-        low, high = bootstrap_interval(worse)
-        worse = earliest - best
-        low, high = bootstrap_interval(worse)
-        table.add_row(
+        more = earliest - best
+        low, high = bootstrap_interval(more)
+        found.add_row(
             name,
             suite,
             str(len(rows)),
             f"{best.mean():.1f}",
             f"{earliest.mean():.1f}",
-            f"{worse.mean():+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{more.mean():+.1f} [{low:+.1f}, {high:+.1f}]",
             f"{latest.mean():.1f}",
             f"{tied.mean():.1f}",
         )
-    Console(width=120).print(table)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,69 +1,92 @@
-"""How often the 95 % interval of a score holds the score that it is an interval of.
+"""Coverage of the 95 % interval of a score.
 
     python scripts/check_interval.py
 
-Pools are drawn from a known distribution, a mixture of Gaussians, so the expected score is known
-from many draws: the separability of n fresh points, and the information that a classifier's
-neighbours have in a pool of N. A 95 % interval should hold it in 95 % of the pools.
+Pools are drawn from a mixture of Gaussians, so many draws give the expected score: the separability
+of n fresh points, and the mutual information of a classifier's neighbors in a pool of N. A 95 %
+interval should contain it in 95 % of the pools.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sepstop import h0_separability
-from sepstop.criteria.neighbor_mi import neighbor_information
+from sepstop.criteria.neighbor_mi import neighbor_mi
 from sepstop.measure.neighbors import nearest_neighbors
-from sepstop.measure.resampling import draw_resamples, interval
+from sepstop.measure.resampling import draw_resamples
+from sepstop.statistics import interval
+
+MIXTURES = ((2, 0.05), (5, 0.1), (20, 0.1), (20, 0.5), (20, 2), (20, 4))
+"""Numbers of classes, and the spread of each."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussian classes of one spread; ``centers`` is ``(k, D)``."""
+
+    centers: Tensor
+    spread: float
+    generator: torch.Generator
+
+    def draw(self, count: int) -> Tensor:
+        """``(count, D)`` points."""
+        label = torch.randint(len(self.centers), (count,), generator=self.generator)
+        noise = torch.randn(count, self.centers.shape[1], generator=self.generator)
+        return self.centers[label] + self.spread * noise
+
+    def separability(self, points: Tensor, resample_indices: Tensor) -> Tensor:
+        """``(N, D)`` -> ``(B,)``"""
+        return h0_separability(points[resample_indices])
+
+    def neighbor_mi(self, points: Tensor, resample_indices: Tensor) -> Tensor:
+        """``(N, D)`` -> ``(B,)``, by a classifier with errors."""
+        guess = torch.randn(self.centers.shape, generator=self.generator)
+        logits = -torch.cdist(points, self.centers + 0.5 * guess)
+        near = logits.argmax(dim=-1)[nearest_neighbors(points)][:, None]  # (N, 1, m)
+        return neighbor_mi(logits[resample_indices], near[resample_indices])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", type=int, default=200)
     parser.add_argument("--pool-size", type=int, default=600)
     parser.add_argument("--dimensions", type=int, default=64)
-    arguments = parser.parse_args()
-    pool_size, size = arguments.pool_size, arguments.pool_size // 2
-    chosen = draw_resamples(pool_size, 20, size, seed=0)
+    parser.add_argument("--draws", type=int, default=2000, help="for the expected score")
+    given = parser.parse_args()
+    size = given.pool_size // 2
+    chosen = draw_resamples(given.pool_size, 20, size, seed=0)
     generator = torch.Generator().manual_seed(0)
     table = Table(box=None)
     for column in ("score", "classes", "spread", "expected", "coverage", "mean width"):
         table.add_column(column, justify="right")
-    for classes, spread in ((2, 0.05), (5, 0.1), (20, 0.1), (20, 0.5), (20, 2), (20, 4)):
-        centres = torch.randn(classes, arguments.dimensions, generator=generator)
-
-        def draw(
-            count: int, centres: torch.Tensor = centres, spread: float = spread
-        ) -> torch.Tensor:
-            label = torch.randint(len(centres), (count,), generator=generator)
-            noise = torch.randn(count, centres.shape[1], generator=generator)
-            return centres[label] + spread * noise
-
-        def information(points: torch.Tensor, centres: torch.Tensor = centres) -> torch.Tensor:
-            """Of each resample of a pool, by a classifier that errs."""
-            guess = torch.randn(centres.shape, generator=generator)
-            logits = -torch.cdist(points, centres + 0.5 * guess)
-            near = logits.argmax(dim=-1)[nearest_neighbors(points)][:, None]  # (N, 1, m)
-            return neighbor_information(logits[chosen], near[chosen])
-
-        def separability(points: torch.Tensor) -> torch.Tensor:
-            return h0_separability(points[chosen])
-
-        fresh = torch.stack([draw(size) for _ in range(2000)])
-        many = [float(information(draw(pool_size)).mean()) for _ in range(2000)]
-        for name, score, expected in (
-            ("separability", separability, float(h0_separability(fresh).mean())),
-            ("information", information, float(np.mean(many))),
-        ):
+    for classes, spread in MIXTURES:
+        centers = torch.randn(classes, given.dimensions, generator=generator)
+        mixture = Mixture(centers, spread, generator)
+        fresh = torch.stack([mixture.draw(size) for _ in range(given.draws)])
+        many = [
+            float(mixture.neighbor_mi(mixture.draw(given.pool_size), chosen).mean())
+            for _ in range(given.draws)
+        ]
+        scores: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+            "separability": (mixture.separability, float(h0_separability(fresh).mean())),
+            "neighbor_mi": (mixture.neighbor_mi, float(np.mean(many))),
+        }
+        for name, (score, expected) in scores.items():
             bounds = [
-                interval(score(draw(pool_size)).tolist(), size, pool_size)
-                for _ in tqdm(range(arguments.pools), desc=f"{classes} classes", leave=False)
+                interval(
+                    score(mixture.draw(given.pool_size), chosen).tolist(), size, given.pool_size
+                )
+                for _ in tqdm(range(given.pools), desc=f"{classes} classes", leave=False)
             ]
             low, high = np.array(bounds).T
             coverage = np.mean((low <= expected) & (expected <= high))

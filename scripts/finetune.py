@@ -1,10 +1,10 @@
-"""Fine-tune a classifier on few labels; sepstop watches the rest of the data and stops the run.
+"""Fine-tune a classifier on few labels; sepstop scores the rest of the data and stops the run.
 
     python scripts/finetune.py --config configs/encoder.yaml
     python scripts/finetune.py --config configs/encoder.yaml --training.learning_rate 3e-5
 
-Every setting of the YAML file can be overridden by an option of the same name; --help lists
-them. A run that was interrupted goes on with --resume true.
+Every setting of the YAML file can be overridden by an option of the same name; --help lists them.
+To resume an interrupted run, add --resume true.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from sklearn.metrics import accuracy_score
 from transformers import (
     AutoConfig,
@@ -38,8 +38,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop import SepStopCallback
 from sepstop.callbacks.progress import LiveView
+from sepstop.config import SepStopConfig
 from sepstop.runs.checkpoints import find_checkpoints
-from sepstop.utils.tables import NO_LABEL, SUFFIXES, LabelledTexts, Labels, is_file, read_labelled
+from sepstop.utils.labels import NO_LABEL, LabeledTexts, Labels, read_labeled
+from sepstop.utils.tables import SUFFIXES, is_file
 
 POOL_FILE = "pool.jsonl"
 CLASSES_FILE = "classes.json"
@@ -54,7 +56,7 @@ class ModelSettings:
     Args:
         name: hub name or folder.
         trust_remote_code: allow the model to bring code of its own.
-        lora: settings of peft.LoraConfig; none trains all weights.
+        lora: settings of peft.LoraConfig. Default: train all weights.
     """
 
     name: str
@@ -64,21 +66,23 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """The labelled data and the pool.
+    """The labeled data and the unlabeled pool.
 
     Args:
-        train: hub name of a data set, or a .jsonl, .json, .csv or .parquet file. See
-            sepstop.utils.tables for what is a text and what is a label.
-        subset: name of the hub data set's configuration.
-        split: split of the hub data set to train on.
-        validation: labelled file, or split of the hub data set, for Trainer's own evaluations;
+        train: hub name of a dataset, or a .jsonl, .json, .csv or .parquet file. See
+            sepstop.utils.labels for what is a text and what is a label.
+        subset: name of the hub dataset's configuration.
+        split: split of the hub dataset to train on.
+        validation: labeled file, or split of the hub dataset, for Trainer's own evaluations.
             sepstop needs none.
-        text_column: the texts.
-        label_column: the labels: names of classes, integers or booleans; a row may have none.
-        labeled_rows: train on this many random rows; all that have a label by default.
-        pool: file of unlabeled texts; by default the rest of the training split, labels dropped.
-        max_length: texts are cut at this many tokens, in training and in the pool.
-        seed: of the choice of the labelled rows.
+        text_column: column with the texts.
+        label_column: column with the labels: class names, integers or booleans. A row without a
+            label belongs to the pool.
+        labeled_rows: train on this many random rows. Default: all rows with a label.
+        pool: file with unlabeled texts. Default: the rest of the training split, without labels.
+        max_length: truncate texts to this many tokens, in training and, unless sepstop.max_length
+            is set, in the pool.
+        seed: seed of the choice of labeled rows.
     """
 
     train: str
@@ -94,8 +98,8 @@ class DataSettings:
 
 
 @dataclass
-class LabelledData:
-    """What the run is made of: rows of ``text`` and an integer ``label``, and a pool."""
+class TrainingData:
+    """Training and validation rows, with ``text`` and an integer ``label``, and the pool."""
 
     train: datasets.Dataset
     validation: datasets.Dataset | None
@@ -104,7 +108,7 @@ class LabelledData:
 
 
 def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
-    """Run the script; returns what a caller may want to look at afterwards."""
+    """Run the script; returns the Trainer and the callback after training."""
     trainer, callback, checkpoint = set_up(arguments)
     output, pool = Path(trainer.args.output_dir), callback.monitor.pool
     if trainer.is_world_process_zero():
@@ -124,13 +128,8 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
 
 
 def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback, str | None]:
-    """Trainer and callback, ready to train, and the checkpoint to go on from."""
-    parser = build_parser()
-    try:
-        config = parser.parse_args(arguments)
-    except UnicodeDecodeError as error:
-        parser.error(f"expected UTF-8 text in the configuration: {error}")
-    config = parser.instantiate(config)
+    """The Trainer and the callback, ready to train, and the checkpoint to resume from."""
+    config = read_settings(arguments)
     args: TrainingArguments = config.training
     checkpoint = last_checkpoint(args.output_dir, config.resume)
 
@@ -142,15 +141,8 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
         config.model.name, trust_remote_code=config.model.trust_remote_code
     )
     model = load_model(config.model, data.names, tokenizer)
-    with unusable_data_ends_it():
-        callback = SepStopCallback(
-            data.pool,
-            **{
-                "text_column": config.data.text_column if config.data.pool else "text",
-                "max_length": config.data.max_length,
-                **config.sepstop,
-            },
-        )
+    with exit_on_bad_data():
+        callback = SepStopCallback(data.pool, **vars(config.sepstop))
 
     def tokenize(split: datasets.Dataset | None) -> datasets.Dataset | None:
         return split and split.map(
@@ -175,56 +167,70 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
     callback.attach(trainer)
     LiveView(callback).attach(trainer)
     pool = callback.monitor.pool
-    print(f"{len(data.train)} labelled rows, {len(data.names)} classes, pool of {len(pool)} texts")
+    print(f"{len(data.train)} labeled rows, {len(data.names)} classes, pool of {len(pool)} texts")
     return trainer, callback, checkpoint
 
 
+def read_settings(arguments: list[str] | None = None) -> Namespace:
+    """The settings of the YAML file and the options, each part as an object."""
+    parser = build_parser()
+    try:
+        data = parser.parse_args(arguments).data
+        # Texts of the pool are read and truncated like those of the data, unless said otherwise.
+        parser.set_defaults({"sepstop.max_length": data.max_length})
+        if data.pool:
+            parser.set_defaults({"sepstop.text_column": data.text_column})
+        return parser.instantiate(parser.parse_args(arguments))
+    except UnicodeDecodeError as error:
+        parser.error(f"expected UTF-8 text in the configuration: {error}")
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def build_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with the settings.")
     parser.add_argument("--model", type=ModelSettings)
     parser.add_argument("--data", type=DataSettings)
+    parser.add_argument("--sepstop", type=SepStopConfig)
     parser.add_argument(
-        "--sepstop", type=dict[str, Any], default={}, help="Arguments of SepStopCallback."
-    )
-    parser.add_argument(
-        "--resume", type=bool, default=False, help="Go on from the last checkpoint."
+        "--resume", type=bool, default=False, help="Resume from the last checkpoint."
     )
     parser.add_class_arguments(TrainingArguments, "training", fail_untyped=False)
     return parser
 
 
 @contextmanager
-def unusable_data_ends_it() -> Iterator[None]:
-    """What is wrong with a user's data as the script's last words."""
+def exit_on_bad_data() -> Iterator[None]:
+    """Exit with the message of an error in the user's data."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
 
 
-@unusable_data_ends_it()
-def load_data(settings: DataSettings) -> LabelledData:
-    """Labelled rows and pool, disjoint; the classes are those of the whole training split."""
+@exit_on_bad_data()
+def load_data(settings: DataSettings) -> TrainingData:
+    """Labeled rows and pool, disjoint; the classes are those of the whole training split."""
     if settings.labeled_rows is not None and settings.labeled_rows < 1:
         raise SystemExit(f"expected data.labeled_rows >= 1, got {settings.labeled_rows}")
     found = read_rows(settings, settings.train, settings.split)
     names = class_names(found.labels)
     rows = numbered(found, names).shuffle(seed=settings.seed)
-    labelled = np.flatnonzero(np.array(rows["label"]) != NO_LABEL)[: settings.labeled_rows]
-    rest = np.setdiff1d(np.arange(len(rows)), labelled)
-    unseen = sorted(set(range(len(names))) - set(np.array(rows["label"])[labelled]))
+    labeled = np.flatnonzero(np.array(rows["label"]) != NO_LABEL)[: settings.labeled_rows]
+    rest = np.setdiff1d(np.arange(len(rows)), labeled)
+    unseen = sorted(set(range(len(names))) - set(np.array(rows["label"])[labeled]))
     if unseen:
         warnings.warn(
-            f"sepstop: none of the {len(labelled)} labelled rows is of the class "
+            f"sepstop: none of the {len(labeled)} labeled rows is of the class "
             f"{listed([names[number] for number in unseen], ordered=False)}: the model can't "
             "learn it; raise data.labeled_rows or change data.seed",
             stacklevel=3,
         )
     if not len(rest) and settings.pool is None:
         raise SystemExit(
-            f"all {len(rows)} rows are labelled ones, which leaves no pool: "
-            "give data.labeled_rows or data.pool"
+            f"all {len(rows)} rows are labeled, which leaves no pool: set data.labeled_rows or "
+            "data.pool"
         )
     validation = None
     if settings.validation:
@@ -232,31 +238,31 @@ def load_data(settings: DataSettings) -> LabelledData:
         validation = numbered(found, names)
         if NO_LABEL in validation["label"]:
             raise SystemExit(f"{found.labels.table} has rows without a label")
-    return LabelledData(
-        train=rows.select(labelled),
+    return TrainingData(
+        train=rows.select(labeled),
         validation=validation,
         pool=settings.pool or rows.select(rest).select_columns(["text"]),
         names=names,
     )
 
 
-def read_rows(settings: DataSettings, file: str, split: str) -> LabelledTexts:
-    """Texts and labels of a file, or else of a split of the hub data set."""
+def read_rows(settings: DataSettings, file: str, split: str) -> LabeledTexts:
+    """Texts and labels of a file or of a split of the hub dataset."""
     columns = settings.text_column, settings.label_column
     suffix = Path(file).suffix.lower()
     if suffix in SUFFIXES or (suffix and is_file(Path(file))):
-        return read_labelled(file, *columns)
+        return read_labeled(file, *columns)
     if is_file(Path(settings.train)):
         raise ValueError(
             f"data.train is a file, which has no splits: expected a file ending in "
             f"{', '.join(SUFFIXES)} as data.validation, got {file}"
         )
     rows = datasets.load_dataset(settings.train, settings.subset, split=split)
-    return read_labelled(rows, *columns, kind=f"data {settings.train}, split {split}")
+    return read_labeled(rows, *columns, kind=f"data {settings.train}, split {split}")
 
 
 def class_names(labels: Labels) -> list[str]:
-    """The classes, two at least."""
+    """Names of the classes; at least two."""
     if len(labels.names) < 2:
         raise SystemExit(f"expected at least 2 classes in {labels.table}, got {labels.names}")
     fractions = [name for name in labels.names if _FRACTION.fullmatch(name)]
@@ -269,13 +275,13 @@ def class_names(labels: Labels) -> list[str]:
     return list(labels.names)
 
 
-def numbered(rows: LabelledTexts, names: list[str]) -> datasets.Dataset:
-    """``text`` and ``label``, which is a place in ``names``, or NO_LABEL."""
+def numbered(rows: LabeledTexts, names: list[str]) -> datasets.Dataset:
+    """Rows with ``text`` and ``label``: an index into ``names``, or NO_LABEL."""
     return rows.texts.add_column("label", rows.labels.numbered(names).tolist())
 
 
 def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any:
-    """The model with an output for each of ``names``, and the tokenizer made able to pad."""
+    """The model with an output for each of ``names``; gives the tokenizer a padding token."""
     trust = {"trust_remote_code": settings.trust_remote_code}
     before = AutoConfig.from_pretrained(settings.name, **trust)
     model, loaded = AutoModelForSequenceClassification.from_pretrained(
@@ -284,7 +290,7 @@ def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
         problem_type=_CLASSIFIES,
-        ignore_mismatched_sizes=True,  # of the output layer; check_weights refuses the others
+        ignore_mismatched_sizes=True,  # for the output layer; check_weights refuses others
         output_loading_info=True,
         **trust,
     )
@@ -304,25 +310,25 @@ def load_model(settings: ModelSettings, names: list[str], tokenizer: Any) -> Any
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise SystemExit("model.lora needs peft: pip install 'sepstop[peft]'") from error
-    own = {"modules_to_save": head_modules(model) or None}  # peft knows few of them
+    own = {"modules_to_save": head_modules(model) or None}  # peft knows few heads
     return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **(own | settings.lora)))
 
 
 def head_modules(model: Any) -> list[str]:
-    """Names of the modules beside the base model; none if the model does not say which that is."""
+    """Names of the modules beside the base model; empty if the model does not name its base."""
     names = {name.partition(".")[0] for name, _ in model.named_parameters()}
     base = {model.base_model_prefix}
     return sorted(names - base) if base <= names else []
 
 
 def check_weights(settings: ModelSettings, model: Any, before: Any, loaded: dict[str, Any]) -> None:
-    """Say which weights did not come from the checkpoint, but for the head of a base model.
+    """Warn of weights that did not come from the checkpoint, except the head of a base model.
 
-    An output layer that was trained for other labels is made anew.
+    An output layer that was trained for other labels is initialized again.
 
     Args:
         before: the checkpoint's own configuration.
-        loaded: what from_pretrained tells of the weights.
+        loaded: the loading info of from_pretrained.
     """
     name, output = settings.name, output_layer(model, settings.trust_remote_code)
     wrong = {key: (tuple(had), tuple(has)) for key, had, has in loaded["mismatched_keys"]}
@@ -371,7 +377,7 @@ def output_layer(model: Any, trust_remote_code: bool) -> set[str]:
 
 
 def other_labels(model: Any, before: Any) -> str | None:
-    """What else the head was trained for; None if for the same classes, or for unnamed ones."""
+    """What the head was trained for; None if for the same classes, or for unnamed ones."""
     kinds = before.architectures or [type(model).__name__]
     if type(model).__name__ not in kinds:
         return f"as {kinds[0]}"
@@ -383,12 +389,12 @@ def other_labels(model: Any, before: Any) -> str | None:
 
 
 def is_unnamed(config: Any) -> bool:
-    """True if the classes are called LABEL_0, LABEL_1 and so on, as nobody calls them."""
+    """True if the classes have transformers' default names, LABEL_0, LABEL_1 and so on."""
     return all(name == f"LABEL_{number}" for number, name in config.id2label.items())
 
 
 def renew(model: Any, weights: Collection[str]) -> None:
-    """Initialize the weights as transformers does where a checkpoint lacks them."""
+    """Initialize the weights as transformers does if a checkpoint lacks them."""
     modules = {key.rpartition(".")[0] for key in weights}
     for module in map(model.get_submodule, sorted(modules)):
         for weight in module.parameters(recurse=False):
@@ -397,14 +403,18 @@ def renew(model: Any, weights: Collection[str]) -> None:
 
 
 def listed(names: Collection[str], ordered: bool = True) -> str:
+    """The first five names, and how many more there are."""
     shown = list(map(str, sorted(names) if ordered else names))
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 def last_checkpoint(output_dir: str, resume: bool) -> str | None:
-    """Where to go on from; refuses to mix two runs in one folder.
+    """The checkpoint to resume from; None for a new run.
 
-    A run that was killed while it saved leaves a checkpoint without its state, which comes last.
+    A run that was killed while saving leaves a checkpoint without a state; it is skipped.
+
+    Raises:
+        SystemExit: without ``resume``, the folder holds checkpoints of an earlier run.
     """
     try:
         found = find_checkpoints(output_dir)
@@ -412,34 +422,34 @@ def last_checkpoint(output_dir: str, resume: bool) -> str | None:
         return None
     if not resume:
         raise SystemExit(
-            f"{output_dir} holds checkpoints of an earlier run: go on with --resume true, "
-            "or choose another --training.output_dir"
+            f"{output_dir} holds checkpoints of an earlier run: resume it with --resume true, or "
+            "choose another --training.output_dir"
         )
     for _, path in sorted(found.items(), reverse=True):
         try:
             TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
         except (OSError, ValueError, TypeError) as error:
-            print(f"{path} was not saved whole ({error}); going on from the one before")
+            print(f"{path} is incomplete ({error}); resuming from the checkpoint before it")
         else:
             return str(path)
     return None
 
 
 def check_classes(file: Path, names: list[str]) -> None:
-    """Refuse to go on with other classes than the run's: its head would take one for another."""
-    if not file.is_file():  # of an earlier version
+    """Exit if the classes are not those of the resumed run, whose head has an output for each."""
+    if not file.is_file():
         return
     before = json.loads(file.read_text())
     if before != names:
         raise SystemExit(
-            f"the run to go on with has the classes {listed(before, ordered=False)}, the data have "
-            f"{listed(names, ordered=False)}: give the data of before, or choose another "
+            f"the run to resume has the classes {listed(before, ordered=False)}, but the data has "
+            f"{listed(names, ordered=False)}: use the same data, or choose another "
             "--training.output_dir"
         )
 
 
 def only_logits(outputs: Any, labels: Any) -> Any:
-    """The logits alone: encoder-decoder models put out hidden states beside them."""
+    """The logits alone: encoder-decoder models also return hidden states."""
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
 

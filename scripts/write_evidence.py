@@ -1,10 +1,9 @@
-"""Judge recorded runs and write docs/evidence.md with its pictures.
+"""Judgement of recorded runs as docs/evidence.md with its pictures.
 
     python scripts/write_evidence.py RUNS_DIR
 
-RUNS_DIR has a folder of runs for each suite in configs/bench.
-
-The text around the tables is in docs/evidence_text.md; the tables and pictures are the command's.
+RUNS_DIR has a folder of runs for each suite in configs/bench. docs/evidence_text.md has the text
+around the tables; the command adds tables and pictures.
 """
 
 from __future__ import annotations
@@ -17,20 +16,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from tqdm.auto import tqdm
 
-from sepstop.bench.judge import (
-    DEFAULT,
-    JUDGED,
-    Judgement,
-    ScoreCache,
-    bootstrap_interval,
-    judge,
-    label_curve,
-)
-from sepstop.bench.recorded_run import Run, find_runs, fingerprint, load_run
-from sepstop.cli.bench import POLICIES
-from sepstop.criteria import CRITERIA
+from sepstop.bench.judge import JUDGED, KNOWN, judge
+from sepstop.bench.label_curve import label_curve
+from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, fingerprint, load_run
+from sepstop.bench.scores import ScoreCache
+from sepstop.bench.verdicts import DEFAULT, HINDSIGHT, Judgement, bootstrap_interval
+from sepstop.measure.scorer import needs_of
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,20 +38,21 @@ MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h", "p", "8", "d")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs_dir", type=Path, help="a folder of runs for each suite")
-    parser.add_argument("--resamples", type=int, default=5, help="of the pool, for each score")
+    parser.add_argument("--num-resamples", type=int, default=5, help="resamples of the pool")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence.md")
     options = parser.parse_args()
     images = options.out.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     text = (ROOT / "docs/evidence_text.md").read_text()
     manifest = {}
-    seen: list[tuple[Judgement, list[Run]]] = []
-    shown: list[tuple[float, Run, ScoreCache]] = []
+    seen: list[tuple[Judgement, list[RecordedRun]]] = []
+    shown: list[tuple[float, RecordedRun, ScoreCache]] = []
     for part in PARTS:
         folder = options.runs_dir / part
-        runs = [load_run(path) for path in find_runs(folder)]
-        cache = ScoreCache(folder / "scores", options.resamples)
-        judgement = judged(runs, cache)
+        runs = [load_run(path) for path in find_recorded_runs(folder)]
+        cache = ScoreCache(folder / "scores", options.num_resamples)
+        criteria = [KNOWN[name]() for name in JUDGED]
+        judgement = judge(runs, criteria, scores=cache, progress=True)
         seen.append((judgement, runs))
         frontier(judgement, images / f"evidence-frontier-{part}.png")
         for mark, table in {
@@ -85,18 +78,6 @@ def main() -> None:
     print(f"{options.out}: {sum(map(len, manifest.values()))} runs, manifest {digest}")
 
 
-def judged(runs: list[Run], cache: ScoreCache) -> Judgement:
-    criteria = {name: CRITERIA[name]() for name in JUDGED}
-    with tqdm(total=len(runs) * (len(criteria) + 2), desc="scores") as bar:
-
-        def score(run: Run, criterion: Any) -> Any:
-            history = cache(run, criterion)
-            bar.update()
-            return history
-
-        return judge(runs, criteria, POLICIES, score)
-
-
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -110,13 +91,13 @@ def points(row: dict[str, Any], name: str) -> str:
 def headline(judgement: Judgement) -> str:
     """The default beside the references and the best of each kind."""
     rows = {(row["criterion"], row["policy"]): row for row in judgement.summaries()}
-    chosen = [(DEFAULT, "hindsight"), (DEFAULT, "auto")]
+    chosen = [(DEFAULT, HINDSIGHT), (DEFAULT, "auto")]
     named = ("last checkpoint", "training loss", "infomax", "consistency", "separability")
-    named += ("component_information",)
-    chosen += [(name, "hindsight") for name in named]
-    free = [row for row in rows.values() if row["label_free"] and row["criterion"] in CRITERIA]
-    best = min((row for row in free if row["policy"] == "hindsight"), key=_regret)
-    stopped = [row for row in free if row["policy"] != "hindsight"]
+    named += ("component_mi",)
+    chosen += [(name, HINDSIGHT) for name in named]
+    free = [row for row in rows.values() if row["label_free"] and row["criterion"] in KNOWN]
+    best = min((row for row in free if row["policy"] == HINDSIGHT), key=_regret)
+    stopped = [row for row in free if row["policy"] != HINDSIGHT]
     saving = [row for row in stopped if row["steps_saved_mean"] >= LEAST_SAVED]
     for row in (best, min(stopped, key=_regret), min(saving, key=_regret, default=best)):
         chosen.append((row["criterion"], row["policy"]))
@@ -125,8 +106,8 @@ def headline(judgement: Judgement) -> str:
 
 def criteria_table(judgement: Judgement) -> str:
     rows = sorted(judgement.summaries(), key=_regret)
-    hindsight = [row for row in rows if row["policy"] == "hindsight"]
-    stopping = [row for row in rows if row["policy"] != "hindsight"]
+    hindsight = [row for row in rows if row["policy"] == HINDSIGHT]
+    stopping = [row for row in rows if row["policy"] != HINDSIGHT]
     curve = ", ".join(f"{m}: {100 * regret:.1f}" for m, regret in judgement.label_regrets.items())
     return f"""**The pick in hindsight**, all evaluations seen:
 
@@ -164,13 +145,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def left_out_table(judgement: Judgement, runs: list[Run]) -> str:
-    """What the choice of a criterion on all data sets but one loses on that one."""
+def left_out_table(judgement: Judgement, runs: list[RecordedRun]) -> str:
+    """Regret on each data set of the criterion chosen on all the others."""
     data = np.array([run.name.split("-")[0] for run in runs])
     free = [verdict for verdict in judgement.verdicts if verdict.label_free]
     ways = {
-        "pick": [verdict for verdict in free if verdict.policy == "hindsight"],
-        "stop": [verdict for verdict in free if verdict.policy != "hindsight"],
+        "pick": [verdict for verdict in free if verdict.policy == HINDSIGHT],
+        "stop": [verdict for verdict in free if verdict.policy != HINDSIGHT],
     }
     lost: dict[str, list[float]] = {f"{way}, {who}": [] for way in ways for who in WHO}
     rows = []
@@ -180,7 +161,7 @@ def left_out_table(judgement: Judgement, runs: list[Run]) -> str:
         for way, verdicts in ways.items():
             saving = [v for v in verdicts if v.saved[~out].mean() >= LEAST_SAVED * (way == "stop")]
             chosen = min(saving, key=lambda verdict: verdict.regrets[~out].mean())
-            ours = judgement.find(DEFAULT, "auto" if way == "stop" else "hindsight")
+            ours = judgement.find(DEFAULT, "auto" if way == "stop" else HINDSIGHT)
             row.append(chosen.criterion + (f", {chosen.policy}" if way == "stop" else ""))
             for who, verdict in zip(WHO, (chosen, ours), strict=True):
                 lost[f"{way}, {who}"] += (100 * verdict.regrets[out]).tolist()
@@ -192,18 +173,18 @@ def left_out_table(judgement: Judgement, runs: list[Run]) -> str:
     return markdown([*header, "best stop elsewhere", *header[2:]], rows)
 
 
-def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
-    """All runs by the share of their training labels that is wrong."""
+def noise_table(seen: list[tuple[Judgement, list[RecordedRun]]]) -> str:
+    """All runs, by the share of wrong training labels."""
     columns = {
-        "default": (DEFAULT, "hindsight"),
+        "default": (DEFAULT, HINDSIGHT),
         "default, stopped": (DEFAULT, "auto"),
-        "last checkpoint": ("last checkpoint", "hindsight"),
-        "training loss": ("training loss", "hindsight"),
-        "infomax": ("infomax", "hindsight"),
-        "consistency": ("consistency", "hindsight"),
-        "churn": ("churn", "hindsight"),
-        "component_information": ("component_information", "hindsight"),
-        "separability": ("separability", "hindsight"),
+        "last checkpoint": ("last checkpoint", HINDSIGHT),
+        "training loss": ("training loss", HINDSIGHT),
+        "infomax": ("infomax", HINDSIGHT),
+        "consistency": ("consistency", HINDSIGHT),
+        "churn": ("churn", HINDSIGHT),
+        "component_mi": ("component_mi", HINDSIGHT),
+        "separability": ("separability", HINDSIGHT),
     }
     by_noise: dict[str, list[list[float]]] = {}
     by_part: list[list[list[float]]] = []
@@ -228,28 +209,24 @@ def noise_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
     return markdown(["wrong labels", "runs", *columns, "100 labels"], rows)
 
 
-def embeddings_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
-    """All runs as if their models had no predictions."""
-    alone = [
-        name
-        for name in JUDGED
-        if set(getattr(CRITERIA[name](), "needs", ("points",))) <= {"points", "neighbors"}
-    ]
+def embeddings_table(seen: list[tuple[Judgement, list[RecordedRun]]]) -> str:
+    """All runs, judged as if their models made no predictions."""
+    alone = [name for name in JUDGED if {"points", "neighbors"}.issuperset(needs_of(KNOWN[name]()))]
 
     def regrets(name: str, policy: str) -> list[np.ndarray]:
         return [100 * judgement.find(name, policy).regrets for judgement, _ in seen]
 
     rows = []
     for name in [*alone, "last checkpoint"]:
-        picked = regrets(name, "hindsight")
+        picked = regrets(name, HINDSIGHT)
         fresh = np.concatenate(picked[1:])
         values = [picked[0].mean(), fresh.mean(), np.median(fresh), fresh.max()]
         row = [name, *(f"{value:.1f}" for value in values)]
-        if name in CRITERIA:
+        if name in KNOWN:
             saved = [judgement.find(name, "plateau").saved for judgement, _ in seen]
             stopped = np.concatenate(regrets(name, "plateau")[1:])
             row += [f"{stopped.mean():.1f}", f"{np.concatenate(saved[1:]).mean():.0%}"]
-            more = np.concatenate(picked) - np.concatenate(regrets("last checkpoint", "hindsight"))
+            more = np.concatenate(picked) - np.concatenate(regrets("last checkpoint", HINDSIGHT))
             low, high = bootstrap_interval(more)
             row.append(f"{more.mean():.1f} [{low:.1f}, {high:.1f}]")
         rows.append((np.concatenate(picked).mean(), row))
@@ -260,14 +237,14 @@ def embeddings_table(seen: list[tuple[Judgement, list[Run]]]) -> str:
     )
 
 
-def runs_table(judgement: Judgement, runs: list[Run]) -> str:
+def runs_table(judgement: Judgement, runs: list[RecordedRun]) -> str:
     columns = [
-        ("last checkpoint", "hindsight"),
-        (DEFAULT, "hindsight"),
+        ("last checkpoint", HINDSIGHT),
+        (DEFAULT, HINDSIGHT),
         (DEFAULT, "auto"),
-        ("separability", "hindsight"),
-        ("infomax", "hindsight"),
-        ("consistency", "hindsight"),
+        ("separability", HINDSIGHT),
+        ("infomax", HINDSIGHT),
+        ("consistency", HINDSIGHT),
     ]
     rows = []
     for i, run in enumerate(runs):
@@ -286,9 +263,9 @@ def runs_table(judgement: Judgement, runs: list[Run]) -> str:
 
 
 def frontier(judgement: Judgement, path: Path) -> None:
-    """Regret against steps saved, a colour a criterion."""
+    """Regret against steps saved, one color per criterion."""
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    names = list(dict.fromkeys(v.criterion for v in judgement.verdicts if v.criterion in CRITERIA))
+    names = list(dict.fromkeys(v.criterion for v in judgement.verdicts if v.criterion in KNOWN))
     colors = plt.get_cmap("tab20")(np.linspace(0, 1, len(names)))
     for number, name in enumerate(names):
         verdicts = [v for v in judgement.verdicts if v.criterion == name]
@@ -315,21 +292,17 @@ def frontier(judgement: Judgement, path: Path) -> None:
     plt.close(figure)
 
 
-def curves(shown: list[tuple[float, Run, ScoreCache]], path: Path) -> None:
-    """The three runs on which the default's pick is best, and the three on which it is worst."""
+def curves(shown: list[tuple[float, RecordedRun, ScoreCache]], path: Path) -> None:
+    """The three runs with the best pick of the default, and the three with the worst."""
     figure, grid = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     for axes, (regret, run, cache) in zip(grid.flat, [*shown[:3], *shown[-3:]], strict=True):
         axes.plot(run.steps, run.test_accuracy, "s--", color="black", label="test accuracy")
-        classes = np.log(run.arrays["pool_l"].shape[-1])
-        for name, style, scale in (
-            ("separability", "o-", 1),
-            ("information", "^-", classes),
-            ("consistency", "v-", classes),
-        ):
-            values = np.array([record.score for record in cache(run, CRITERIA[name]())])
-            axes.plot(
-                run.steps, values / scale, style, label=name if scale == 1 else f"{name} / log k"
-            )
+        styles = {"separability": "o-", "neighbor_mi": "^-", "consistency": "v-"}
+        for name, series in cache(run, [KNOWN[name]() for name in styles]).items():
+            scale = 1 if name == "separability" else np.log(run.arrays["pool_l"].shape[-1])
+            values = np.array([score.value for score in series.scores])
+            label = name if name == "separability" else f"{name} / log k"
+            axes.plot(run.steps, values / scale, styles[name], label=label)
         title = f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {100 * regret:.1f}"
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")

@@ -9,38 +9,52 @@ from sepstop._version import __version__
 
 if TYPE_CHECKING:
     from sepstop.callbacks.trainer import SepStopCallback
+    from sepstop.config import SepStopConfig
     from sepstop.criteria import h0_separability
-    from sepstop.decide.policies import Auto, Patience, Plateau, replay
+    from sepstop.decide.policies import FirstOptimum, PastPeak, Patience, Plateau, replay
     from sepstop.homology import h0_deaths, h0_tree
     from sepstop.measure.monitor import Monitor
+    from sepstop.measure.scorer import Scorer
+    from sepstop.runs.loading import Loading
     from sepstop.runs.select import select_checkpoint
-    from sepstop.types import Decision, Record
-
+    from sepstop.types import Decision, Record, Score, Series
 
 # Loaded on first use, so that `import sepstop` costs no torch and no transformers.
-_HOMES = {
-    "SepStopCallback": "callbacks.trainer",
-    "Monitor": "measure.monitor",
-    "Record": "types",
+_MODULES = {
     "Decision": "types",
-    "Auto": "decide.policies",
+    "FirstOptimum": "decide.policies",
+    "Loading": "runs.loading",
+    "Monitor": "measure.monitor",
+    "PastPeak": "decide.policies",
     "Patience": "decide.policies",
     "Plateau": "decide.policies",
-    "replay": "decide.policies",
+    "Record": "types",
+    "Score": "types",
+    "Scorer": "measure.scorer",
+    "SepStopCallback": "callbacks.trainer",
+    "SepStopConfig": "config",
+    "Series": "types",
     "h0_deaths": "homology",
     "h0_separability": "criteria",
     "h0_tree": "homology",
+    "replay": "decide.policies",
     "select_checkpoint": "runs.select",
 }
 
 __all__ = [
-    "Auto",
     "Decision",
+    "FirstOptimum",
+    "Loading",
     "Monitor",
+    "PastPeak",
     "Patience",
     "Plateau",
     "Record",
+    "Score",
+    "Scorer",
     "SepStopCallback",
+    "SepStopConfig",
+    "Series",
     "__version__",
     "h0_deaths",
     "h0_separability",
@@ -51,12 +65,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sepstop' has no attribute {name!r}")
-    value = getattr(import_module(f"sepstop.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"sepstop.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

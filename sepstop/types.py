@@ -1,17 +1,52 @@
-"""The two values that travel through sepstop, and the three things a user may replace."""
+"""Values that all of sepstop shares, and protocols of the objects that a user may pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Outputs = Literal["classes", "labels", "none"]
 """A model's outputs: one class out of k, labels that do not exclude each other, or neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One criterion's score of the pool at one step.
+
+    ``str(score)`` is ``"0.4123 [0.4050, 0.4196]"``, or ``"no score"``.
+
+    Attributes:
+        value: mean of ``resample_values``; NaN if the pool could not be scored.
+        low, high: 95 % interval of ``value``; NaN with a single resample, or if the resamples are
+            the whole pool.
+        resample_values: score of each resample, ``(B,)``. A run draws its resamples once, so two
+            scores can be compared resample by resample.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    resample_values: tuple[float, ...] = ()
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value)
+
+    def __str__(self) -> str:
+        if not self.is_finite:
+            return "no score"
+        if not math.isfinite(self.low + self.high):
+            return f"{self.value:.4f}"
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+NO_SCORE = Score(math.nan)
+"""The score of a pool that could not be scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,55 +54,107 @@ class Record:
     """One measurement of the pool.
 
     Attributes:
-        step: optimizer steps taken when the model was measured; 0 is before training.
-        epoch: epochs taken, or None where the loop does not count them.
-        score: mean of ``resamples``; NaN when the pool could not be scored.
-        low, high: 95 % interval of ``score`` (NaN when there is a single resample).
+        step: optimizer steps taken; 0 is before training.
+        epoch: epochs taken; None if the training loop does not count them.
+        scores: one score per criterion, by the criterion's name.
         seconds: wall time of embedding the pool and scoring it.
-        criterion: name of the score.
-        resamples: score of each resample, ``(B,)``. The index sets are the same at every
-            step, so two records can be compared pair by pair.
         resample_size: points in a resample.
         pool_size: points in the pool.
-        information: mutual information between each text's group and its neighbors' groups. The
-            default policy uses it. NaN where the outputs are not finite.
-        information_of: what the groups are: predicted "classes" (`sepstop.criteria.Information`),
-            predicted "labels" that do not exclude each other
-            (`sepstop.criteria.LabelInformation`), or "components" of the embeddings
-            (`sepstop.criteria.ComponentInformation`).
-        information_low, information_high, information_resamples: as of the score.
     """
 
     step: int
     epoch: float | None
-    score: float
-    low: float = math.nan
-    high: float = math.nan
+    scores: Mapping[str, Score]
     seconds: float = 0.0
-    criterion: str = "separability"
-    resamples: tuple[float, ...] = ()
     resample_size: int = 0
     pool_size: int = 0
-    information: float = math.nan
-    information_of: str = "classes"
-    information_low: float = math.nan
-    information_high: float = math.nan
-    information_resamples: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One criterion's scores over a run: what a policy gets.
+
+    >>> first, second = Record(5, None, {"mi": Score(0.1)}), Record(10, None, {"mi": Score(0.4)})
+    >>> Series.of([first, second], "mi").best_step
+    10
+
+    Attributes:
+        name: of the criterion.
+        higher_is_better: direction of the criterion.
+        steps: ascending, ``(T,)``.
+        scores: one per step, ``(T,)``.
+        resample_size, pool_size: points in a resample and in the pool, of the newest record.
+    """
+
+    name: str
+    higher_is_better: bool
+    steps: tuple[int, ...]
+    scores: tuple[Score, ...]
+    resample_size: int = 0
+    pool_size: int = 0
+
+    @classmethod
+    def of(cls, records: Sequence[Record], name: str, higher_is_better: bool = True) -> Series:
+        """The scores of the criterion ``name``; `NO_SCORE` for records without one."""
+        newest = records[-1] if records else None
+        return cls(
+            name,
+            higher_is_better,
+            tuple(record.step for record in records),
+            tuple(record.scores.get(name, NO_SCORE) for record in records),
+            0 if newest is None else newest.resample_size,
+            0 if newest is None else newest.pool_size,
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[int, Score]]:
+        return zip(self.steps, self.scores, strict=True)
 
     @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.score)
+    def sign(self) -> int:
+        """1 if a higher score is better, -1 if a lower one is."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def trained(self) -> Series:
+        """The part after step 0."""
+        return self.between(1)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step after step 0 with the best score, the earliest of equals; None without one."""
+        finite = [(step, score.value) for step, score in self.trained if score.is_finite]
+        return max(finite, key=lambda pair: (self.sign * pair[1], -pair[0]))[0] if finite else None
+
+    def score_at(self, step: int) -> Score:
+        """The score at ``step``; `NO_SCORE` for an unknown step."""
+        return dict(self).get(step, NO_SCORE)
+
+    def between(self, first: int, last: float = math.inf) -> Series:
+        """The part from step ``first`` to step ``last``, both included."""
+        kept = [pair for pair in self if first <= pair[0] <= last]
+        steps, scores = zip(*kept, strict=True) if kept else ((), ())
+        return Series(
+            self.name,
+            self.higher_is_better,
+            steps,
+            scores,
+            self.resample_size,
+            self.pool_size,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a policy concludes from a history.
+    """A policy's conclusion from a series.
 
     Attributes:
         stop: end the training now.
         best_step: step of the checkpoint to keep; None while nothing could be scored.
         reason: why, in a sentence for a person.
-        step: last step that the decision looked at; None for an empty history.
+        step: last step that the decision looked at; None for an empty series.
     """
 
     stop: bool
@@ -76,26 +163,27 @@ class Decision:
     step: int | None = None
 
 
-class Embedder(Protocol):
-    """Model and a right-padded batch of tokens to one point per text.
+class Pooling(Protocol):
+    """A model and a right-padded batch of tokens to one point per text.
 
-    It needs ``**inputs`` only for pools of sentence pairs, which have ``token_type_ids``,
+    ``**inputs`` is needed only for pools of sentence pairs: it has their ``token_type_ids``,
     ``(b, L)`` int64.
     """
 
     def __call__(
-        self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
     ) -> Tensor:
         """``(b, L)`` int64 token ids and 0/1 mask on the model's device -> ``(b, D)``."""
 
 
 class Criterion(Protocol):
-    """A label-free score of a model on B resamples of the pool.
+    """A label-free score of a model's embeddings or predictions on B resamples of the pool.
 
-    It is called with what its attribute ``needs`` names, in that order; without the attribute
-    with the points, ``(B, n, D)`` float. See `sepstop.criteria.INPUTS`. It may have a method
-    ``on_resamples(*inputs, resamples)`` that gets those of the whole pool, ``(N, ...)``, and
-    ``(B, n)`` index sets, if it can share work between them.
+    It is called with the inputs that its attribute ``needs`` names, in that order; without the
+    attribute, with the points, ``(B, n, D)`` float. `sepstop.criteria.INPUTS` lists the inputs.
+    It may have a method ``on_resamples(*inputs, resample_indices)``, which gets the inputs of the
+    whole pool, ``(N, ...)``, and ``(B, n)`` int64 index sets, to share work between resamples. An
+    attribute ``outputs`` names the `Outputs` that the criterion is for. Default: any.
     """
 
     name: str
@@ -106,10 +194,10 @@ class Criterion(Protocol):
 
 
 class Policy(Protocol):
-    """A pure function of the history: the same records give the same decision.
+    """A pure function: the same series gives the same decision.
 
-    The step to keep is the one with the best score, unless the policy has a method
-    ``pick(history) -> Record | None`` of its own, as `Auto` has.
+    It decides when to stop. The step to keep is always the one with the best score, whatever
+    ``best_step`` the policy returns.
     """
 
-    def __call__(self, history: Sequence[Record]) -> Decision: ...
+    def __call__(self, series: Series) -> Decision: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 
@@ -9,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -22,6 +24,8 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+
+from sepstop import Monitor, Record, Score, SepStopConfig
 
 GOOD = ["good", "great", "fine", "lovely", "warm"]
 BAD = ["bad", "poor", "dull", "awful", "cold"]
@@ -62,6 +66,47 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+# What makes a `training` test: a fixture with rows to train on, or its folder or file. Any other
+# test is a `unit` test, unless it is marked `training` or `slow` where it stands.
+TRAINING_ROWS = {"train_rows", "long_rows", "multi_rows"}
+TRAINING_FOLDERS = [
+    "bench/test_command.py",
+    "bench/test_record.py",
+    "callbacks",
+    "scripts",
+    "utils/test_distributed.py",
+]
+# No training, but not fast: models on disk, many examples.
+NEITHER = (
+    "homology/test_h0_engines.py",
+    "measure/test_monitor.py",
+    "measure/test_observer.py",
+    "measure/test_outputs.py",
+    "measure/test_pool.py::test_large_pools",
+    "report/test_figures.py",
+    "report/test_html.py",
+    "runs/test_cache.py",
+    "runs/test_loading.py",
+    "test_fuzz.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test as `unit` or `training`; pyproject.toml describes the markers."""
+    folder = Path(__file__).parent
+    training = [folder / name for name in TRAINING_FOLDERS]
+    for item in items:
+        trains = not TRAINING_ROWS.isdisjoint(getattr(item, "fixturenames", ()))
+        if trains or any(item.path.is_relative_to(path) for path in training):
+            item.add_marker("training")
+        marked = {mark.name for mark in item.iter_markers()}
+        inside = item.path.is_relative_to(folder)
+        place = f"{item.path.relative_to(folder)}::{item.name}" if inside else ""
+        if not marked & {"training", "slow"} and not place.startswith(NEITHER):
+            item.add_marker("unit")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def quick_collections() -> None:
     """Takes what is imported so far out of the garbage collector's way.
@@ -78,10 +123,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def bare_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def bare_tokenizer() -> PreTrainedTokenizerFast:
     """Without a padding token, as many decoders have it."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, unk_token="[UNK]", eos_token="[SEP]"
+        tokenizer_object=make_tokenizer().backend_tokenizer, unk_token="[UNK]", eos_token="[SEP]"
     )
 
 
@@ -129,6 +174,16 @@ def make_decoder_classifier(seed: int = 0, hidden_size: int = 16) -> LlamaForSeq
     return LlamaForSequenceClassification(_llama_config(hidden_size))
 
 
+def make_monitor(pool: Any, **config: Any) -> Monitor:
+    """A Monitor with these fields of its configuration."""
+    return Monitor(pool, SepStopConfig(**config))
+
+
+def deciding(record: Record) -> Score:
+    """The score that decides, the first of a record."""
+    return next(iter(record.scores.values()))
+
+
 @pytest.fixture
 def encoder() -> BertForSequenceClassification:
     return make_encoder()
@@ -155,6 +210,14 @@ def batches(train_rows: datasets.Dataset) -> torch.utils.data.DataLoader:
         "torch", columns=["input_ids", "attention_mask", "labels"]
     )
     return torch.utils.data.DataLoader(rows, batch_size=8)  # 8 steps an epoch
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tokenizer, train_rows):
+    """Makes a Trainer: ``make_trainer(callback, model=None, **arguments)``."""
+    from helpers.training import trainer_of
+
+    return functools.partial(trainer_of, tokenizer, train_rows, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

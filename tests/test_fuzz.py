@@ -7,13 +7,14 @@ import contextlib
 import copy
 import io
 import json
+import math
 import os
 import shutil
-import sys
 import warnings
 import zipfile
 from pathlib import Path
 
+import finetune
 import numpy as np
 import pytest
 import torch
@@ -22,31 +23,32 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sepstop import Record, select_checkpoint
+from sepstop import Record, Scorer, SepStopConfig, Series, select_checkpoint
 from sepstop.bench.recorded_run import load_run
 from sepstop.cli.main import app
+from sepstop.criteria import CRITERIA
+from sepstop.decide.policies import POLICIES, decide, replay
+from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import Neighborhoods
 from sepstop.measure.pool import read_pool
-from sepstop.runs.cache import ObservationStore
+from sepstop.measure.pooling import POOLINGS
+from sepstop.measure.resampling import draw_resamples
+from sepstop.runs.cache import ObservationCache
 from sepstop.runs.history import (
     HISTORY_FILE,
     KEY,
     SELECTION_FILE,
-    RunHistory,
     from_log,
-    from_state,
     read_history,
     read_log_history,
     read_run,
-    to_dict,
 )
-from sepstop.utils.tables import read_labelled
+from sepstop.runs.records import RunHistory, from_state, record_to_dict
+from sepstop.types import Decision, Score
+from sepstop.utils.labels import read_labeled
+from sepstop.utils.registry import build
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import finetune  # noqa: E402
-
 EXAMPLES = int(os.environ.get("SEPSTOP_FUZZ", "20"))  # the same ones every time, unless more
 FUZZ = settings(
     deadline=None,
@@ -126,57 +128,53 @@ def command(*arguments):
     return result
 
 
-RECORD = to_dict(Record(5, 0.5, 0.4, 0.3, 0.5, 1.0, "separability", (0.3, 0.5), 10, 20, 1.0))
-ROW = {
-    "step": 5,
-    "epoch": 0.5,
-    KEY: {
-        "record": RECORD,
-        "settings": {
-            "criterion": {"name": "separability"},
-            "embedder": {"name": "mean", "layer": -1},
-            "resamples": 3,
-            "resample_size": 10,
-            "seed": 0,
-            "max_length": 16,
-            "pool_size": 40,
-            "pool": "abc",
-        },
-        "policy": {"name": "auto", "mode": "max"},
-        "decides": "information",
-        "decision": {"stop": False, "best_step": 5, "reason": "improving", "step": 5},
-    },
-}
+SCORES = {"neighbor_mi": Score(0.4, 0.3, 0.5, (0.3, 0.5)), "separability": Score(0.2)}
+RECORD = record_to_dict(Record(5, 0.5, SCORES, 1.0, 10, 20))
 HEADER = {
-    "schema": 1,
-    "ended": 9,
+    "settings": {
+        "criterion": {"name": "neighbor_mi"},
+        "extra_criteria": [{"name": "separability"}],
+        "pooling": {"name": "mean", "layer": -1},
+        "num_resamples": 3,
+        "resample_size": 10,
+        "seed": 0,
+        "max_length": 16,
+        "pool_size": 40,
+        "pool": "abc",
+    },
     "settings_since": 3,
-    **{key: ROW[KEY][key] for key in ("settings", "policy", "decides")},
+    "policy": {"name": "past_peak", "max_drop": 0.3},
+    "decides": "neighbor_mi",
+    "higher_is_better": {"neighbor_mi": True, "separability": True},
+    "ended": 9,
 }
-LINES = [{KEY: HEADER}, {**RECORD, "decision": ROW[KEY]["decision"]}]
+DECISION = {"stop": False, "best_step": 5, "reason": "improving", "step": 5}
+ROW = {"step": 5, "epoch": 0.5, KEY: {"record": RECORD, "decision": DECISION, **HEADER}}
+LINES = [{KEY: {"schema": 2, "count": 1, **HEADER}}, {**RECORD, "decision": DECISION}]
+CONTENT = "\n".join(map(json.dumps, LINES)).encode()
 TRAINED = {"loss": 1.0, "learning_rate": 1e-5, "step": 5, "epoch": 0.5}
 STATE = {"max_steps": 9, "save_steps": 5, "log_history": [TRAINED, ROW]}
 
 
 @FUZZ
-@given(content=st.one_of(st.binary(max_size=200), damaged(json.dumps(RECORD).encode())))
+@given(content=st.one_of(st.binary(max_size=200), damaged(CONTENT)))
 def test_history_files_of_any_bytes(tmp_path, content):
     path = tmp_path / "sepstop_history.jsonl"
     path.write_bytes(content)
     found = said(read_history, path)
-    assert isinstance(found, list) or "sepstop_history.jsonl" in found
+    assert isinstance(found, RunHistory) or "sepstop_history.jsonl" in found
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("watch", tmp_path, "--once")
     command("report", tmp_path, "-o", tmp_path / "x.html")
 
 
 @FUZZ
-@given(record=mutated(RECORD))
+@given(record=mutated(LINES[1]))
 def test_history_files_of_any_values(tmp_path, record):
     path = tmp_path / "sepstop_history.jsonl"
-    path.write_text(json.dumps(record) + "\n" + json.dumps(RECORD) + "\n")
+    path.write_text("".join(json.dumps(line) + "\n" for line in (LINES[0], record)))
     found = said(read_history, path)
-    assert isinstance(found, list) or "sepstop_history.jsonl, line 1" in found
+    assert isinstance(found, RunHistory) or "sepstop_history.jsonl" in found
     command("plot", tmp_path, "-o", tmp_path / "x.svg")
     command("watch", tmp_path, "--once")
     command("report", tmp_path, "-o", tmp_path / "x.html")
@@ -193,6 +191,7 @@ def test_headers_and_decisions_of_any_values(tmp_path, lines, name):
     assert (
         isinstance(found, RunHistory)
         or f"{name}, line " in found
+        or f"{name} is cut short" in found
         or "no scores" in found
         or (name == SELECTION_FILE and "does not say which" in found)
     )
@@ -260,7 +259,7 @@ def test_pools_of_any_bytes(tmp_path, suffix, data):
     path.write_bytes(data.draw(st.one_of(st.binary(max_size=200), damaged(content))))
     found = said(read_pool, path, limit=4)
     assert not isinstance(found, str) or "pool" in found
-    found = said(read_labelled, path)
+    found = said(read_labeled, path)
     assert not isinstance(found, str) or "data" in found
 
 
@@ -281,12 +280,12 @@ def test_pools_of_any_values(tmp_path, rows, suffix):
     )
     said(read_pool, path)
     path.write_text("\n".join(json.dumps({"text": "a", "label": row}) for row in rows))
-    said(read_labelled, path)
+    said(read_labeled, path)
 
 
 @FUZZ
 @given(data=st.data())
-def test_neighbours_and_caches_of_any_bytes(tmp_path, data):
+def test_neighbors_and_caches_of_any_bytes(tmp_path, data):
     near = Neighborhoods()
     near.add(1, torch.eye(6, 3))
     path = tmp_path / "near.npz"
@@ -294,14 +293,14 @@ def test_neighbours_and_caches_of_any_bytes(tmp_path, data):
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     said(Neighborhoods.load, path, "so", 5)
     key = "a" * 64
-    store = ObservationStore(tmp_path / "cache")
+    store = ObservationCache(tmp_path / "cache")
     path = tmp_path / "cache" / f"{key[:32]}.npz"
     path.parent.mkdir(exist_ok=True)
     np.savez(path, points=np.ones((4, 2), np.float32))
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     said(store.get, key, torch.device("cpu"))
     (tmp_path / "cache" / "contents.json").write_bytes(data.draw(st.binary(max_size=40)))
-    said(ObservationStore, tmp_path / "cache")
+    said(ObservationCache, tmp_path / "cache")
 
 
 @FUZZ
@@ -415,13 +414,13 @@ def marker(tmp_path, monkeypatch):
     path = tmp_path / "was_run"
     (tmp_path / "trap.py").write_text(
         f"from pathlib import Path\nPath({str(path)!r}).touch()\n"
-        "criterion = embedder = policy = print\n"
+        "criterion = pooling = policy = print\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     return path
 
 
-@pytest.mark.parametrize("kind", ["criterion", "embedder"])
+@pytest.mark.parametrize("kind", ["criterion", "pooling"])
 @pytest.mark.parametrize("file", ["trainer_state.json", HISTORY_FILE])
 def test_recorded_settings_import_nothing(run, pool, marker, kind, file):
     state, lines = copy.deepcopy(STATE), copy.deepcopy(LINES)
@@ -467,10 +466,10 @@ def test_arrays_that_claim_to_be_huge_take_no_memory(tmp_path):
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
     )
-    store = ObservationStore(tmp_path)
+    store = ObservationCache(tmp_path)
     for name in ("a" * 32 + ".npz", "near.npz", "run.npz"):
         with zipfile.ZipFile(tmp_path / name, "w") as file:
-            for array in ("points", "measured", "steps"):
+            for array in ("points", "embedding_key", "steps"):
                 file.writestr(f"{array}.npy", header.getvalue())
     assert store.get("a" * 64, torch.device("cpu")) is None
     assert Neighborhoods.load(tmp_path / "near.npz", "so", 5).steps == []
@@ -498,3 +497,74 @@ def test_yaml_makes_no_objects(tmp_path, capsys):
         finetune.set_up([f"--config={path}"])
     assert "python/object" in capsys.readouterr().err
     assert not (tmp_path / "was_run").exists()
+
+
+# Values from YAML, a command line or a recorded run
+
+
+@FUZZ
+@given(values=st.dictionaries(st.sampled_from(SepStopConfig.names()), anything, max_size=4))
+@example(values={"seed": 10**400})
+@example(values={"num_resamples": float("nan")})
+def test_configurations_of_any_values(values):
+    found = said(SepStopConfig.of, values)
+    assert isinstance(found, SepStopConfig) or found.startswith("expected")
+
+
+SETTINGS = (
+    {"name": "patience", "patience": 3, "significance": 0.05, "nonfinite": "skip"},
+    {"name": "past_peak", "max_drop": 0.3, "max_age": 3, "min_evaluations": 5},
+    {"name": "mean", "layer": -1},
+    {"name": "component_mi", "min_size": 2},
+)
+
+
+@FUZZ
+@given(spec=st.one_of(anything, *map(mutated, SETTINGS)))
+def test_settings_of_any_values(spec):
+    for kind, known in (("policy", POLICIES), ("criterion", CRITERIA), ("pooling", POOLINGS)):
+        said(build, kind, spec, known)
+
+
+# Scores and points of any values
+
+
+@FUZZ
+@given(values=st.lists(st.floats(), max_size=14), higher_is_better=st.booleans())
+@example(values=[0.0, 0.5, float("nan"), 0.4, float("-inf"), 0.1], higher_is_better=True)
+def test_policies_decide_on_any_scores(values, higher_is_better):
+    scores = {step: Score(value) for step, value in enumerate(values)}
+    records = [Record(step, None, {"mi": score}) for step, score in scores.items()]
+    series = Series.of(records, "mi", higher_is_better)
+    for policy in POLICIES.values():
+        found = said(decide, policy(), series)
+        if isinstance(found, str):
+            assert "higher" in found
+            continue
+        assert isinstance(found, Decision)
+        assert found.best_step == series.best_step
+        assert found == decide(policy(), series)
+        ended = replay(policy(), series)
+        assert ended.stop or ended == found
+
+
+TEXTS, LOGITS = 8, 3
+some_floats = st.floats(width=32)
+
+
+@FUZZ
+@given(
+    points=st.lists(some_floats, min_size=TEXTS * 2, max_size=TEXTS * 2),
+    logits=st.lists(some_floats, min_size=TEXTS * LOGITS, max_size=TEXTS * LOGITS),
+)
+@example(points=[0.0] * TEXTS * 2, logits=[0.0] * TEXTS * LOGITS)
+@example(points=[3e38, -3e38] * TEXTS, logits=[3e38, -3e38, 1e-45] * TEXTS)
+def test_records_of_any_points_and_logits(points, logits):
+    scorer = Scorer([one() for one in CRITERIA.values()], draw_resamples(TEXTS, 3, 4, seed=0))
+    seen = Observation(
+        torch.tensor(points).reshape(TEXTS, 2), torch.tensor(logits).reshape(TEXTS, LOGITS)
+    )
+    for step in (0, 1):
+        record = said(scorer, seen, step)
+        assert list(record.scores) == list(CRITERIA)
+        assert not any(math.isinf(score.value) for score in record.scores.values())

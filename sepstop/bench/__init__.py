@@ -1,1 +1,1 @@
-"""Recorded fine-tuning runs, and what criteria and policies are worth on them."""
+"""Recorded fine-tuning runs, and the judgement of criteria and policies on them."""

@@ -1,8 +1,7 @@
-"""Fine-tune a classifier and record what a criterion could have seen at each evaluation.
+"""Recording of runs: fine-tuning of a classifier, with the inputs of all criteria kept.
 
-The classifier is a transformers backbone with a linear head on its pooled embedding, trained by
-AdamW with a constant learning rate after 20 steps of warm-up: few parts, so that a run is its
-settings.
+The classifier is a transformers backbone with a linear head on its pooled embedding. AdamW trains
+it at a constant learning rate after 20 steps of warm-up.
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from sepstop.bench.recorded_run import Run
-from sepstop.measure.embedding import EMBEDDERS, embed
-from sepstop.measure.tokens import DROPPED, drop_tokens
+from sepstop.bench.recorded_run import RecordedRun
+from sepstop.measure.embedding import embed
+from sepstop.measure.pooling import POOLINGS
+from sepstop.measure.tokens import DROP_RATE, drop_tokens
+from sepstop.types import Pooling
+from sepstop.utils.labels import read_labeled, sorted_names
 from sepstop.utils.registry import build
-from sepstop.utils.tables import ordered, read_labelled
 
 _WARMUP = 20
 _RESET_LAYERS = 2
@@ -37,23 +38,28 @@ class RunSettings:
     """One run of the benchmark.
 
     Attributes:
-        data: what the texts are called; part of the run's name.
+        data: name of the data; part of the run's name.
         labeled_rows: rows to train on.
-        learning_rate: of AdamW, for all weights that are trained.
-        noise: share of the labelled rows whose label is another one.
-        noise_kind: "uniform": any other class; "class": always the next class.
-        imbalance: labelled rows of the most frequent class for one of the rarest, where the
-            data have that many; 1 leaves the classes as they come.
-        start: "base": pretrained; "reset": top two layers re-initialised; "head": backbone
-            frozen; "lora": adapters on all linear layers of the backbone.
-        seed: of the split, the noise, the initialisation and the batches.
+        learning_rate: of AdamW, for all trained weights.
+        noise: share of the labeled rows with a wrong label.
+        noise_kind: wrong labels are any other class ("uniform") or always the next one ("class").
+        imbalance: ratio of the most frequent class to the rarest among the labeled rows, as far as
+            the data allow; 1 keeps the classes as they come.
+        start: "base" (pretrained), "reset" (top two layers re-initialized), "head" (backbone
+            frozen) or "lora" (adapters on all linear layers of the backbone).
+        seed: of the split, the noise, the initialization and the batches.
         model: folder or hub name.
-        embedder: "mean", "cls" or "last"; what the head sees.
-        steps, evaluate_every, batch_size: of the training.
-        max_length: tokens a text is cut at.
+        pooling: "mean", "cls" or "last": the embedding that the head reads.
+        steps: optimizer steps.
+        evaluate_every: steps between evaluations.
+        batch_size: labeled rows in an optimizer step.
+        max_length: truncate texts to this many tokens.
         bf16: forward passes in bfloat16 autocast, as with Trainer's argument of that name.
-        pool_rows, validation_rows, test_rows: at most; disjoint, drawn in this order after
-            the labelled ones.
+        pool_rows, validation_rows, test_rows: at most this many rows; disjoint, drawn in this
+            order after the labeled ones.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     data: str
@@ -65,7 +71,7 @@ class RunSettings:
     start: Literal["base", "reset", "head", "lora"] = "base"
     seed: int = 0
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    embedder: str = "mean"
+    pooling: str = "mean"
     steps: int = 300
     evaluate_every: int = 20
     batch_size: int = 16
@@ -90,19 +96,31 @@ class RunSettings:
 
     @property
     def name(self) -> str:
-        """What tells this run from others, readable; the last part is a hash of all settings."""
+        """The main settings, then a hash of all."""
         parts = [self.data, f"n{self.labeled_rows}", f"lr{self.learning_rate:g}"]
         parts.append(f"noise{self.noise}" + ("class" if self.noise_kind == "class" else ""))
         if self.imbalance > 1:
             parts.append(f"imbalance{self.imbalance:g}")
-        settings = dataclasses.asdict(self) | {"model": Path(self.model).name}
+        settings = self.described()
+        settings["embedder"] = settings.pop("pooling")  # as in the names of runs recorded earlier
         digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:6]
-        return "-".join([*parts, self.start, self.embedder, f"seed{self.seed}", digest])
+        return "-".join([*parts, self.start, self.pooling, f"seed{self.seed}", digest])
+
+    def described(self) -> dict[str, Any]:
+        """The settings by name, ready for JSON; the model without its folder."""
+        return dataclasses.asdict(self) | {"model": Path(self.model).name}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Token ids and labels of disjoint rows; the labelled ones' labels have the run's noise."""
+    """Token ids and labels of disjoint rows, by part.
+
+    Attributes:
+        tokens: a ``(length,)`` int64 tensor per text of "train", "pool", "validation", "test" and
+            "corrupted", the pool's texts without 30 % of their tokens.
+        labels: ``(rows,)`` of the first four; those of "train" have the run's noise.
+        classes: number k of classes.
+    """
 
     tokens: dict[str, list[Tensor]]
     labels: dict[str, NDArray[np.int64]]
@@ -112,13 +130,14 @@ class Split:
 class Classifier(nn.Module):
     """A linear head on the pooled embedding of a backbone."""
 
-    def __init__(self, backbone: nn.Module, embedder: Any, classes: int) -> None:
+    def __init__(self, backbone: nn.Module, pooling: Pooling, classes: int) -> None:
         super().__init__()
-        self.backbone, self.embedder = backbone, embedder
+        self.backbone, self.pooling = backbone, pooling
         self.head = nn.Linear(int(backbone.config.hidden_size), classes)  # type: ignore
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.head(self.embedder(self.backbone, input_ids, attention_mask)).float()
+        """``(b, L)`` token ids and mask -> ``(b, k)`` float32 logits."""
+        return self.head(self.pooling(self.backbone, input_ids, attention_mask)).float()
 
 
 def record_run(
@@ -127,11 +146,13 @@ def record_run(
     settings: RunSettings,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> Run:
-    """Train as ``settings`` say and record each evaluation, the start included.
+) -> RecordedRun:
+    """Train as ``settings`` say and record each evaluation, step 0 included.
 
     Args:
-        texts, labels: all rows there are; they are split by the seed.
+        texts, labels: all rows, of equal length; the seed splits them.
+        device: of the training.
+        progress: show a progress bar.
 
     Raises:
         ValueError: too few rows or classes for the settings.
@@ -144,8 +165,8 @@ def record_run(
     split = tokenize(rows, tokenizer, settings, rng)
     torch.manual_seed(settings.seed)
     backbone = AutoModel.from_pretrained(settings.model, dtype=torch.float32)
-    embedder = build("embedder", settings.embedder, EMBEDDERS)
-    model = Classifier(prepare(backbone, settings), embedder, split.classes).to(device)
+    pooling = build("pooling", settings.pooling, POOLINGS)
+    model = Classifier(prepare(backbone, settings), pooling, split.classes).to(device)
 
     recorded: dict[str, list[Any]] = {}
     losses: list[float] = []
@@ -168,26 +189,28 @@ def record_run(
     arrays = {key: np.stack(values) for key, values in recorded.items()}
     arrays |= {"y": split.labels["pool"], "train_y": split.labels["train"]}
     arrays["steps"] = arrays["steps"].astype(np.int64)
-    described = dataclasses.asdict(settings) | {"model": Path(settings.model).name}
-    return Run(settings.name, arrays, described)
+    return RecordedRun(settings.name, arrays, settings.described())
 
 
 def read_rows(
     files: Sequence[str | Path], text_column: str = "text", label_column: str = "label"
 ) -> tuple[list[str], list[str]]:
-    """Texts and names of their classes of tables (see `sepstop.utils.tables`), those with both.
+    """Texts and class names of the rows that have both.
+
+    Args:
+        files: tables, see `sepstop.utils.labels`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a table, or no such column.
 
     Warns:
-        UserWarning: rows without text were left out.
+        UserWarning: rows without a text are left out.
     """
     texts: list[str] = []
     labels: list[str] = []
     for file in files:
-        table = read_labelled(file, text_column, label_column)
+        table = read_labeled(file, text_column, label_column)
         for text, label in zip(table.texts["text"], table.labels.values, strict=True):
             if label is not None:
                 texts.append(text)
@@ -198,20 +221,27 @@ def read_rows(
 def split_rows(
     texts: Sequence[str], labels: Sequence[Any], settings: RunSettings, rng: np.random.Generator
 ) -> dict[str, tuple[list[str], NDArray[np.int64]]]:
-    """Disjoint rows for "train", "pool", "validation" and "test", a text once."""
+    """Disjoint rows for "train", "pool", "validation" and "test"; each text occurs once.
+
+    Returns:
+        By part, the texts and the ``(rows,)`` numbers of their classes.
+
+    Raises:
+        ValueError: too few rows or classes.
+    """
     first = dict(zip(reversed(texts), reversed(labels), strict=True))
-    names = ordered(map(str, first.values()))
+    names = sorted_names(map(str, first.values()))
     if len(names) < 2:
         raise ValueError(f"expected at least 2 classes, got {list(names)}")
     numbers = {name: number for number, name in enumerate(names)}
     unique = list(first)
     y = np.array([numbers[str(first[text])] for text in unique])
     order = rng.permutation(len(unique))
-    labelled = _labelled(y[order], settings, rng)
-    rest = np.setdiff1d(np.arange(len(order)), labelled)
+    labeled = _labeled(y[order], settings, rng)
+    rest = np.setdiff1d(np.arange(len(order)), labeled)
     found: dict[str, tuple[list[str], NDArray[np.int64]]] = {}
     for part, rows in (
-        ("train", labelled),
+        ("train", labeled),
         ("pool", rest[: settings.pool_rows]),
         ("validation", rest[settings.pool_rows :][: settings.validation_rows]),
         ("test", rest[settings.pool_rows + settings.validation_rows :][: settings.test_rows]),
@@ -225,10 +255,10 @@ def split_rows(
     return found
 
 
-def _labelled(
+def _labeled(
     y: NDArray[np.int64], settings: RunSettings, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Places of the rows to train on; class sizes fall geometrically if they are to differ."""
+    """Indices of the rows to train on; with imbalance, class sizes fall geometrically."""
     if settings.imbalance == 1:
         return np.arange(min(settings.labeled_rows, len(y)))
     classes = rng.permutation(int(y.max()) + 1)
@@ -244,13 +274,14 @@ def tokenize(
     settings: RunSettings,
     rng: np.random.Generator,
 ) -> Split:
+    """Tokenize the rows of `split_rows` and add noise to the labels of the labeled ones."""
     tokens, labels = {}, {}
     classes = 1 + max(int(y.max()) for _, y in rows.values())
     for part, (texts, y) in rows.items():
         ids = tokenizer(texts, truncation=True, max_length=settings.max_length)["input_ids"]
         tokens[part] = [torch.tensor(row) for row in ids]
         labels[part] = y
-    tokens["corrupted"] = drop_tokens(tokens["pool"], DROPPED, settings.seed)
+    tokens["corrupted"] = drop_tokens(tokens["pool"], DROP_RATE, settings.seed)
     labels["train"] = with_noise(labels["train"], classes, settings, rng)
     return Split(tokens, labels, classes)
 
@@ -258,7 +289,7 @@ def tokenize(
 def with_noise(
     y: NDArray[np.int64], classes: int, settings: RunSettings, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """``y`` with the share ``settings.noise`` of its labels changed to another class."""
+    """A copy of ``y`` with a share of ``settings.noise`` changed to another class."""
     wrong = rng.permutation(len(y))[: round(settings.noise * len(y))]
     shift = 1 if settings.noise_kind == "class" else rng.integers(1, classes, len(wrong))
     y = y.copy()
@@ -292,7 +323,7 @@ def _reset(module: nn.Module) -> None:
 
 
 def train(model: Classifier, split: Split, settings: RunSettings) -> Iterator[float]:
-    """Optimizer steps without end; yields the loss of each."""
+    """Take optimizer steps without end; yield the loss of each."""
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / _WARMUP))
@@ -318,9 +349,9 @@ def train(model: Classifier, split: Split, settings: RunSettings) -> Iterator[fl
 
 
 def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
-    """Embeddings and logits of the pool and of the labelled rows; accuracies."""
+    """The arrays of one evaluation, by name: see `RecordedRun.arrays`."""
     points = {
-        part: embed(model.backbone, tokens, model.embedder) for part, tokens in split.tokens.items()
+        part: embed(model.backbone, tokens, model.pooling) for part, tokens in split.tokens.items()
     }
     with torch.no_grad():
         logits = {part: model.head(cloud.float()).float().cpu() for part, cloud in points.items()}

@@ -1,18 +1,21 @@
-"""A recorded run: all that a criterion may see at each evaluation, and the accuracy to judge by."""
+"""Recorded runs: the inputs of every criterion at each evaluation, and the accuracy to judge by."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sepstop.utils.files import load_arrays
+from sepstop.measure.embedding import Observation
+from sepstop.types import Outputs
+from sepstop.utils.files import load_arrays, pack_arrays, write_atomically
 
 _DIMENSIONS = {"steps": 1, "y": 1, "train_y": 1}
 _DIMENSIONS |= dict.fromkeys(("pool_e", "pool_l", "pool_d", "pool_c", "train_e", "train_l"), 3)
@@ -21,21 +24,22 @@ _REQUIRED = ("steps", "pool_e", "y", "te_acc")
 _POOL = ("pool_e", "pool_l", "pool_d", "pool_c")
 _SCALARS = ("te_acc", "pool_acc", "va_acc", "va_loss", "tr_loss")
 _PER_STEP = (*_POOL, *_SCALARS, "train_e", "train_l")
+_RENAMED = {"embedder": "pooling"}  # settings in files of development versions
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """T evaluations of one fine-tuning run.
 
     Attributes:
         name: file name without its ending.
         arrays: by name: ``steps (T,)``, ``pool_e (T, N, D)`` embeddings of the unlabeled pool,
-            ``pool_l (T, N, k)`` logits, ``y (N,)`` the pool's labels, for judging alone,
-            ``te_acc (T,)`` test accuracy; if recorded ``pool_c (T, N, D)`` CLS embeddings,
+            ``y (N,)`` the pool's labels, used for judging only, ``te_acc (T,)`` test accuracy; if
+            recorded ``pool_l (T, N, k)`` logits, ``pool_c (T, N, D)`` CLS embeddings,
             ``pool_d (T, N, k)`` logits of the pool's texts without 30 % of their tokens,
-            ``pool_acc``, ``va_acc``, ``va_loss``, ``tr_loss`` ``(T,)``, and of the labelled
-            rows, noise included, ``train_e (T, M, D)``, ``train_l (T, M, k)``, ``train_y (M,)``.
-        settings: how it was recorded, if the file says.
+            ``pool_acc``, ``va_acc``, ``va_loss``, ``tr_loss`` ``(T,)``, and of the labeled rows,
+            noise included, ``train_e (T, M, D)``, ``train_l (T, M, k)``, ``train_y (M,)``.
+        settings: how the run was recorded; empty if the file does not say.
     """
 
     name: str
@@ -53,10 +57,34 @@ class Run:
     def test_accuracy(self) -> NDArray[np.float64]:
         return self.arrays["te_acc"].astype(np.float64)
 
+    @property
+    def pool_size(self) -> int:
+        return len(self.arrays["y"])
 
-def load_run(path: str | Path) -> Run:
-    """
+    @property
+    def has_logits(self) -> bool:
+        return "pool_l" in self.arrays
+
+    @property
+    def outputs(self) -> Outputs:
+        """ "classes" if logits were recorded, else "none"."""
+        return "classes" if self.has_logits else "none"
+
+    def observation(self, t: int) -> Observation:
+        """The pool at evaluation ``t``, in float32 on the CPU."""
+        points = self._tensor("pool_e", t)
+        assert points is not None  # load_run checks
+        return Observation(points, self._tensor("pool_l", t), self._tensor("pool_d", t))
+
+    def _tensor(self, key: str, t: int) -> Tensor | None:
+        return torch.from_numpy(self.arrays[key][t]).float() if key in self.arrays else None
+
+
+def load_run(path: str | Path) -> RecordedRun:
+    """Read a recorded run.
+
     Raises:
+        OSError: no such file, or an unreadable one.
         ValueError: not a recorded run; the message says what is missing or does not fit.
     """
     path = Path(path)
@@ -65,6 +93,12 @@ def load_run(path: str | Path) -> Run:
         settings = dict(json.loads(str(arrays.pop("settings", "{}"))))
     except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected the settings as a JSON object: {error}") from error
+    _check_arrays(path, arrays)
+    settings = {_RENAMED.get(key, key): value for key, value in settings.items()}
+    return RecordedRun(path.stem, arrays, settings)
+
+
+def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     missing = [key for key in _REQUIRED if key not in arrays]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(sorted(arrays))}")
@@ -85,24 +119,23 @@ def load_run(path: str | Path) -> Run:
                 f"{path}: expected {key} of shape (T, {pool_size}, ...), got {arrays[key].shape}"
             )
     if np.any(np.diff(arrays["steps"]) <= 0):
-        raise ValueError(f"{path}: steps do not ascend")
-    return Run(path.stem, arrays, settings)
+        raise ValueError(f"{path}: expected ascending steps, got {arrays['steps'].tolist()!s:.80}")
 
 
-def save_run(folder: str | Path, run: Run) -> Path:
-    """``folder/<name>.npz``, whole or not at all."""
+def save_run(folder: str | Path, run: RecordedRun) -> Path:
+    """Write ``folder/<name>.npz``, all or nothing, and return its path.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
+    """
     path = Path(folder) / f"{run.name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    contents: dict[str, Any] = {"settings": json.dumps(run.settings), **run.arrays}
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, **contents)
-    unfinished.replace(path)
+    settings = np.array(json.dumps(run.settings))
+    write_atomically(path, pack_arrays({"settings": settings, **run.arrays}, compress=True))
     return path
 
 
-def fingerprint(run: Run) -> str:
-    """SHA-256 of the arrays, whatever the compression of the file."""
+def fingerprint(run: RecordedRun) -> str:
+    """SHA-256 of the arrays. It does not depend on the file's compression."""
     digest = hashlib.sha256()
     for key in sorted(run.arrays):
         array = np.ascontiguousarray(run.arrays[key])
@@ -111,8 +144,9 @@ def fingerprint(run: Run) -> str:
     return digest.hexdigest()
 
 
-def find_runs(folder: str | Path) -> list[Path]:
-    """
+def find_recorded_runs(folder: str | Path) -> list[Path]:
+    """The .npz files in a folder, sorted by name.
+
     Raises:
         FileNotFoundError: no .npz file there.
     """

@@ -1,4 +1,4 @@
-"""What contradicts itself in a run's arguments, said before training."""
+"""Checks of a run's arguments before training begins."""
 
 from __future__ import annotations
 
@@ -9,86 +9,87 @@ from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
-from sepstop.criteria import Information, Separability
+from sepstop.config import AUTO, CriterionSpec, SepStopConfig
 from sepstop.measure.monitor import Monitor
-from sepstop.types import Criterion, Policy
+from sepstop.measure.scorer import MUTUAL_INFORMATION, build_criterion
+from sepstop.types import Policy
 
-FEWEST = 5
-"""Scores that a policy needs before it can tell anything."""
+MIN_SCORES = 5
+"""Number of scores below which a policy can hardly decide."""
 
 
-def own_schedule(args: TrainingArguments) -> bool:
-    """Whether the pool is scored without evaluations of the Trainer."""
+def has_own_schedule(args: TrainingArguments) -> bool:
+    """True if the pool is scored without evaluations of the Trainer."""
     return bool(args.eval_strategy == "no")
 
 
 def best_metric(args: TrainingArguments) -> str:
-    """What ``metric_for_best_model`` names, without "eval_"; empty for nothing."""
+    """The metric in ``metric_for_best_model``, without "eval_"; empty for none."""
     return (args.metric_for_best_model or "").removeprefix("eval_")
 
 
-def names_information(args: TrainingArguments) -> bool:
-    return not own_schedule(args) and best_metric(args) == Information.name
-
-
-def check_policy(policy: Policy, monitor: Monitor) -> None:
+def check_significance(policy: Policy, monitor: Monitor) -> None:
     """
     Raises:
-        ValueError: ``policy`` can't decide on the records of ``monitor``.
+        ValueError: ``policy`` tests for significance, and the resamples do not allow it.
     """
-    mode = "max" if monitor.criterion.higher_is_better else "min"
-    if getattr(policy, "mode", mode) != mode:
-        raise ValueError(
-            f"the criterion {monitor.criterion.name!r} is better when "
-            f"{'high' if mode == 'max' else 'low'}er: expected a policy with mode={mode!r}, "
-            f"got {policy}"
-        )
-    if getattr(policy, "significance", None) and (
-        len(monitor.resamples) < 2 or monitor.resample_size >= len(monitor.pool)
-    ):
+    count, size, texts = len(monitor.resample_indices), monitor.resample_size, len(monitor.pool)
+    if getattr(policy, "significance", None) and (count < 2 or size >= texts):
         raise ValueError(
             "a policy with `significance` needs at least 2 resamples smaller than the pool, "
-            f"got {len(monitor.resamples)} of {monitor.resample_size} of {len(monitor.pool)} texts"
+            f"got {count} of {size} of {texts} texts"
         )
 
 
-def check_arguments(
-    args: TrainingArguments,
-    criterion: Criterion,
-    load_best_at_end: bool,
-) -> None:
-    """
+def deciding_criterion(args: TrainingArguments, config: SepStopConfig) -> CriterionSpec:
+    """The criterion that decides a Trainer's run: the score in ``metric_for_best_model``, if any.
+
     Raises:
-        ValueError: the Trainer's arguments contradict the callback's.
+        ValueError: the Trainer's arguments contradict the configuration.
     """
-    name, higher = criterion.name, bool(criterion.higher_is_better)
     metric = best_metric(args)
-    if metric == Information.name and not args.greater_is_better:
-        raise ValueError(f"metric_for_best_model={metric!r} needs greater_is_better=True")
-    if metric == name and bool(args.greater_is_better) is not higher:
+    possible = [build_criterion(spec) for spec in _possible(config)]
+    criterion = next((one for one in possible if one.name == metric), None)
+    if not has_own_schedule(args) and config.load_best_model_at_end:
+        raise ValueError(
+            "SepStopCallback(load_best_model_at_end=True) is for runs with eval_strategy='no'; "
+            "with evaluations, set TrainingArguments(load_best_model_at_end=True, "
+            "metric_for_best_model='neighbor_mi'), or another score that the run records"
+        )
+    if criterion is None:
+        return config.criterion
+    higher = bool(criterion.higher_is_better)
+    if bool(args.greater_is_better) is not higher:
         raise ValueError(
             f"metric_for_best_model={metric!r} needs greater_is_better={higher}, "
             f"got {args.greater_is_better}"
         )
-    if metric == Separability.name != name:
-        raise ValueError(f"metric_for_best_model={metric!r}, but the criterion is {name!r}")
-    if own_schedule(args):
-        return
-    if load_best_at_end:
-        raise ValueError(
-            "load_best_at_end is for runs with eval_strategy='no'; with evaluations, set "
-            "TrainingArguments(load_best_model_at_end=True, "
-            f"metric_for_best_model={name!r}, greater_is_better={higher}), "
-            "or 'information' and True"
-        )
+    if config.criterion == AUTO:
+        return criterion
+    decides = build_criterion(config.criterion).name
+    if decides != metric:
+        raise ValueError(f"metric_for_best_model={metric!r}, but the criterion is {decides!r}")
+    return config.criterion
+
+
+def _possible(config: SepStopConfig) -> list[Any]:
+    """All criteria that the run may record; which ones depends on the model's outputs."""
+    possible: list[Any] = []
+    for spec in (config.criterion, *config.extra_criteria):
+        possible += MUTUAL_INFORMATION.values() if spec == AUTO else [spec]
+    return possible
 
 
 def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) -> None:
-    """Warn of arguments that are allowed but may not be meant.
+    """Warn of arguments that are valid but probably unintended.
 
     Args:
-        expected: the metric that keeps what the policy picks.
-        attached: whether the scores reach the trackers.
+        args: the Trainer's.
+        expected: name of the score that decides.
+        attached: True if the scores reach the trackers.
+
+    Warns:
+        UserWarning: the scores reach no tracker, or Trainer keeps checkpoints by another metric.
     """
     if args.report_to and not attached:
         warnings.warn(
@@ -97,11 +98,11 @@ def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) ->
             stacklevel=3,
         )
     metric = best_metric(args) or expected
-    if not own_schedule(args) and metric != expected:
+    if not has_own_schedule(args) and metric != expected:
         kept = "keeps" if args.save_total_limit is None else "keeps and deletes"
         warnings.warn(
-            f"sepstop: metric_for_best_model is {metric!r}, so Trainer {kept} checkpoints "
-            f"by that; set it to {expected!r} to keep the label-free pick",
+            f"sepstop: metric_for_best_model is {metric!r}, so Trainer {kept} checkpoints by that "
+            f"metric; set it to {expected!r} to keep the label-free pick",
             stacklevel=3,
         )
 
@@ -109,23 +110,27 @@ def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) ->
 def warn_of_schedule(
     args: TrainingArguments, state: TrainerState, every_n_steps: int | None, dataloader: Any
 ) -> None:
-    """Warn of a Trainer's run that will be scored too rarely to be decided."""
+    """Warn if a Trainer's run will have too few scores for a policy."""
     count = _planned_scores(args, state, every_n_steps, dataloader)
-    proposal = "every_n_steps={}" if own_schedule(args) else "eval_strategy='steps', eval_steps={}"
+    proposal = (
+        "every_n_steps={}" if has_own_schedule(args) else "eval_strategy='steps', eval_steps={}"
+    )
     warn_of_few_scores(count, state.max_steps, proposal)
 
 
 def warn_of_few_scores(count: int, steps: int, proposal: str) -> None:
-    """Warn where ``count`` scores in so many steps are too few and more can be had.
+    """Warn if ``count`` scores are too few and more are possible.
 
     Args:
-        proposal: what to set, with ``{}`` for a number of steps.
+        count: number of scores that the run will have.
+        steps: number of optimizer steps of the run.
+        proposal: the setting to change, with ``{}`` for a number of steps.
     """
-    every = max(1, steps // (2 * FEWEST))
-    if count < FEWEST and count < steps // every:
+    every = max(1, steps // (2 * MIN_SCORES))
+    if count < MIN_SCORES and count < steps // every:
         warnings.warn(
             f"sepstop: this run will have {count} score{'s' * (count != 1)} in {steps} steps, but "
-            f"a policy needs at least {FEWEST}; for about {2 * FEWEST}, set "
+            f"a policy needs at least {MIN_SCORES}; for about {2 * MIN_SCORES}, set "
             f"{proposal.format(every)}",
             stacklevel=4,
         )
@@ -134,13 +139,13 @@ def warn_of_few_scores(count: int, steps: int, proposal: str) -> None:
 def _planned_scores(
     args: TrainingArguments, state: TrainerState, every_n_steps: int | None, dataloader: Any
 ) -> int:
-    """How often the pool will be scored; a stream of unknown length counts as one epoch."""
+    """Number of scores that the run will have; a stream of unknown length is one epoch."""
     try:
         updates = max(1, len(dataloader) // args.gradient_accumulation_steps)
     except TypeError:  # of an IterableDataset
         updates = state.max_steps
     last, by_epoch = state.max_steps, args.eval_strategy == "epoch"
-    if own_schedule(args):
+    if has_own_schedule(args):
         return math.ceil(last / (every_n_steps or updates))
     start = 0.0 if args.eval_delay is None else args.eval_delay * (updates if by_epoch else 1)
     between = max(updates if by_epoch else state.eval_steps, 1)
@@ -155,11 +160,11 @@ def _planned_scores(
 
 
 def warn_of_other_run(output_dir: str) -> None:
-    """Warn where a new run begins in a folder with checkpoints of an earlier one."""
+    """Warn if a new run begins in a folder with checkpoints of an earlier one."""
     found = sorted(Path(output_dir).glob("checkpoint-*"))
     if found:
         warnings.warn(
-            f"sepstop: {output_dir} holds checkpoints of an earlier run, {found[0].name} among "
-            "them; remove them or choose another output_dir, so that the two are not mixed",
+            f"sepstop: {output_dir} holds checkpoints of an earlier run, such as {found[0].name}; "
+            "remove them or choose another output_dir, so that the two runs are not mixed",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""A run's progress and scores in the terminal in which it is trained."""
+"""Progress bar and scores of a run, in the terminal that trains it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from sepstop.callbacks.session import Watch
+from sepstop.callbacks.trainer import SepStopCallback
 from sepstop.report.live import view
-from sepstop.runs import history as rows
+from sepstop.runs.history import scalars
 
-_EVERY = 0.2  # seconds between two pictures
+_INTERVAL = 0.2  # seconds between two frames
 
 
 class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
-    """A bar of the steps, the newest logs and the scores, redrawn in place while a run is trained.
+    """Shows a progress bar, the newest logs and the scores, redrawn in place during training.
 
-    It takes the place of the Trainer's own bar and printed logs, on a terminal only: elsewhere, and
-    with ``disable_tqdm``, `attach` changes nothing.
+    On a terminal, it replaces the Trainer's own progress bar and printed logs. Elsewhere, and with
+    ``disable_tqdm``, `attach` changes nothing::
 
         callback.attach(trainer)
         LiveView(callback).attach(trainer)
 
     Args:
         callback: whose scores are shown.
-        console: where; standard output by default.
+        console: where to draw. Default: standard output.
     """
 
-    def __init__(self, callback: Watch, console: Console | None = None) -> None:
+    def __init__(self, callback: SepStopCallback, console: Console | None = None) -> None:
         super().__init__()
         self.callback = callback
         self.console = console or Console()
@@ -48,10 +48,10 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
         )
         self._logs: dict[str, float] = {}
         self._drawn = 0.0
-        self._spoken = (False, False, False)  # what else is said when no picture is shown
+        self._own_output = (False, False, False)  # verbose, progress, bars without this view
 
     def attach(self, trainer: Any) -> LiveView:
-        """Show ``trainer``'s runs from now on; call it when the scores' callback is there."""
+        """Show the runs of ``trainer`` from now on; it must have the scores' callback already."""
         if (
             self.console.is_terminal
             and not trainer.args.disable_tqdm
@@ -63,11 +63,11 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._end()  # of a run that was broken off
-        callback, monitor = self.callback, self.callback.monitor
-        self._spoken = callback.verbose, monitor.progress, logging.is_progress_bar_enabled()
-        callback.verbose = monitor.progress = False
-        logging.disable_progress_bar()  # there is one for each save
+        self._end()  # of a run that was interrupted
+        session, observer = self.callback.session, self.callback.monitor.observer
+        self._own_output = session.verbose, observer.progress, logging.is_progress_bar_enabled()
+        session.verbose = observer.progress = False
+        logging.disable_progress_bar()  # each save would show one
         for task in self._steps.task_ids:
             self._steps.remove_task(task)
         self._steps.add_task("step", total=state.max_steps, completed=state.global_step)
@@ -81,7 +81,7 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         numbers = {key: v for key, v in (logs or {}).items() if isinstance(v, (int, float))}
-        if "train_runtime" in numbers:  # the last word; the best model is loaded next
+        if "train_runtime" in numbers:  # the last row; the best model is loaded next
             self._end()
             return
         self._logs |= numbers
@@ -100,26 +100,26 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
         self._end()
 
     def _draw(self, now: bool = False) -> None:
-        """Draw if it is time to; where the terminal does not take it, the run goes on without."""
-        if self._live is None or not (now or time.monotonic() - self._drawn > _EVERY):
+        """Draw if it is time to; if the terminal cannot show it, the run goes on without a view."""
+        if self._live is None or not (now or time.monotonic() - self._drawn > _INTERVAL):
             return
         try:
             if not self._live.is_started:
                 self._live.start()
-                self.console.show_cursor(True)  # it stays, should the run end by an exception
-            self._live.update(self._picture(), refresh=True)
+                self.console.show_cursor(True)  # also after a run that ends by an exception
+            self._live.update(self._frame(), refresh=True)
             self._drawn = time.monotonic()
         except Exception as error:
             self._end()
             why = f"{type(error).__name__}: {error}"
             warnings.warn(f"sepstop: no view on this terminal: {why}", stacklevel=3)
 
-    def _picture(self) -> RenderableType:
-        callback, history = self.callback, self.callback.history
-        in_table = rows.scalars(history[-1]) if history else {}
-        logs = (f"{key} {v:.4g}" for key, v in self._logs.items() if key not in in_table)
+    def _frame(self) -> RenderableType:
+        history = self.callback.history
+        shown = scalars(history[-1]) if history else {}  # in the table of scores
+        logs = (f"{key} {v:.4g}" for key, v in self._logs.items() if key not in shown)
         height = self.console.height - 3
-        scores = view(history, callback.decision, callback.by_information, "sepstop", height)
+        scores = view(self.callback.session.recorded(), "sepstop", height)
         return Group(scores, Text("  ".join(logs), style="dim"), self._steps)
 
     def _end(self) -> None:
@@ -127,8 +127,9 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
             return
         live, self._live = self._live, None
         with suppress(Exception):
-            live.update(self._picture())
+            live.update(self._frame())
             live.stop()
-        self.callback.verbose, self.callback.monitor.progress, bars = self._spoken
+        session, observer = self.callback.session, self.callback.monitor.observer
+        session.verbose, observer.progress, bars = self._own_output
         if bars:
             logging.enable_progress_bar()

@@ -1,95 +1,71 @@
-"""What a callback does whatever trains the model: measure, decide, remember."""
+"""A run that is measured and decided: its history, its policy, and its files."""
 
 from __future__ import annotations
 
 import logging
-import math
 import traceback
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from sepstop.callbacks.checks import check_policy
-from sepstop.criteria import Information, Separability
-from sepstop.decide.policies import (
-    POLICIES,
-    Auto,
-    Mode,
-    Plateau,
-    best_record,
-    decide,
-    has_information,
-)
+from sepstop.callbacks.checks import check_significance
+from sepstop.config import AUTO, CriterionSpec, Precision, SepStopConfig
+from sepstop.decide.policies import POLICIES, decide, policy_for
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
-from sepstop.runs import history as rows
-from sepstop.types import Criterion, Decision, Policy, Record
+from sepstop.runs.history import HISTORY_FILE, try_to_write_history
+from sepstop.runs.records import RunHistory
+from sepstop.types import NO_SCORE, Decision, Policy, Record
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import build, describe
 
 logger = logging.getLogger(__name__)
 
+_UNPAIRED = {"num_resamples", "resample_size", "seed", "pool_size", "pool"}
 
-class Watch:
-    """The history of a run and the decision on it; callbacks translate their trainer's events.
 
-    The arguments are described in `sepstop.SepStopCallback`.
+class Session:
+    """Measures, decides and remembers; knows no trainer.
+
+    Callbacks hold one and translate their trainer's events. The calls, in order, the same on all
+    ranks: `prepare`, `resume`, `settle_stop`, `set_reference`, `measure` at each evaluation, `end`.
+
+    Args:
+        pool: see `sepstop.measure.pool.read_pool`.
+        config: of the run.
 
     Attributes:
-        history: the records so far, those before a resume included.
-        decisions: the decision made at each record; None where an earlier version of sepstop did
-            not write it down.
+        monitor: measures the model.
+        records: the scores so far, those before a resume included.
+        decisions: the decision made at each record.
+        stays_stopped: True for a run that was stopped before it was resumed, unless the
+            configuration says ``continue_after_stop``.
+        verbose: print a line for each score.
+
+    Raises:
+        FileNotFoundError, ValueError: an unusable pool or configuration.
     """
 
-    def __init__(
-        self,
-        pool: Any,
-        criterion: Any = None,
-        policy: Any = None,
-        embedder: Any = None,
-        *,
-        every_n_steps: int | None = None,
-        continue_after_stop: bool = False,
-        on_error: Literal["skip", "raise"] = "skip",
-        verbose: bool = True,
-        **monitor_options: Any,
-    ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"expected `every_n_steps` >= 1, got {every_n_steps}")
-        if on_error not in ("skip", "raise"):
-            raise ValueError(f"expected `on_error` 'skip' or 'raise', got {on_error!r}")
-        given = {"criterion": criterion, "embedder": embedder}
-        monitor_options |= {key: value for key, value in given.items() if value is not None}
-        if isinstance(pool, Monitor) and monitor_options:
-            raise ValueError(f"give {sorted(monitor_options)} to the Monitor instead")
-        self.monitor = pool if isinstance(pool, Monitor) else Monitor(pool, **monitor_options)
-        mode: Mode = "max" if self._criterion.higher_is_better else "min"
-        self._has_own_policy = policy is not None
-        # Whoever names a criterion wants it to decide.
-        self._is_default = criterion is None and self._criterion.name == Separability.name
-        default: type = Auto if self._is_default else Plateau
-        self.policy: Policy = (
-            default(mode=mode) if policy is None else build("policy", policy, POLICIES)
-        )
-        check_policy(self.policy, self.monitor)
-        self._mode = mode
-        self.every_n_steps = every_n_steps
-        self.continue_after_stop = continue_after_stop
-        self.on_error = on_error
-        self.verbose = verbose
-        self.history: list[Record] = []
+    def __init__(self, pool: Any, config: SepStopConfig) -> None:
+        self.config = config
+        self.monitor = Monitor(pool, config)
+        self.policy: Policy | None = None  # of an "auto", known when the model is
+        if config.policy != AUTO:
+            self.policy = build("policy", config.policy, POLICIES)
+            check_significance(self.policy, self.monitor)
+        self.records: list[Record] = []
         self.decisions: list[Decision | None] = []
-        self._settings_since = 0  # first step measured with the settings of now
-        self._afresh_after = -1  # told to go on after a stop that the checkpoint does not know
-        self._stopped_before = False  # resumed after a stop: the weights stay as they are
+        self.stays_stopped = False
+        self.verbose = config.verbose
+        self._settings_since = 0  # first step measured with the current settings
+        self._policy_restart_step = -1  # the policy sees only the scores after this step
 
-    @property
-    def _criterion(self) -> Criterion:
-        return self.monitor.criterion
+    # State
 
     @property
     def decision(self) -> Decision | None:
@@ -97,194 +73,312 @@ class Watch:
         return self.decisions[-1] if self.decisions else None
 
     @property
-    def by_information(self) -> bool:
-        """Whether the policy goes by the information, where there is any, and not by the score."""
-        return isinstance(self.policy, Auto)
-
-    @property
     def decides(self) -> str:
-        """Name of the score that the newest decision went by."""
-        informed = not self.history or has_information(self.history)
-        return Information.name if self.by_information and informed else self._criterion.name
+        """Name of the score that decides; empty before `prepare`."""
+        return self.monitor.decides
 
-    @property
-    def _best_metric(self) -> str:
-        """What the metric is called whose best is the policy's pick."""
-        return Information.name if self.by_information else self._criterion.name
+    def decide_by(self, criterion: CriterionSpec) -> None:
+        """Replace the configuration's criterion; before `prepare`."""
+        self.config = self.monitor.config = replace(self.config, criterion=criterion)
 
-    def _is_due(self, step: int, is_last: bool) -> bool:
-        """Whether an evaluation is to be scored: the first, the last, and one ``every_n_steps``."""
-        every = self.every_n_steps
-        return not every or not self.history or is_last or step - self.history[-1].step >= every
+    def is_due(self, step: int, is_last: bool) -> bool:
+        """True if an evaluation is due: the first, the last, and every ``every_n_steps`` steps."""
+        every = self.config.every_n_steps
+        if not every or not self.records or is_last:
+            return True
+        return step - self.records[-1].step >= every
 
-    def _restore(self, recorded: rows.RunHistory) -> None:
+    # Events of a run
+
+    def prepare(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        labels: Any = None,
+        precision: Precision | None = None,
+    ) -> None:
+        """`Monitor.prepare`, and the policy that fits the score that decides.
+
+        Raises:
+            ValueError: the model, the pool and the configuration do not fit each other.
+        """
+        self.monitor.prepare(model, tokenizer, labels, precision)
+        self._settle_policy()
+
+    def resume(self, recorded: RunHistory) -> None:
         """Take over what a resumed run recorded; a new run recorded nothing.
 
         The newest decision is made again, by the policy that the run has now.
+
+        Raises:
+            ValueError: the run was measured differently, and the policy needs the same resamples.
+
+        Warns:
+            UserWarning: the run was measured differently, or records have no score that decides.
         """
-        own = self._of_own_criterion(recorded)
-        self.history, self.decisions = list(own.records), list(own.decisions)
-        self._afresh_after = -1
+        self.monitor.restore_outputs(recorded.settings.get("outputs"))
+        self._settle_policy()
+        own = self.own_part(recorded)
+        self.records, self.decisions = list(own.records), list(own.decisions)
+        self._policy_restart_step = -1
         self._settings_since = recorded.settings_since
-        self.monitor.head.recall(recorded.settings.get("outputs"))
-        if self.history:
+        left_out = len(recorded.records) - len(self.records)
+        if left_out:
+            warnings.warn(
+                f"sepstop: {left_out} of the resumed run's {len(recorded.records)} records have no "
+                f"score {self.decides!r}, which decides now; they are left out",
+                stacklevel=3,
+            )
+        if self.records:
             if self._settings_changed(recorded.settings):
-                self._settings_since = self.history[-1].step + 1
-            self.decisions[-1] = self._decide(self.history)
+                self._settings_since = self.records[-1].step + 1
+            self.decisions[-1] = self.decide(self.records)
 
-    def _of_own_criterion(self, recorded: rows.RunHistory) -> rows.RunHistory:
-        return recorded.where(lambda record: record.criterion == self._criterion.name)
+    def own_part(self, recorded: RunHistory) -> RunHistory:
+        """The records with the score that decides now."""
+        return recorded.where(lambda record: self.decides in record.scores)
 
-    def _recorded(self, ended: int | None = None) -> rows.RunHistory:
-        """The run so far, as its history file has it."""
-        return rows.RunHistory(
-            tuple(self.history),
-            tuple(self.decisions),
-            settings=self.monitor.settings,
-            settings_since=self._settings_since,
-            policy=describe(self.policy, POLICIES),
-            decides=self.decides,
-            ended=ended,
+    def share(self) -> None:
+        """Use the first rank's history on all ranks: each has read its own disk."""
+        self.records, self.decisions, self._policy_restart_step = Ranks.of_run().of_first(
+            (self.records, self.decisions, self._policy_restart_step)
         )
 
-    def _write_down(self, folder: str | Path, ended: int | None = None) -> None:
+    def take_over_stop(self, whole: RunHistory, decision: Decision, step: int) -> None:
+        """Take over a stop that was decided after the checkpoint at ``step`` was saved.
+
+        With ``continue_after_stop``, the policy ignores the scores up to ``step`` instead.
+
+        Args:
+            whole: the run up to the stop, as `own_part` gives it.
+            decision: on its newest record.
+        """
+        if self.config.continue_after_stop:
+            self._policy_restart_step = step
+        else:
+            self.records = list(whole.records)
+            self.decisions = [*whole.decisions[:-1], decision]
+
+    def settle_stop(self) -> bool:
+        """True, with a line on the terminal, if the resumed run stays stopped."""
+        stopped = self.decision is not None and self.decision.stop
+        self.stays_stopped = stopped and not self.config.continue_after_stop
+        if self.stays_stopped and self.decision is not None:
+            self.say(
+                f"sepstop: this run was stopped before and stays stopped ({self.decision.reason}); "
+                "to continue it, set continue_after_stop=True"
+            )
+        return self.stays_stopped
+
+    def set_reference(
+        self, folder: str | Path, step: int, model: nn.Module, measured_first: bool = False
+    ) -> None:
+        """Set the neighbors that scores refer to: those before training, or of the resumed run.
+
+        Args:
+            folder: of the run.
+            step: at which training begins.
+            model: the model that will be measured.
+            measured_first: True if the pool is scored before the first step anyway.
+
+        Warns:
+            RuntimeWarning: the resumed run's neighbors are missing, or the pool could not be
+                embedded.
+        """
+        if not self.monitor.scorer.uses_neighbors:
+            return
+        if step > 0:
+            path = Path(folder) / NEIGHBORS_FILE
+            found = Neighborhoods.load(path, self.monitor.embedding_key, step)
+            self.monitor.neighborhoods = Ranks.of_run().of_first(found)
+            if self.records and not self.monitor.neighborhoods.steps:
+                warnings.warn(
+                    f"sepstop: {path} is missing or belongs to another pool or pooling; the mutual "
+                    "information refers to the next evaluation instead of the start, so it may not "
+                    "compare with earlier records",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        elif not measured_first:
+            try:
+                self.monitor.set_reference(model)
+            except Exception as error:
+                self._fail("could not embed the pool before training", error)
+
+    def measure(
+        self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
+    ) -> tuple[Record, Decision] | None:
+        """Score the pool, decide, and write both to the run's files.
+
+        Returns:
+            The record and the decision; None if this step was scored before, as by an evaluation
+            on another data set or right after resuming.
+        """
+        if self.records and self.records[-1].step == step:
+            return None
+        record = Ranks.of_run().of_first(self._record(model, step, epoch))
+        decision = self.decide([*self.records, record])
+        self.records.append(record)
+        self.decisions.append(decision)
+        self.write(folder)
+        if Ranks.of_run().rank == 0 and self.monitor.scorer.uses_neighbors:
+            path = Path(folder) / NEIGHBORS_FILE
+            self.monitor.neighborhoods.save(path, self.monitor.embedding_key)
+        return record, decision
+
+    def decide(self, records: list[Record]) -> Decision:
+        """The decision on the newest of ``records``."""
+        series = self.monitor.series(records)
+        try:
+            assert self.policy is not None  # since `prepare`
+            return decide(self.policy, series, self._policy_restart_step)
+        except Exception as error:
+            step = records[-1].step
+            self._fail(f"could not decide at step {step}", error)
+            why = f"the policy failed: {type(error).__name__}: {error}"
+            return Decision(False, series.best_step, why, step)
+
+    def end(self, folder: str | Path, step: int, remedy: str = "") -> None:
+        """Record that training ended at ``step``.
+
+        Args:
+            folder: of the run.
+            step: optimizer steps taken.
+            remedy: what to do if the pool was not scored once, as a clause.
+
+        Warns:
+            RuntimeWarning: the pool was not scored once.
+        """
+        if not self.records:
+            warnings.warn(
+                f"sepstop: the pool was not scored once in {step} steps: {remedy}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        # Trainer takes one more step when a stopped run is resumed; it changes nothing.
+        self.write(folder, self.records[-1].step if self.stays_stopped else step)
+
+    def write(self, folder: str | Path, ended: int | None = None) -> None:
         """Replace the history file of the run in ``folder``.
 
         Args:
             ended: step at which training ended; None while it goes on.
         """
         if Ranks.of_run().rank == 0:
-            rows.try_to_write_run(Path(folder) / rows.HISTORY_FILE, self._recorded(ended))
+            try_to_write_history(Path(folder) / HISTORY_FILE, self.recorded(ended))
 
-    def _end(self, folder: str | Path, step: int) -> None:
-        """Note in the history file that training ended at ``step``."""
-        # The step that a stopped run takes when it is resumed changes nothing.
-        self._write_down(folder, self.history[-1].step if self._stopped_before else step)
+    # Output
 
-    def _stays_stopped(self) -> bool:
-        """Whether a resumed run was stopped before and is not told to go on; said if so."""
-        stopped = self.decision is not None and self.decision.stop
-        self._stopped_before = stopped and not self.continue_after_stop
-        if self._stopped_before and self.decision is not None:
-            self._say(
-                f"sepstop: this run was stopped before and stays stopped ({self.decision.reason}); "
-                "continue_after_stop=True goes on"
-            )
-        return self._stopped_before
-
-    def _recall_neighbors(
-        self, folder: str | Path, step: int, model: nn.Module, measured_first: bool = False
-    ) -> None:
-        """The neighbours that the information refers to: from before training, or of the run.
+    def announce_start(self, keeps: str) -> None:
+        """Print which score decides, which policy stops the run, and what is kept.
 
         Args:
-            folder: of the run.
-            step: at which it begins or goes on.
-            measured_first: it is scored before the first step anyway.
+            keeps: what happens to the best checkpoint, as a clause.
         """
-        if step > 0:
-            path, places = Path(folder) / NEIGHBORS_FILE, self.monitor.places
-            found = Neighborhoods.load(path, places, step)
-            self.monitor.neighborhoods = Ranks.of_run().of_first(found)
-            if self.history and not self.monitor.neighborhoods.steps:
-                warnings.warn(
-                    f"sepstop: {path}, which the run wrote at each evaluation, is missing or of "
-                    "another pool or embedder; the information refers to the next evaluation "
-                    "instead of the start, and may not compare with what was recorded before",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-        elif not measured_first:
-            try:
-                self.monitor.remember(model)
-            except Exception as error:
-                self._fail("sepstop could not embed the pool before training", error)
+        others = [name for name in self.monitor.higher_is_better if name != self.decides]
+        beside = f" ({', '.join(others)} recorded beside it)" if others else ""
+        policy = describe(self.policy, POLICIES)
+        stops = policy.get("name", policy.get("custom"))
+        self.say(f"sepstop: {self.decides} decides{beside}; policy {stops}; {keeps}")
 
-    def _score(
-        self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
-    ) -> tuple[Record, Decision] | None:
-        """Score the pool once for this step, decide, and write down both; None the second time."""
-        if self.history and self.history[-1].step == step:
-            return None  # a second evaluation set, or an evaluation right after resuming
-        record = Ranks.of_run().of_first(self._record(model, step, epoch))
-        decision = self._decide([*self.history, record])
-        self.history.append(record)
-        self.decisions.append(decision)
-        self._write_down(folder)
-        if Ranks.of_run().rank == 0:
-            path = Path(folder) / NEIGHBORS_FILE
-            self.monitor.neighborhoods.save(path, self.monitor.places)
-        return record, decision
+    def announce(self, record: Record, decision: Decision) -> None:
+        """Print the scores and the decision."""
+        scores = {self.decides: record.scores[self.decides]} | dict(record.scores)
+        shown = "  ".join(f"{name} {score}" for name, score in scores.items())
+        verdict = "STOP" if decision.stop else "go on"
+        self.say(f"sepstop: step {record.step}  {shown}  {verdict}: {decision.reason}")
+
+    def say(self, line: str) -> None:
+        """Log a line, and print it on the first rank if `verbose`."""
+        logger.info(line)
+        if self.verbose and Ranks.of_run().rank == 0:
+            tqdm.write(line)
+
+    def recorded(self, ended: int | None = None) -> RunHistory:
+        """The run so far, as in its history file.
+
+        Args:
+            ended: step at which training ended; None while it goes on.
+        """
+        return RunHistory(
+            tuple(self.records),
+            tuple(self.decisions),
+            settings=self.monitor.settings,
+            settings_since=self._settings_since,
+            policy={} if self.policy is None else describe(self.policy, POLICIES),
+            decides=self.decides,
+            higher_is_better=self.monitor.higher_is_better,
+            ended=ended,
+        )
+
+    def _settle_policy(self) -> None:
+        direction = self.monitor.higher_is_better[self.decides]
+        self.policy = policy_for(self.config.policy, self.decides, direction)
 
     def _record(self, model: nn.Module, step: int, epoch: float | None) -> Record:
         try:
-            return self.monitor.measure(model, step, epoch)
+            decided = self.decides
+            record = self.monitor.measure(model, step, epoch)
+            if self.decides != decided:  # the outputs were found to be others than assumed
+                self._settle_policy()
+            return record
         except Exception as error:
-            self._fail(f"sepstop could not measure step {step}", error)
-            return Record(step, epoch, math.nan, criterion=self._criterion.name)
-
-    def _decide(self, history: list[Record]) -> Decision:
-        try:
-            return decide(self.policy, history, self._mode, self._afresh_after)
-        except Exception as error:
-            step = history[-1].step
-            self._fail(f"sepstop could not decide at step {step}", error)
-            best = best_record(history, self._mode)
-            why = f"the policy failed: {type(error).__name__}: {error}"
-            return Decision(False, None if best is None else best.step, why, step)
+            self._fail(f"could not measure step {step}", error)
+            return Record(
+                step,
+                epoch,
+                dict.fromkeys(self.monitor.higher_is_better, NO_SCORE),
+                resample_size=self.monitor.resample_size,
+                pool_size=len(self.monitor.pool),
+            )
 
     def _fail(self, what: str, error: Exception) -> None:
-        if self.on_error == "raise":
+        if self.config.on_error == "raise":
             raise error
         logger.debug(what, exc_info=True)
         warnings.warn(
-            f"{what}; training goes on without it: {type(error).__name__}: {error}\n"
+            f"sepstop: {what}; training goes on without it: {type(error).__name__}: {error}\n"
             f"{traceback.format_exc(limit=-3)}",
             RuntimeWarning,
             stacklevel=3,
         )
 
     def _settings_changed(self, recorded: Mapping[str, Any]) -> bool:
-        """True, with a warning, if the run was measured with other settings before it was resumed.
+        """True, with a warning, if the run was measured differently before it was resumed.
 
         Raises:
-            ValueError: they changed, and the policy compares the same resamples.
+            ValueError: it was, and the policy compares the same resamples.
         """
-        changed = {
-            key: f"{key} was {value!r} and is {self.monitor.settings[key]!r}"
-            for key, value in recorded.items()
-            if self.monitor.settings.get(key, value) != value
-        }
+        changed = self._changes(recorded)
         if not changed:
             return False
-        what = f"the resumed run was measured otherwise: {'; '.join(changed.values())}"
-        unpaired = changed.keys() & {"resamples", "resample_size", "seed", "pool_size", "pool"}
-        if unpaired and getattr(self.policy, "significance", None):
+        what = f"the resumed run was measured differently: {'; '.join(changed.values())}"
+        if changed.keys() & _UNPAIRED and getattr(self.policy, "significance", None):
             raise ValueError(
                 f"{what}. A policy with `significance` compares the same resamples: expected the "
-                "settings of before"
+                "earlier settings"
             )
-        warnings.warn(f"sepstop: {what}; its scores may not compare with new ones", stacklevel=2)
+        warnings.warn(f"sepstop: {what}; its scores may not compare with new ones", stacklevel=3)
         return True
 
-    def _row(self, record: Record, decision: Decision) -> dict[str, Any]:
-        """A copy of the record and decision for the trainer's own state, ready for JSON."""
-        return {
-            "record": rows.to_dict(record),
-            "decision": rows.decision_to_dict(decision),
-            **rows.header_of(self._recorded()),
+    def _changes(self, recorded: Mapping[str, Any]) -> dict[str, str]:
+        """The settings whose change makes scores differ, each with a sentence.
+
+        Another criterion is not a change if the run recorded its scores before. An extra criterion
+        that is new or missing is not a change either.
+        """
+        settings = self.monitor.settings
+        known = [recorded.get("criterion"), *recorded.get("extra_criteria", [])]
+        changed = {
+            key: f"{key} was {value!r} and is {settings[key]!r}"
+            for key, value in recorded.items()
+            if key != "extra_criteria"
+            and settings.get(key, value) != value
+            and not (key == "criterion" and settings[key] in known)
         }
-
-    def _announce(self, record: Record, decision: Decision) -> None:
-        informed = math.isfinite(record.information)
-        information = f"information {record.information:.4f}  " if informed else ""
-        self._say(
-            f"sepstop: step {record.step}  {record.criterion} {record.score:.4f} "
-            f"[{record.low:.4f}, {record.high:.4f}]  {information}"
-            f"{'STOP' if decision.stop else 'go on'}: {decision.reason}"
-        )
-
-    def _say(self, line: str) -> None:
-        logger.info(line)
-        if self.verbose and Ranks.of_run().rank == 0:
-            tqdm.write(line)
+        for extra in settings["extra_criteria"]:
+            name = extra.get("name")  # None for one that settings do not describe
+            before = [one for one in known if name and one and one.get("name") == name]
+            if before and extra not in before:
+                changed["extra_criteria"] = f"an extra criterion was {before[0]!r} and is {extra!r}"
+        return changed

@@ -1,1 +1,1 @@
-"""The `sepstop` command."""
+"""The command line."""

@@ -1,4 +1,4 @@
-"""`sepstop bench`: record runs on one's own data, and judge criteria and policies on runs."""
+"""The command `sepstop bench`: recording of runs, judgement of criteria and policies."""
 
 from __future__ import annotations
 
@@ -10,64 +10,46 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sepstop.cli.errors import sentences
+from sepstop.cli.errors import user_errors
 
 app = typer.Typer(help="Record fine-tuning runs and judge criteria and policies on them.")
 
 _WIDTH = 140
-
-POLICIES: dict[str, dict[str, Any]] = {
-    "plateau": {"name": "plateau"},
-    "patience 1": {"name": "patience", "patience": 1},
-    "patience 3": {"name": "patience", "patience": 3},
-    "patience 5": {"name": "patience", "patience": 5},
-    "first optimum": {"name": "first_optimum"},
-}
 
 
 @app.command()
 def judge(
     runs_dir: Annotated[Path, typer.Argument(help="Folder of recorded runs (.npz).")],
     criterion: Annotated[
-        list[str] | None, typer.Option(help="Judge this one only; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Judge only this criterion. Repeatable. Default: all but label_mi."),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Resamples of the pool.")] = 20,
+    num_resamples: Annotated[int, typer.Option(min=1, help="Resamples of the pool.")] = 20,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for the scores; RUNS_DIR/scores by default.")
+        Path | None, typer.Option(help="Folder for the scores. Default: RUNS_DIR/scores.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
     ] = False,
 ) -> None:
-    """Regret, steps saved, rank agreement and label equivalent of each criterion and policy.
+    """Show regret, steps saved, rank agreement and label equivalent of criteria and policies.
 
-    Scores are kept in files, so that judging again takes seconds. Exit status: 0, or 2 when there
-    is nothing to judge.
+    Scores are kept in files, so judging again takes seconds. Exit status: 0, or 2 if there is
+    nothing to judge.
     """
-    from tqdm.auto import tqdm
-
-    from sepstop.bench.judge import JUDGED, ScoreCache
+    from sepstop.bench.judge import JUDGED, KNOWN
     from sepstop.bench.judge import judge as judge_runs
-    from sepstop.bench.recorded_run import find_runs, load_run
-    from sepstop.criteria import CRITERIA
+    from sepstop.bench.recorded_run import find_recorded_runs, load_run
+    from sepstop.bench.scores import ScoreCache
     from sepstop.utils.registry import build
 
     messages = Console(stderr=True)
-    with sentences(messages):
+    with user_errors(messages):
         names = dict.fromkeys(criterion or JUDGED)
-        criteria = {name: build("criterion", name, CRITERIA) for name in names}
-        runs = [load_run(path) for path in find_runs(runs_dir)]
-        score = ScoreCache(cache or runs_dir / "scores", resamples)
-        total, quiet = len(runs) * (len(criteria) + 2), not messages.is_terminal
-        with tqdm(total=total, desc="scores", leave=False, disable=quiet) as bar:
-
-            def scored(run: Any, one: Any) -> Any:
-                bar.set_postfix_str(f"{one.name} of {run.name}")
-                history = score(run, one)
-                bar.update()
-                return history
-
-            judgement = judge_runs(runs, criteria, POLICIES, scored)
+        criteria = [build("criterion", name, KNOWN) for name in names]
+        runs = [load_run(path) for path in find_recorded_runs(runs_dir)]
+        scores = ScoreCache(cache or runs_dir / "scores", num_resamples)
+        judgement = judge_runs(runs, criteria, scores=scores, progress=messages.is_terminal)
     if as_json:
         typer.echo(json.dumps(judgement.as_json(), indent=2, allow_nan=False))
         return
@@ -111,36 +93,48 @@ def _points(row: dict[str, Any], name: str, signed: bool = False) -> str:
 
 
 @app.command()
-def record(
+def record(  # an option for each setting of a run, so more than eight arguments
     data: Annotated[
         list[Path],
-        typer.Option(help=".jsonl, .json, .csv or .parquet of labelled texts; repeatable."),
+        typer.Option(help=".jsonl, .json, .csv or .parquet file of labeled texts. Repeatable."),
     ],
     labeled_rows: Annotated[int, typer.Option(min=1, help="Rows to train on.")],
     out: Annotated[Path, typer.Option(help="Folder for the recorded run.")],
     model: Annotated[str, typer.Option(help="Folder or hub name of the model.")],
-    text_column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="The column with the labels.")] = "label",
-    name: Annotated[str | None, typer.Option(help="What to call the data.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
-    noise: Annotated[float, typer.Option(help="Share of training labels made wrong.")] = 0.0,
-    noise_kind: Annotated[str, typer.Option(help="uniform, or class: the next one.")] = "uniform",
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the data. Default: the first file's.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-4,
+    noise: Annotated[float, typer.Option(help="Share of training labels to make wrong.")] = 0.0,
+    noise_kind: Annotated[
+        str, typer.Option(help="Wrong labels: uniform (any other class) or class (the next one).")
+    ] = "uniform",
     imbalance: Annotated[
-        float, typer.Option(help="Most frequent class for one of the rarest.")
+        float, typer.Option(help="Ratio of the most frequent class to the rarest.")
     ] = 1,
-    start: Annotated[str, typer.Option(help="base, reset, head or lora.")] = "base",
-    embedder: Annotated[str, typer.Option(help="mean, cls or last.")] = "mean",
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Start: base (pretrained), reset (top layers re-initialized), head (backbone "
+            "frozen) or lora."
+        ),
+    ] = "base",
+    pooling: Annotated[str, typer.Option(help="Pooling: mean, cls or last.")] = "mean",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 25,
     pool_rows: Annotated[int, typer.Option(help="Texts of the unlabeled pool.")] = 1000,
-    validation_rows: Annotated[int, typer.Option(help="For the references, at most.")] = 400,
+    validation_rows: Annotated[int, typer.Option(help="Validation texts, at most.")] = 400,
     test_rows: Annotated[int, typer.Option(help="Test texts, at most.")] = 2000,
-    max_length: Annotated[int, typer.Option(help="Tokens a text is cut at.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of split, noise, start and batches.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Truncate texts to this many tokens.")] = 40,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the split, the noise, the initialization and the batches.")
+    ] = 0,
 ) -> None:
-    """Fine-tune on some rows and record what a criterion could have seen, for `judge`.
+    """Fine-tune on some rows and record the inputs of all criteria, for `judge`.
 
-    A run that is recorded already is left as it is. Exit status: 0, or 2 for unusable data.
+    A run that is already recorded is kept. Exit status: 0, or 2 for unusable data.
     """
     import torch
 
@@ -148,7 +142,7 @@ def record(
     from sepstop.bench.recorded_run import save_run
 
     messages = Console(stderr=True)
-    with sentences(messages):
+    with user_errors(messages):
         settings = RunSettings(
             data=name or data[0].name.split(".")[0],
             labeled_rows=labeled_rows,
@@ -159,7 +153,7 @@ def record(
             start=start,  # type: ignore[arg-type]
             seed=seed,
             model=model,
-            embedder=embedder,
+            pooling=pooling,
             steps=steps,
             evaluate_every=evaluate_every,
             max_length=max_length,
@@ -169,7 +163,7 @@ def record(
         )
         path = out / f"{settings.name}.npz"
         if path.exists():
-            messages.print(f"{path} is recorded already", markup=False)
+            messages.print(f"{path} is already recorded", markup=False)
             return
         texts, labels = read_rows(data, text_column, label_column)
         device = "cuda" if torch.cuda.is_available() else "cpu"

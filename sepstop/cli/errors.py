@@ -1,4 +1,4 @@
-"""What a command says of errors and warnings: a sentence each."""
+"""Errors and warnings on the command line."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-_WARNINGS = (UserWarning, RuntimeWarning)
+_SHOWN_WARNINGS = (UserWarning, RuntimeWarning)
 
 
 @contextmanager
-def sentences(messages: Console) -> Iterator[None]:
-    """Says a user's error, which ends the command with 2, and at the end each warning once.
+def user_errors(messages: Console) -> Iterator[None]:
+    """Print errors and warnings that concern the user as one line each.
 
-    Any other exception is a fault of sepstop's, whose traceback we want to be sent. Of several
-    processes the first one speaks, and besides the one with an error.
+    OSError, ValueError and ImportError end the command with status 2. Any other exception is a bug:
+    its traceback gets through. Warnings are printed once each when the block ends, by the first of
+    several processes. Errors are printed by the process that has them.
+
+    Args:
+        messages: where to print.
     """
-    from sepstop.utils.distributed import (  # torch takes seconds, which --help has not
-        RankError,
-        Ranks,
-    )
+    # torch takes seconds to import, and --help does not need it.
+    from sepstop.utils.distributed import RankError, Ranks
 
     with warnings.catch_warnings(record=True) as caught:
-        for category in _WARNINGS:
+        for category in _SHOWN_WARNINGS:
             warnings.simplefilter("always", category)
         try:
             yield
         except (OSError, ValueError, ImportError) as error:
-            _say(messages, str(error), "red")
+            print_message(messages, str(error), "red")
             raise typer.Exit(2) from error
-        except RankError as error:  # its own process says what
+        except RankError as error:  # printed by the process that failed
             raise typer.Exit(2) from error
         finally:
             if Ranks.of_run().rank == 0:
-                said = [str(w.message) for w in caught if issubclass(w.category, _WARNINGS)]
-                for sentence in dict.fromkeys(said):
-                    _say(messages, sentence, "yellow")
+                shown = [str(w.message) for w in caught if issubclass(w.category, _SHOWN_WARNINGS)]
+                for message in dict.fromkeys(shown):
+                    print_message(messages, message, "yellow")
 
 
-def _say(messages: Console, sentence: str, style: str) -> None:
-    messages.print(f"sepstop: {sentence.removeprefix('sepstop: ')}", style=style, markup=False)
+def print_message(messages: Console, message: str, style: str) -> None:
+    """Print a message with sepstop's name before it."""
+    messages.print(f"sepstop: {message.removeprefix('sepstop: ')}", style=style, markup=False)

@@ -1,71 +1,74 @@
-"""Label-free scores of a model: a pure function and a thin class each.
+"""Label-free scores of a model: for each, a pure function and a thin class.
 
-A criterion is called with what it names in ``needs``, in that order; `INPUTS` lists what there is.
-One that reads the logits in a way that is right for some outputs only names them in ``outputs``:
-"classes" (one class out of k) or "labels" (yes or no for each).
+A criterion is called with the inputs that its attribute ``needs`` names, in that order; `INPUTS`
+describes them. A criterion whose reading of the logits suits only some models names their outputs
+in its attribute ``outputs``: "classes" (one class out of k) or "labels" (a yes or no for each).
+
+`CRITERIA` are the recommended ones. `sepstop.bench.criteria` has others for comparison.
 """
 
-from sepstop.criteria.clusters import CalinskiHarabasz, Silhouette
-from sepstop.criteria.component_mi import ClusterEntropy, ClusterInformation, ComponentInformation
-from sepstop.criteria.label_mi import LabelInformation
-from sepstop.criteria.neighbor_mi import Information
-from sepstop.criteria.persistence import TotalPersistence
-from sepstop.criteria.predictions import BNM, SND, Churn, Consistency, InfoMax, NegativeEntropy
+from sepstop.criteria.component_mi import ComponentMI
+from sepstop.criteria.label_mi import LabelMI
+from sepstop.criteria.neighbor_mi import NeighborMI
+from sepstop.criteria.predictions import InfoMax, NegativeEntropy
 from sepstop.criteria.separability import Separability, h0_separability
-from sepstop.criteria.spectrum import (
-    AlphaReQ,
-    Coherence,
-    NESum,
-    RankMe,
-    SelfClustering,
-    StableRank,
-)
-from sepstop.criteria.weights import WeightWatcher
 
 INPUTS = {
-    "points": "embeddings of a resample, (B, n, D)",
-    "logits": "the model's logits on them, (B, n, k)",
-    "previous_logits": "the same at the evaluation before, (B, n, k)",
-    "corrupted_logits": "those of the same texts without 30 % of their tokens, (B, n, k)",
-    "neighbors": "the 3 nearest neighbours of each text at each of the S evaluations so far, as "
-    "places in the cloud, (B, n, S, 3)",
-    "neighbor_classes": "predicted classes of the 3 nearest neighbours of each text, as they were "
-    "at each of the S evaluations so far, (B, n, S, 3)",
-    "model": "the model; a score of it alone is one number, ()",
+    "points": "the embeddings: (B, n, D) float",
+    "logits": "the model's logits: (B, n, k) float",
+    "previous_logits": "the logits of the previous evaluation: (B, n, k) float",
+    "corrupted_logits": "the logits of the same texts without 30 % of their tokens: "
+    "(B, n, k) float",
+    "neighbors": "the 3 nearest neighbors of each text at each of the S evaluations so far, as "
+    "indices into the cloud: (B, n, S, 3) int64",
+    "neighbor_classes": "the classes that the model predicts now for these neighbors: "
+    "(B, n, S, 3) int64",
 }
+"""The inputs that a criterion can need. B is the number of clouds, n the texts in each."""
 
 CRITERIA: dict[str, type] = {
+    "neighbor_mi": NeighborMI,
+    "label_mi": LabelMI,
+    "component_mi": ComponentMI,
     "separability": Separability,
-    "information": Information,
-    "label_information": LabelInformation,
-    "component_information": ComponentInformation,
-    "cluster_entropy": ClusterEntropy,
-    "cluster_information": ClusterInformation,
-    "total_persistence": TotalPersistence,
-    "rankme": RankMe,
-    "alpha_req": AlphaReQ,
-    "nesum": NESum,
-    "stable_rank": StableRank,
-    "self_clustering": SelfClustering,
-    "coherence": Coherence,
-    "silhouette": Silhouette,
-    "calinski_harabasz": CalinskiHarabasz,
-    "entropy": NegativeEntropy,
     "infomax": InfoMax,
-    "bnm": BNM,
-    "snd": SND,
-    "churn": Churn,
-    "consistency": Consistency,
-    "weightwatcher": WeightWatcher,
+    "entropy": NegativeEntropy,
 }
+"""The recommended criteria by their names in YAML, on the command line and in tables."""
+
+_COMPARED = {
+    "alpha_req": "AlphaReQ",
+    "bnm": "BNM",
+    "calinski_harabasz": "CalinskiHarabasz",
+    "churn": "Churn",
+    "cluster_entropy": "ClusterEntropy",
+    "cluster_information": "ClusterInformation",
+    "coherence": "Coherence",
+    "consistency": "Consistency",
+    "nesum": "NESum",
+    "rankme": "RankMe",
+    "self_clustering": "SelfClustering",
+    "silhouette": "Silhouette",
+    "snd": "SND",
+    "stable_rank": "StableRank",
+    "total_persistence": "TotalPersistence",
+}
+
+HINTS = {
+    name: f"{name!r} is for comparison only, as 'sepstop.bench.criteria:{attribute}'"
+    for name, attribute in _COMPARED.items()
+}
+"""Names that are not in `CRITERIA` -> what to write instead; for `sepstop.utils.registry.build`."""
 
 __all__ = [
     "CRITERIA",
+    "HINTS",
     "INPUTS",
-    "ComponentInformation",
+    "ComponentMI",
     "InfoMax",
-    "Information",
-    "LabelInformation",
+    "LabelMI",
+    "NegativeEntropy",
+    "NeighborMI",
     "Separability",
     "h0_separability",
 ]

@@ -1,4 +1,8 @@
-"""Measures of class separability that know the labels; what a label-free score is held against."""
+"""Measures of class separability that need labels.
+
+No run is decided by them. `sepstop.report.html` shows them if the pool has labels, and
+`scripts/reproduce_paper.py` compares them with label-free scores.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +20,63 @@ Labels = NDArray[np.integer]
 
 
 def fisher_ratio(points: Points, labels: Labels) -> float:
-    """Fisher discriminant ratio: the trace of the scatter between classes over that within.
+    """Fisher discriminant ratio: trace of the scatter between classes over that within classes.
 
-    ``(n, D)``, ``(n,)`` -> at least 0; infinite where no class has any spread.
+    Args:
+        points: ``(n, D)``, any float dtype.
+        labels: ``(n,)`` integers.
+
+    Returns:
+        At least 0; infinite if all points of each class are equal.
+
+    References:
+        Fisher, The Use of Multiple Measurements in Taxonomic Problems, 1936.
     """
     mean = points.mean(axis=0)
     between = within = 0.0
     for label in np.unique(labels):
         members = points[labels == label]
-        centre = members.mean(axis=0)
-        between += len(members) * float(np.square(centre - mean).sum())
-        within += float(np.square(members - centre).sum())
+        center = members.mean(axis=0)
+        between += len(members) * float(np.square(center - mean).sum())
+        within += float(np.square(members - center).sum())
     return between / within if within > 0 else np.inf
 
 
 def thornton(points: Points, labels: Labels) -> float:
-    """Share of points whose nearest other point has their class, from 0 to 1.
+    """Share of points whose nearest other point has the same class.
+
+    Args:
+        points: ``(n, D)``, any float dtype; n >= 2.
+        labels: ``(n,)`` integers.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        ValueError: fewer than 2 points.
 
     References:
         Thornton, Separability is a Learner's Best Friend, 1998.
     """
     nearest = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(return_distance=False)
-    # Without arguments, kneighbors leaves each point itself out.
+    # Without arguments, kneighbors excludes each point itself.
     return float((labels[nearest[:, 0]] == labels).mean())
 
 
 def cross_validated(points: Points, labels: Labels, folds: int = 3) -> tuple[float, float]:
-    """Accuracy and ROC-AUC (one against the rest, macro) of a logistic regression, out of fold."""
+    """Out-of-fold accuracy and ROC-AUC of a logistic regression.
+
+    Args:
+        points: ``(n, D)``, any float dtype.
+        labels: ``(n,)`` integers; at least ``folds`` of each class.
+        folds: number of stratified folds, shuffled with a fixed seed.
+
+    Returns:
+        Accuracy and macro-averaged one-vs-rest ROC-AUC, each from 0 to 1.
+
+    Raises:
+        ValueError: ``folds`` exceeds the number of points in each class.
+    """
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     split = StratifiedKFold(folds, shuffle=True, random_state=0)
     p = cross_val_predict(model, points, labels, cv=split, method="predict_proba")
@@ -53,7 +87,11 @@ def cross_validated(points: Points, labels: Labels, folds: int = 3) -> tuple[flo
 
 
 def all_measures(points: Points, labels: Labels) -> dict[str, float]:
-    """Every measure by its name in tables."""
+    """All measures of this module, and the Calinski-Harabasz index, by their names in tables.
+
+    Args:
+        points, labels: as in `cross_validated`.
+    """
     accuracy, auc = cross_validated(points, labels)
     return {
         "FDR": fisher_ratio(points, labels),

@@ -1,74 +1,60 @@
-"""When to stop: pure functions of the history.
+"""Stopping policies: pure functions of a series of scores.
 
-The step to keep is the one with the best score (the earliest of equals), which is also what
-transformers' ``metric_for_best_model`` keeps; but for a policy that picks by itself, as
-`Auto` does. Measurements at step 0 are not candidates, for no checkpoint of them exists, and
-non-finite ones are skipped or stop the run as configured.
+The step to keep is always the one with the best score, the earliest of equals, which is also what
+transformers' ``metric_for_best_model`` keeps. Step 0 is not a candidate, because it has no
+checkpoint. Scores that are not finite are skipped, or stop the run if ``nonfinite="stop"``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from sepstop.measure.resampling import improvement_p_value
-from sepstop.types import Decision, Policy, Record
+from sepstop.config import AUTO
+from sepstop.statistics import improvement_p_value
+from sepstop.types import Decision, Policy, Score, Series
+from sepstop.utils.registry import build
 
-Mode = Literal["max", "min"]
 NonFinite = Literal["skip", "stop"]
 
 
-def best_record(history: Sequence[Record], mode: Mode = "max") -> Record | None:
-    """The finite record after training began with the best score, the earliest of equals."""
-    candidates = [record for record in history if record.is_finite and record.step > 0]
-    if not candidates:
-        return None
-    sign = _sign(mode)
-    return max(candidates, key=lambda record: (sign * record.score, -record.step))
+def decide(policy: Policy, series: Series, restart_step: int = -1) -> Decision:
+    """The decision at the end of a series that may have gone on after a stop.
 
+    Scores after a stop mean that training was continued: the policy starts afresh on them.
 
-def decide(
-    policy: Policy, history: Sequence[Record], mode: Mode | None = None, after: int = -1
-) -> Decision:
-    """The decision on the newest record of a run that may have gone on after a stop.
+    Args:
+        restart_step: the policy looks only at the scores after this step.
 
-    Records after a stop mean that somebody told the run to go on: the policy starts afresh
-    on them. Likewise it looks only at records after step ``after``. The best step is always that
-    of the whole run. A policy that names no step looked at all records.
+    Returns:
+        The policy's decision, with the best step of the whole series.
 
     Raises:
         ValueError: the policy names a step that it did not look at.
     """
-    start = sum(record.step <= after for record in history)
-    decision = policy(history[start:])
-    while decision.stop and decision.step is not None and decision.step < history[-1].step:
-        stopped = decision.step
-        afresh = next(i for i, record in enumerate(history) if record.step > stopped)
-        if afresh <= start:
-            break  # a policy that names the same step for ever
-        start, decision = afresh, policy(history[afresh:])
-    direction: Mode = getattr(policy, "mode", "max") if mode is None else mode
-    pick = getattr(policy, "pick", None)
-    best = pick(history) if pick else best_record(history, direction)
-    newest = history[-1].step if history else None
+    start = restart_step + 1
+    decision = policy(series.between(start))
+    while decision.stop and decision.step is not None and decision.step < series.steps[-1]:
+        if decision.step < start:
+            break  # a policy that names the same step forever
+        start = decision.step + 1
+        decision = policy(series.between(start))
+    newest = series.steps[-1] if len(series) else None
     step = newest if decision.step is None else int(decision.step)
     if step is not None and not 0 <= step <= (newest or 0):
-        raise ValueError(f"the policy looked at steps up to {newest}, but says {step}")
-    return Decision(
-        bool(decision.stop),
-        None if best is None else best.step,
-        str(decision.reason or "no reason given"),
-        step,
-    )
+        raise ValueError(
+            f"expected a decision on a step from 0 to {newest}, got one on step {step}"
+        )
+    reason = str(decision.reason or "no reason given")
+    return Decision(bool(decision.stop), series.best_step, reason, step)
 
 
-def replay(policy: Policy, history: Sequence[Record]) -> Decision:
+def replay(policy: Policy, series: Series) -> Decision:
     """The decision at which a run would have ended: the first that stops, or else the last."""
-    decision = decide(policy, [])
-    for end in range(1, len(history) + 1):
-        decision = decide(policy, history[:end])
+    decision = decide(policy, series.between(0, -1))
+    for step in series.steps:
+        decision = decide(policy, series.between(0, step))
         if decision.stop:
             break
     return decision
@@ -78,19 +64,17 @@ def replay(policy: Policy, history: Sequence[Record]) -> Decision:
 class Patience:
     """Stop when the score has not improved for ``patience`` evaluations.
 
-    What counts as an improvement only decides when to stop; the step to keep is the one
-    with the best score.
+    An improvement only decides when to stop: the step to keep is the one with the best score.
 
-    Attributes:
-        patience: evaluations without an improvement that are borne; None never gives up.
-        min_delta: an improvement is larger than this.
+    Args:
+        patience: evaluations without improvement before stopping. None disables the check.
+        min_delta: minimum improvement.
         warmup: scores at the start that are not counted and never stop the run.
         cooldown: evaluations after each improvement that are not counted.
-        mode: "max" if a higher score is better, "min" if a lower one is.
-        baseline: the first improvement must be over this.
-        divergence: stop at once when the score is worse than this (after the warm-up).
-        target: stop at once when the score is at least this good (after the warm-up).
-        significance: an improvement must be significant at this level, e.g. 0.05, in a
+        baseline: the first improvement must exceed this score.
+        divergence_threshold: stop at once when the score is worse than this, after the warm-up.
+        stopping_threshold: stop at once when the score is at least this good, after the warm-up.
+        significance: level, such as 0.05, at which an improvement must be significant in a
             one-sided t-test of the paired resamples with the jackknife's standard error.
         nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
 
@@ -102,10 +86,9 @@ class Patience:
     min_delta: float = 0.0
     warmup: int = 0
     cooldown: int = 0
-    mode: Mode = "max"
     baseline: float | None = None
-    divergence: float | None = None
-    target: float | None = None
+    divergence_threshold: float | None = None
+    stopping_threshold: float | None = None
     significance: float | None = None
     nonfinite: NonFinite = "skip"
 
@@ -115,39 +98,34 @@ class Patience:
         if self.significance is not None and not 0 < self.significance < 1:
             raise ValueError(f"expected `significance` between 0 and 1, got {self.significance}")
         _check_at_least_zero(min_delta=self.min_delta, warmup=self.warmup, cooldown=self.cooldown)
-        _check_choices(self.mode, self.nonfinite)
+        _check_nonfinite(self.nonfinite)
 
-    def __call__(self, history: Sequence[Record]) -> Decision:
-        sign = _sign(self.mode)
-        reference: Record | None = None  # the last improvement that counted
+    def __call__(self, series: Series) -> Decision:
+        sign = series.sign
+        reference: tuple[int, Score] | None = None  # the last improvement that counted
         floor = -math.inf if self.baseline is None else sign * self.baseline
         waited = rest = seen = 0
-        for record in _trained(history):
-            if not record.is_finite:
+        for step, score in series.trained:
+            if not score.is_finite:
                 if self.nonfinite == "stop":
-                    return _unscorable(history, record, self.mode)
+                    return _nonfinite_stop(series, step)
                 continue
             seen += 1
-            value = sign * record.score
-            warm = seen > self.warmup
-            if warm and self.divergence is not None and value < sign * self.divergence:
-                why = f"{_said(record)} is worse than the divergence bound {self.divergence:g}"
-                return _decide(True, history, self.mode, record, why)
-            if warm and self.target is not None and value >= sign * self.target:
-                why = f"{_said(record)} reached the target {self.target:g}"
-                return _decide(True, history, self.mode, record, why)
-            if value > floor + self.min_delta and self._is_significant(reference, record):
-                reference, floor, waited, rest = record, value, 0, self.cooldown
+            value = sign * score.value
+            is_warm = seen > self.warmup
+            passed = self._threshold_passed(series, step, value) if is_warm else ""
+            if passed:
+                return _decision(series, step, passed)
+            if value > floor + self.min_delta and self._is_significant(series, reference, score):
+                reference, floor, waited, rest = (step, score), value, 0, self.cooldown
             elif rest > 0:
                 rest -= 1
-            elif warm:
+            elif is_warm:
                 waited += 1
             if self.patience is not None and waited >= self.patience:
-                since = "the baseline" if reference is None else f"step {reference.step}"
-                why = f"no improvement on {since} in {waited} evaluations"
-                if self.min_delta or self.significance:
-                    why += f" ({self._counted_as()})"
-                return _decide(True, history, self.mode, record, why)
+                since = "the baseline" if reference is None else f"step {reference[0]}"
+                why = f"no improvement on {since} in {waited} evaluations{self._counted_as()}"
+                return _decision(series, step, why)
         if seen == 0:
             why = "nothing measured yet"
         elif seen <= self.warmup:
@@ -156,40 +134,50 @@ class Patience:
             why = f"{waited} of {self.patience or 'any number of'} evaluations without improvement"
         else:
             why = "improving" if rest == self.cooldown else "cooling down"
-        return _decide(False, history, self.mode, None, why)
+        return _decision(series, None, why)
 
-    def _is_significant(self, reference: Record | None, record: Record) -> bool:
+    def _threshold_passed(self, series: Series, step: int, value: float) -> str:
+        """Why a score stops the run at once; empty if it does not."""
+        worst, good = self.divergence_threshold, self.stopping_threshold
+        if worst is not None and value < series.sign * worst:
+            return f"{_score_text(series, step)} is worse than the divergence threshold {worst:g}"
+        if good is not None and value >= series.sign * good:
+            return f"{_score_text(series, step)} reached the stopping threshold {good:g}"
+        return ""
+
+    def _is_significant(
+        self, series: Series, reference: tuple[int, Score] | None, score: Score
+    ) -> bool:
         if self.significance is None or reference is None:
             return True
-        sign = _sign(self.mode)
         gains = [
-            sign * (after - before)
-            for before, after in zip(reference.resamples, record.resamples, strict=True)
+            series.sign * (after - before)
+            for before, after in zip(
+                reference[1].resample_values, score.resample_values, strict=True
+            )
         ]
-        p = improvement_p_value(gains, record.resample_size, record.pool_size)
+        p = improvement_p_value(gains, series.resample_size, series.pool_size)
         return p < self.significance
 
     def _counted_as(self) -> str:
         parts = [f"more than {self.min_delta:g}"] if self.min_delta else []
         if self.significance:
             parts.append(f"significant at {self.significance:g}")
-        return " and ".join(parts)
+        return f" ({' and '.join(parts)})" if parts else ""
 
 
 @dataclass(frozen=True)
 class Plateau:
     """Stop when the last ``window`` evaluations added little to the whole gain so far.
 
-    The separability of a run goes on creeping up by a little long after test accuracy is
-    flat, so a plain patience never ends; and it dips in the first steps, so all gains are
-    measured since the lowest score so far. A score that only falls is no plateau: the run
-    goes on, as there is no evidence to stop it by (`Patience` would end it).
+    Separability goes on rising slowly long after test accuracy is flat, so a plain patience never
+    ends. It dips in the first steps, so gains are measured since the lowest score so far. A score
+    that only falls is not a plateau, so the run goes on; `Patience` would stop it.
 
-    Attributes:
+    Args:
         window: evaluations whose gain is judged.
         tolerance: they are a plateau if they brought at most this share of the whole gain.
         warmup: scores needed before a stop is possible.
-        mode: "max" if a higher score is better, "min" if a lower one is.
         nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
 
     Raises:
@@ -199,7 +187,6 @@ class Plateau:
     window: int = 3
     tolerance: float = 0.1
     warmup: int = 5
-    mode: Mode = "max"
     nonfinite: NonFinite = "skip"
 
     def __post_init__(self) -> None:
@@ -208,19 +195,18 @@ class Plateau:
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"expected `tolerance` from 0 to below 1, got {self.tolerance}")
         _check_at_least_zero(warmup=self.warmup)
-        _check_choices(self.mode, self.nonfinite)
+        _check_nonfinite(self.nonfinite)
 
-    def __call__(self, history: Sequence[Record]) -> Decision:
+    def __call__(self, series: Series) -> Decision:
         needed = max(self.warmup, self.window + 1)
-        sign = _sign(self.mode)
         values: list[float] = []
         why = "nothing measured yet"
-        for record in _trained(history):
-            if not record.is_finite:
+        for step, score in series.trained:
+            if not score.is_finite:
                 if self.nonfinite == "stop":
-                    return _unscorable(history, record, self.mode)
+                    return _nonfinite_stop(series, step)
                 continue
-            values.append(sign * record.score)
+            values.append(series.sign * score.value)
             if len(values) < needed:
                 why = f"warm-up, evaluation {len(values)} of {needed}"
                 continue
@@ -237,21 +223,19 @@ class Plateau:
                 f"gain of {whole:.3g}"
             )
             if share <= self.tolerance:
-                why += f", at most {self.tolerance:.1%} is a plateau"
-                return _decide(True, history, self.mode, record, why)
-        return _decide(False, history, self.mode, None, why)
+                return _decision(series, step, f"{why}, at most {self.tolerance:.1%} is a plateau")
+        return _decision(series, None, why)
 
 
 @dataclass(frozen=True)
 class FirstOptimum:
     """Stop at the first local optimum of the moving average of the score.
 
-    With the criterion "churn" this is Label Wave's rule, but for the step to keep, which is the
-    one with the best score up to there.
+    With the criterion ``churn`` this is Label Wave's rule, except for the step to keep, which is
+    the one with the best score so far.
 
-    Attributes:
+    Args:
         window: scores in the moving average.
-        mode: "max" if a higher score is better, "min" if a lower one is.
         nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
 
     Raises:
@@ -262,148 +246,97 @@ class FirstOptimum:
     """
 
     window: int = 3
-    mode: Mode = "max"
     nonfinite: NonFinite = "skip"
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"expected `window` >= 1, got {self.window}")
-        _check_choices(self.mode, self.nonfinite)
+        _check_nonfinite(self.nonfinite)
 
-    def __call__(self, history: Sequence[Record]) -> Decision:
-        sign = _sign(self.mode)
+    def __call__(self, series: Series) -> Decision:
         values: list[float] = []
         why = "nothing measured yet"
-        for record in _trained(history):
-            if not record.is_finite:
+        for step, score in series.trained:
+            if not score.is_finite:
                 if self.nonfinite == "stop":
-                    return _unscorable(history, record, self.mode)
+                    return _nonfinite_stop(series, step)
                 continue
-            values.append(sign * record.score)
+            values.append(series.sign * score.value)
             if len(values) <= self.window:
                 why = f"warm-up, evaluation {len(values)} of {self.window}"
                 continue
             # The averages differ by the value that came and the one that left.
             change = (values[-1] - values[-1 - self.window]) / self.window
-            why = f"the average of {self.window} evaluations changed by {sign * change:.3g}"
+            why = f"the average of {self.window} evaluations changed by {series.sign * change:.3g}"
             if change < 0:
-                return _decide(True, history, self.mode, record, f"{why}, its first turn")
-        return _decide(False, history, self.mode, None, why)
+                return _decision(series, step, f"{why}, its first turn")
+        return _decision(series, None, why)
 
 
 @dataclass(frozen=True)
 class PastPeak:
-    """Stop when the best score lies well behind: the score fell since, or it was long ago.
+    """Stop when the peak is past: the score is well below the best, or the best was long ago.
 
-    How long is counted in the steps of the run, so that more frequent evaluations do not make it
-    hasty. For scores that are at least 0 and better when higher, as the information is: as long as
-    none is above 0 there is no evidence to stop by.
+    Age is a share of the steps so far, so more frequent evaluations do not stop the run earlier.
+    For scores that are at least 0 and better when higher, such as mutual information. While no
+    score is above 0, the run goes on.
 
-    Attributes:
-        fall: stop at once when the score is this share below the best.
-        age: stop when this share of the steps so far came after the best ...
-        evaluations: ... and at least so many evaluations did.
-        since_lowest: the best is that since the lowest score so far, for scores that fall at first.
+    Args:
+        max_drop: stop at once when the score is this share below the best.
+        max_age: stop when this share of the steps so far came after the best ...
+        min_evaluations: ... and at least this many evaluations did.
+        since_lowest: take the best since the lowest score so far, for scores that fall at first.
         nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range; when called, a score that is better when lower.
     """
 
-    fall: float = 0.3
-    age: float = 0.6
-    evaluations: int = 3
+    max_drop: float = 0.3
+    max_age: float = 0.6
+    min_evaluations: int = 3
     since_lowest: bool = False
     nonfinite: NonFinite = "skip"
-    mode: Literal["max"] = "max"
 
     def __post_init__(self) -> None:
-        for name, value in (("fall", self.fall), ("age", self.age)):
+        for name, value in (("max_drop", self.max_drop), ("max_age", self.max_age)):
             if not 0 < value < 1:
                 raise ValueError(f"expected `{name}` between 0 and 1, got {value}")
-        if self.evaluations < 1:
-            raise ValueError(f"expected `evaluations` >= 1, got {self.evaluations}")
-        if self.mode != "max":
-            raise ValueError(f"past_peak needs a score that is better when higher, got {self.mode}")
-        _check_choices(self.mode, self.nonfinite)
+        if self.min_evaluations < 1:
+            raise ValueError(f"expected `min_evaluations` >= 1, got {self.min_evaluations}")
+        _check_nonfinite(self.nonfinite)
 
-    def __call__(self, history: Sequence[Record]) -> Decision:
-        best: Record | None = None
+    def __call__(self, series: Series) -> Decision:
+        if not series.higher_is_better:
+            raise ValueError(
+                f"past_peak needs a score that is better when higher, got {series.name!r}"
+            )
+        best: tuple[int, float] | None = None
         since, lowest = 0, math.inf
         why = "nothing measured yet"
-        for record in _trained(history):
-            if not record.is_finite:
+        for step, score in series.trained:
+            if not score.is_finite:
                 if self.nonfinite == "stop":
-                    return _unscorable(history, record, self.mode)
+                    return _nonfinite_stop(series, step)
                 continue
-            if self.since_lowest and record.score < lowest:
-                lowest, best = record.score, None
-            if record.score <= 0 and best is None:
-                why = f"no {record.criterion} yet, so there is no evidence to stop by"
-            elif best is None or record.score > best.score:
-                best, since, why = record, 0, "improving"
+            value = score.value
+            if self.since_lowest and value < lowest:
+                lowest, best = value, None
+            if value <= 0 and best is None:
+                why = f"no {series.name} yet, so there is no evidence to stop by"
+            elif best is None or value > best[1]:
+                best, since, why = (step, value), 0, "improving"
             else:
                 since += 1
-                fall = 1 - record.score / best.score
-                age = (record.step - best.step) / record.step
-                why = f"{fall:.0%} below step {best.step}, {age:.0%} of the steps ago"
-                if fall >= self.fall or (age >= self.age and since >= self.evaluations):
-                    return _decide(True, history, self.mode, record, why)
-        return _decide(False, history, self.mode, None, why)
-
-
-@dataclass(frozen=True)
-class Auto:
-    """What you get by default: decides by the information, where the records have it.
-
-    ``Record.information`` takes the place of the score. `PastPeak` judges the information of
-    predicted classes or labels, `Plateau` that of components and the score of records without any.
-    The information of labels is judged since its lowest: an untrained head predicts each label for
-    about half of the texts, training first takes most of them back, and that fall is no peak.
-    """
-
-    mode: Mode = "max"
-
-    def __post_init__(self) -> None:
-        _check_choices(self.mode, "skip")
-
-    def __call__(self, history: Sequence[Record]) -> Decision:
-        if not has_information(history):
-            return Plateau(mode=self.mode)(history)
-        of = history[-1].information_of
-        policy: Policy = Plateau() if of == "components" else PastPeak(since_lowest=of == "labels")
-        return policy(scored_by_information(history))
-
-    def pick(self, history: Sequence[Record]) -> Record | None:
-        """The record to keep; None while there is none after step 0."""
-        if not has_information(history):
-            return best_record(history, self.mode)
-        best = best_record(scored_by_information(history))
-        return next((r for r in history if best is not None and r.step == best.step), None)
-
-
-def has_information(history: Sequence[Record]) -> bool:
-    """Whether there is one to decide by."""
-    return any(math.isfinite(record.information) for record in _trained(history))
-
-
-def scored_by_information(history: Sequence[Record]) -> list[Record]:
-    """The records with their information for a score."""
-    return [
-        replace(
-            record,
-            score=record.information,
-            low=record.information_low,
-            high=record.information_high,
-            criterion="information",
-            resamples=record.information_resamples,
-        )
-        for record in history
-    ]
+                drop = 1 - value / best[1]
+                age = (step - best[0]) / step
+                why = f"{drop:.0%} below step {best[0]}, {age:.0%} of the steps ago"
+                if drop >= self.max_drop or (age >= self.max_age and since >= self.min_evaluations):
+                    return _decision(series, step, why)
+        return _decision(series, None, why)
 
 
 POLICIES: dict[str, type] = {
-    "auto": Auto,
     "patience": Patience,
     "plateau": Plateau,
     "first_optimum": FirstOptimum,
@@ -411,34 +344,53 @@ POLICIES: dict[str, type] = {
 }
 
 
-def _trained(history: Sequence[Record]) -> list[Record]:
-    return [record for record in history if record.step > 0]
+def default_policy(name: str) -> Policy:
+    """The policy that fits the score ``name``.
+
+    `PastPeak` for "neighbor_mi" and "label_mi", else `Plateau`.
+
+    >>> default_policy("neighbor_mi")
+    PastPeak(max_drop=0.3, max_age=0.6, min_evaluations=3, since_lowest=False, nonfinite='skip')
+    """
+    if name == "neighbor_mi":
+        return PastPeak()
+    if name == "label_mi":
+        # An untrained head predicts each label for about half of the texts, and training first
+        # takes most of them back: that fall is not a peak.
+        return PastPeak(since_lowest=True)
+    return Plateau()
 
 
-def _sign(mode: Mode) -> int:
-    return 1 if mode == "max" else -1
+def policy_for(spec: Any, name: str, higher_is_better: bool) -> Policy:
+    """The policy that a configuration asks for, fit to decide by the score ``name``.
+
+    Raises:
+        ValueError: an unknown name, or a policy that cannot decide by this score.
+    """
+    policy: Policy = default_policy(name) if spec == AUTO else build("policy", spec, POLICIES)
+    if isinstance(policy, PastPeak):
+        policy(Series(name, higher_is_better, (), ()))  # raises for a lower-is-better score
+    return policy
 
 
-def _said(record: Record) -> str:
-    return f"{record.criterion} {record.score:.4f} at step {record.step}"
+def _score_text(series: Series, step: int) -> str:
+    return f"{series.name} {series.score_at(step).value:.4f} at step {step}"
 
 
-def _unscorable(history: Sequence[Record], record: Record, mode: Mode) -> Decision:
-    why = f"{record.criterion} at step {record.step} is not a finite number"
-    return _decide(True, history, mode, record, why)
+def _nonfinite_stop(series: Series, step: int) -> Decision:
+    return _decision(series, step, f"{series.name} at step {step} is not a finite number")
 
 
-def _decide(
-    stop: bool, history: Sequence[Record], mode: Mode, at: Record | None, why: str
-) -> Decision:
-    """A decision on the history up to ``at`` (all of it for None)."""
-    if not history:
+def _decision(series: Series, stop_step: int | None, why: str) -> Decision:
+    """A decision to stop at ``stop_step``, or to go on at the end of the series if it is None."""
+    stop = stop_step is not None
+    if not len(series):
         return Decision(stop, None, why)
-    step = (at or history[-1]).step
-    best = best_record([record for record in history if record.step <= step], mode)
+    step = series.steps[-1] if stop_step is None else stop_step
+    best = series.between(0, step).best_step
     if best is None:
         return Decision(stop, None, f"{why}; nothing could be scored yet", step)
-    return Decision(stop, best.step, f"{why}; best is {_said(best)}", step)
+    return Decision(stop, best, f"{why}; best is {_score_text(series, best)}", step)
 
 
 def _check_at_least_zero(**values: float) -> None:
@@ -447,8 +399,6 @@ def _check_at_least_zero(**values: float) -> None:
             raise ValueError(f"expected `{name}` >= 0, got {value}")
 
 
-def _check_choices(mode: str, nonfinite: str) -> None:
-    if mode not in ("max", "min"):
-        raise ValueError(f"expected `mode` 'max' or 'min', got {mode!r}")
+def _check_nonfinite(nonfinite: str) -> None:
     if nonfinite not in ("skip", "stop"):
         raise ValueError(f"expected `nonfinite` 'skip' or 'stop', got {nonfinite!r}")

@@ -1,67 +1,59 @@
-"""Scored checkpoints to the one to keep; reads records only."""
+"""The checkpoint to keep among scored ones, and the best of several runs."""
 
 from __future__ import annotations
 
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sepstop.decide.policies import (
-    Auto,
-    Mode,
-    best_record,
-    has_information,
-    replay,
-    scored_by_information,
-)
-from sepstop.measure.resampling import improvement_p_value
-from sepstop.types import Decision, Policy, Record
+from sepstop.decide.policies import replay
+from sepstop.statistics import improvement_p_value
+from sepstop.types import Decision, Policy, Record, Score, Series
 
 K = TypeVar("K")
 
-Rule = Literal["best", "earliest", "latest"]
-"""Which is kept of the best checkpoint and those that it cannot be told apart from."""
+TieBreak = Literal["best", "earliest", "latest"]
+"""Which of the tied checkpoints to keep."""
 
 _LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The checkpoints of a run, scored.
+    """The scored checkpoints of a run and the one to keep.
 
     Attributes:
-        decision: which to keep and why.
-        records: one a checkpoint, in order of steps.
+        decision: which checkpoint to keep, and why.
+        decides: name of the score that decided.
+        higher_is_better: direction of each score, by name.
+        records: one per checkpoint, by step.
         paths: step -> folder of the checkpoint.
         skipped: folder -> why it could not be scored.
-        higher_is_better: direction of the score.
-        online_best_step: what the run itself kept, if it was monitored; else None.
-        by_information: whether the information and not the score decided.
-        ties: steps of the other checkpoints that the best cannot be told apart from, or of the best
-            itself where another is kept.
-        settings: how all were measured.
-        width: dimensions of the embeddings.
-        since: the first step whose neighbours the information refers to, 0 for the model before
-            training; None where each checkpoint has its own neighbours alone.
-        differences: step -> how its scores differ from those in the run's own log, where they
-            do by more than rounding.
+        online_best_step: the run's own pick; None if the run was not monitored.
+        ties: steps of the other checkpoints tied with the one to keep.
+        settings: how the checkpoints were measured, as `sepstop.measure.monitor.Monitor.settings`.
+        dimensions: D of the embeddings.
+        reference_step: first step whose neighbors the deciding score refers to, 0 for the model
+            before training; None if it looks at each checkpoint alone.
+        differences: step -> how its scores differ from those in the run's own log, if they differ
+            by more than rounding.
     """
 
     decision: Decision
+    decides: str
+    higher_is_better: Mapping[str, bool]
     records: tuple[Record, ...]
     paths: dict[int, Path]
-    skipped: dict[Path, str]
-    higher_is_better: bool
-    online_best_step: int | None
-    by_information: bool = False
+    skipped: dict[Path, str] = field(default_factory=dict)
+    online_best_step: int | None = None
     ties: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    width: int = 0
-    since: int | None = None
+    dimensions: int = 0
+    reference_step: int | None = None
     differences: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -75,121 +67,107 @@ class Selection:
         return self.paths[self.best_step]
 
     @property
-    def deciding(self) -> list[Record]:
-        """The records with what decided for a score."""
-        return scored_by_information(self.records) if self.by_information else list(self.records)
+    def series(self) -> Series:
+        """The score that decided."""
+        return self.series_of(self.decides)
+
+    def series_of(self, name: str) -> Series:
+        return Series.of(self.records, name, self.higher_is_better.get(name, True))
 
     @property
-    def mode(self) -> Mode:
-        """Direction of what decided."""
-        return "max" if self.higher_is_better or self.by_information else "min"
-
-    @property
-    def pick(self) -> Record:
-        """The record of the checkpoint to keep, with what decided for a score."""
-        return next(record for record in self.deciding if record.step == self.best_step)
+    def pick(self) -> Score:
+        """The deciding score of the checkpoint to keep."""
+        return self.series.score_at(self.best_step)
 
     @property
     def ranking(self) -> list[Record]:
-        """Records from best to worst by what decided, those without it last."""
-        sign = 1 if self.mode == "max" else -1
-        values = {record.step: sign * record.score for record in self.deciding}
-        return sorted(
-            self.records,
-            key=lambda r: (
-                not math.isfinite(values[r.step]),
-                -values[r.step] if math.isfinite(values[r.step]) else 0.0,
-                r.step,
-            ),
-        )
+        """Records from best to worst by the score that decided, those without it last."""
+
+        def rank(record: Record) -> tuple[bool, float, int]:
+            score = self.series.score_at(record.step)
+            value = -self.series.sign * score.value if score.is_finite else 0.0
+            return not score.is_finite, value, record.step
+
+        return sorted(self.records, key=rank)
 
 
 def choose(
-    history: Sequence[Record],
-    policy: Policy | None,
-    mode: Mode,
-    by_score: bool,
-    rule: Rule | None,
-    own: int | None,
-) -> tuple[Decision, bool, tuple[int, ...]]:
-    """The checkpoint to keep, whether the information decided, and the others tied with it.
+    series: Series, policy: Policy | None, ties: TieBreak | None, online_best_step: int | None
+) -> tuple[Decision, tuple[int, ...]]:
+    """The checkpoint to keep and the steps of the others tied with it.
 
     Args:
-        policy: replayed; where it stops, later checkpoints are no candidates.
-        by_score: the score decides, and not the information; a policy knows by itself.
-        rule: which of the tied is kept; None is the best if a policy chose, else ``own``, or the
-            earliest where that is none of them.
-        own: the step that the run itself kept.
+        policy: replayed; if it stops, later checkpoints are no candidates.
+        ties: which of the tied checkpoints to keep. None keeps the best if a policy chose. Without
+            a policy, it keeps ``online_best_step`` if that is tied, else the earliest.
+        online_best_step: the run's own pick; None without one.
     """
-    informed = has_information(history)
-    if policy is None:
-        by_information = informed and not by_score
-        deciding = scored_by_information(history) if by_information else history
-        decision = _pick(deciding, mode)
-    else:
-        by_information = informed and isinstance(policy, Auto)
-        deciding = scored_by_information(history) if by_information else history
-        decision = replay(policy, history)
+    decision = _best_of(series) if policy is None else replay(policy, series)
     until = decision.step if decision.stop and decision.step is not None else math.inf
-    candidates = [record for record in deciding if record.step <= until]
-    best = next((record for record in candidates if record.step == decision.best_step), None)
-    if best is None:
-        return decision, by_information, ()
-    tied = ties_of(best, candidates, "max" if by_information else mode)
+    candidates = series.between(1, until)  # no checkpoint of step 0 is kept
+    if decision.best_step not in candidates.steps:
+        return decision, ()
+    best_step = decision.best_step
+    assert best_step is not None
+    tied = tied_steps(candidates, best_step)
     if not tied:
-        return decision, by_information, ()
-    together = sorted((best.step, *tied))
-    if rule is None and policy is None and own in together:
-        kept, which = own, "the run's own pick"
+        return decision, ()
+    together = sorted((best_step, *tied))
+    if ties is None and policy is None and online_best_step in together:
+        kept, which = online_best_step, "the run's own pick"
     else:
-        rule = rule or ("best" if policy is not None else "earliest")
-        kept = {"best": best.step, "earliest": together[0], "latest": together[-1]}[rule]
-        which = f"the {rule}"
+        ties = ties or ("best" if policy is not None else "earliest")
+        kept = {"best": best_step, "earliest": together[0], "latest": together[-1]}[ties]
+        which = f"the {ties}"
     steps = f"step{'s' * (len(tied) > 1)} {', '.join(map(str, tied))}"
-    why = f"{decision.reason}; step {best.step} is not significantly better than {steps}"
-    if kept != best.step:
-        why += f", of all which {which} is kept, step {kept}"
+    why = f"{decision.reason}; step {best_step} is not significantly better than {steps}"
+    if kept != best_step:
+        why += f"; of these {which} is kept, step {kept}"
     others = tuple(step for step in together if step != kept)
-    return replace(decision, best_step=kept, reason=why), by_information, others
+    return replace(decision, best_step=kept, reason=why), others
 
 
-def _pick(history: Sequence[Record], mode: Mode) -> Decision:
-    best = best_record(history, mode)
+def _best_of(series: Series) -> Decision:
+    best = series.best_step
     if best is None:
         return Decision(False, None, "nothing could be scored")
-    why = f"best {best.criterion} of {len(history)} checkpoints"
-    return Decision(False, best.step, why, history[-1].step)
+    why = f"best {series.name} of {len(series)} checkpoints"
+    return Decision(False, best, why, series.steps[-1])
 
 
-def ties_of(best: Record, others: Sequence[Record], mode: Mode) -> tuple[int, ...]:
-    """Steps of the other records that ``best`` does not beat significantly (5 %, paired)."""
+def tied_steps(series: Series, best_step: int) -> tuple[int, ...]:
+    """Steps that ``best_step`` does not beat significantly (5 %, paired resamples)."""
+    best = series.score_at(best_step)
     return tuple(
-        record.step
-        for record in others
-        if record.step != best.step and record.is_finite and not is_above(best, record, mode)
+        step
+        for step, score in series
+        if step != best_step and score.is_finite and not _beats(series, best, score)
     )
 
 
-def is_above(best: Record, other: Record, mode: Mode) -> bool:
-    """Whether ``best`` beats ``other`` significantly on the paired resamples."""
-    sign = 1 if mode == "max" else -1
-    gains = [sign * (high - low) for high, low in zip(best.resamples, other.resamples, strict=True)]
+def _beats(series: Series, best: Score, other: Score) -> bool:
+    """True if ``best`` beats ``other`` significantly on the paired resamples."""
+    pairs = zip(best.resample_values, other.resample_values, strict=True)
+    gains = [series.sign * (high - low) for high, low in pairs]
     try:
-        return improvement_p_value(gains, best.resample_size, best.pool_size) < _LEVEL
+        return improvement_p_value(gains, series.resample_size, series.pool_size) < _LEVEL
     except ValueError:  # one resample: nothing to tell them apart by
-        return not math.isclose(best.score, other.score)
+        return not math.isclose(best.value, other.value)
 
 
 def best_run(selections: Mapping[K, Selection]) -> K:
-    """The run whose pick is best, the first of equals; a warning says why they may not compare.
+    """The run with the best pick, the first of equals.
 
     Args:
-        selections: by the run, of one pool.
+        selections: by run, of one pool.
 
     Raises:
-        ValueError: the runs were decided by different criteria, which do not compare at all.
+        ValueError: the runs were decided by different scores, which do not compare at all.
+
+    Warns:
+        UserWarning: the runs were measured differently, so their scores may not compare.
     """
-    deciders = {_decider(found) for found in selections.values()}
+    deciders = {found.decides for found in selections.values()}
     if len(deciders) > 1:
         raise ValueError(
             f"the runs are decided by different scores, {' and '.join(sorted(deciders))}; name one "
@@ -199,40 +177,35 @@ def best_run(selections: Mapping[K, Selection]) -> K:
     for what in compared[0]:
         if len({found[what] for found in compared}) > 1:
             warnings.warn(
-                f"the runs have {what}, so their scores may not compare; those of `infomax` do, "
-                "which looks at the predictions alone",
+                f"sepstop: the runs have {what}, so their scores may not compare; those of "
+                "`infomax` do, since they depend only on the predictions",
                 stacklevel=2,
             )
-    picks = {run: found.pick for run, found in selections.items()}
-    sign = 1 if next(iter(selections.values())).mode == "max" else -1
-    return max(picks, key=lambda run: sign * picks[run].score)
+    sign = next(iter(selections.values())).series.sign
+    return max(selections, key=lambda run: sign * selections[run].pick.value)
 
 
 def tied_runs(selections: Mapping[K, Selection], best: K) -> list[K]:
     """Other runs whose pick the best one's does not beat significantly, on the same resamples."""
     first = selections[best]
-    paired = ("pool", "seed", "resamples", "resample_size")
+    paired = ("pool", "seed", "num_resamples", "resample_size")
     return [
         run
         for run, found in selections.items()
         if run != best
         and all(found.settings.get(key) == first.settings.get(key) for key in paired)
-        and not is_above(first.pick, found.pick, first.mode)
+        and not _beats(first.series, first.pick, found.pick)
     ]
 
 
-def _decider(selection: Selection) -> str:
-    record = selection.records[0]
-    if selection.by_information:
-        return f"information of {record.information_of}"
-    return record.criterion
-
-
 def _comparable(selection: Selection) -> dict[str, Any]:
+    """What should be equal for scores of two runs to compare, by what to say if it is not."""
     return {
-        "embeddings of another width": selection.width,
-        "another embedder": json.dumps(selection.settings.get("embedder")),
-        "resamples of another size": selection.settings.get("resample_size"),
-        "other first neighbors to refer to (name the model before training: base_model=, "
-        "--base-model)": (selection.since if selection.by_information else None),
+        "embeddings of different dimensions": selection.dimensions,
+        "different settings of the criterion": json.dumps(selection.settings.get("criterion")),
+        "different pooling": json.dumps(selection.settings.get("pooling")),
+        "texts truncated to different lengths": selection.settings.get("max_length"),
+        "resamples of different sizes": selection.settings.get("resample_size"),
+        "different reference neighbors (name the model before training: base_model=, "
+        "--base-model)": selection.reference_step,
     }

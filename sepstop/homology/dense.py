@@ -6,12 +6,12 @@ algorithm needs about ten for each of N steps. Borůvka's algorithm needs about 
 most log2 N rounds, so a GPU uses that.
 
 Everything is computed in float64, u = 2^-53. The product form ``|x|^2 + |y|^2 - 2xy`` of points
-centred to norms of at most R has an absolute error below ``4 (D + 8) u R^2``: three dot products of
-D u R^2 each (two counted once, one twice), and at most 32 u R^2 for the centring and the sums. That
-is harmless for far pairs and ruinous for near ones, so every pair whose squared distance is below
-that error divided by ``_TOLERANCE`` is measured again from the difference of its uncentred points,
-where only relative errors of some D u remain. All distances then hold to about 1e-8 relative, and
-so do the sorted edges of the tree, because the k-th shortest is a minimax of distances.
+centered to norms of at most R has an absolute error below ``4 (D + 8) u R^2``: three dot products
+of D u R^2 each (two counted once, one twice), and at most 32 u R^2 for the centering and the sums.
+That is harmless for far pairs and ruinous for near ones. So every pair whose squared distance is
+below that error divided by ``_TOLERANCE`` is measured again from the difference of its uncentered
+points, which has only relative errors of some D u. All distances then have relative errors of about
+1e-8, and so have the sorted edges of the tree, because the k-th shortest is a minimax of distances.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def is_launched(device: torch.device) -> bool:
 
 
 def memory(points: int, device: torch.device) -> int:
-    """Bytes that a cloud of so many points takes at most."""
+    """Maximum bytes for a cloud with this number of points."""
     return (20 if is_launched(device) else 32) * points**2
 
 
 def deaths(clouds: Tensor) -> Tensor:
-    """Edge lengths ``(B, N - 1)`` of the trees, in no order, for `dendrograms`' argument."""
+    """Edge lengths ``(B, N - 1)`` of the trees, in no order; the argument is `dendrograms`'."""
     squared, unit = _measured(clouds)
     if is_launched(clouds.device):
         gaps = shortest_trees(_mirrored(squared))[1]
@@ -81,23 +81,24 @@ def spanning_trees(clouds: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([parents, order[:, 1:]], dim=-1), gaps.sqrt() * unit
 
 
-def resampled_deaths(points: Tensor, resamples: Tensor, memory: int) -> Tensor:
+def resampled_deaths(points: Tensor, resample_indices: Tensor, memory: int) -> Tensor:
     """Edge lengths ``(B, n - 1)`` of the trees of subsets that share their distances, in no order.
 
     Args:
         points: finite float64 ``(N, D)``.
-        resamples: ``(B, n)`` int64 places in it, n >= 2.
+        resample_indices: ``(B, n)`` int64 places in it, n >= 2.
         memory: maximum bytes; exceeded only if one subset alone needs more.
     """
     squared, unit = _measured(points[None])
     if not is_launched(points.device):
 
         def row_of(row: Tensor, point: Tensor) -> Tensor:
-            return squared[0, resamples[row, point]].gather(1, resamples)
+            return squared[0, resample_indices[row, point]].gather(1, resample_indices)
 
-        return _prim(resamples.shape, row_of, points)[1].sqrt() * unit
+        return _prim(resample_indices.shape, row_of, points)[1].sqrt() * unit
     shared = _mirrored(squared)[0].fill_diagonal_(0)  # for a point drawn twice
-    parts = resamples.split(max(1, (memory - shared.nbytes) // (_BYTES * resamples.shape[1] ** 2)))
+    bytes_each = _BYTES * resample_indices.shape[1] ** 2
+    parts = resample_indices.split(max(1, (memory - shared.nbytes) // bytes_each))
     pairs = (len(points) * part[:, :, None] + part[:, None, :] for part in parts)
     found = [shortest_trees(shared.take(places))[1] for places in pairs]
     return torch.cat(found).sqrt() * unit
@@ -188,10 +189,10 @@ def _measured(clouds: Tensor) -> tuple[Tensor, Tensor]:
 
 def _squared_distances(clouds: Tensor) -> Tensor:
     """``(B, N, D)`` -> ``(B, N, N)``, relative error about ``_TOLERANCE``."""
-    centred = clouds - clouds.mean(dim=1, keepdim=True)
-    norms = centred.square().sum(dim=-1)  # (B, N)
+    centered = clouds - clouds.mean(dim=1, keepdim=True)
+    norms = centered.square().sum(dim=-1)  # (B, N)
     squared = norms[:, :, None] + norms[:, None, :]
-    squared.baddbmm_(centred, centred.mT, alpha=-2)
+    squared.baddbmm_(centered, centered.mT, alpha=-2)
     error = 4 * (clouds.shape[-1] + 8) * _UNIT_ROUNDOFF * norms.amax(dim=-1)  # (B,)
 
     near = (squared <= (error / _TOLERANCE)[:, None, None]).triu(diagonal=1)

@@ -4,7 +4,7 @@ Any spanning tree bounds the minimum one: a pair of points farther apart than th
 on the tree path between them is in no minimum spanning tree (the cycle property). So
 
 1. a *seed tree* comes from the exact trees of small blocks of points, random ones and
-   neighbourhoods of random pivots;
+   neighborhoods of random pivots;
 2. the points are put in an order in which its components at each scale are runs, so that the
    bound of a pair is a running maximum of the gaps between (`forest.nested_order`);
 3. one pass over the upper triangle of squared distances, a block of matrix product at a time,
@@ -12,7 +12,7 @@ on the tree path between them is in no minimum spanning tree (the cycle property
 4. these are measured again in float64 from the differences of their coordinates, and the tree is
    the minimum spanning tree of what is left.
 
-The margin. Points are centred, scaled so that no coordinate is above 1, and rounded to the working
+The margin. Points are centered, scaled so that no coordinate is above 1, and rounded to the working
 precision of unit roundoff u; R is their largest norm. A squared distance is one product of rows
 ``[-2x, |x|^2, 1]`` and ``[y, 1, |y|^2]`` of length D + 2. Rounding the coordinates moves a point by
 at most uR and a squared distance by at most 8 u R^2; rounding the norms by 2 u R^2; summing D + 2
@@ -23,12 +23,12 @@ u R^2 for the rounding of the bound itself, is `_margin`. A pair is dropped only
 square is above its bound's by more than this, so its true square is above the bound's: no edge of
 the tree is lost.
 
-Clumps. In a clump of points that lie closer together than the margin can tell, all pairs would be
-kept. But the tree's edges inside a clump are those of the clump's own tree, again by the cycle
-property. So clumps are solved by themselves, centred anew, where the margin shrinks with the square
-of their radius; one that is no smaller than the cloud it is in is solved in float64. Where many
-pairs of a block are within their bounds, as all across two clumps are that lie far apart, float64
-looks again. Copies of a point are set aside before.
+Clumps. In a clump, a set of points whose distances are below the margin, all pairs would be kept.
+But the tree's edges inside a clump are those of the clump's own tree, again by the cycle property.
+So each clump is centered and solved by itself: the margin shrinks with the square of its radius. A
+clump that is not smaller than its cloud is solved in float64. If many pairs of a block are within
+their bounds, such as all pairs across two distant clumps, they are compared again in float64.
+Copies of a point are set aside first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from sepstop.homology import dense
 from sepstop.homology.forest import merged, nested_order, spanning_forest
 
 _FEW = 256  # points that are solved as a block of their own
-_RANDOM, _NEAR = 192, 256  # points in a block of the seed tree: random ones, and neighbours
+_RANDOM, _NEAR = 192, 256  # points in a block of the seed tree: random ones, and neighbors
 _DISTANCES = 2**22  # in such blocks, held at once
 _PIVOT = 192  # points a pivot
 _LEVELS = 64  # scales that the bounds distinguish; twice as many on a GPU
@@ -100,7 +100,7 @@ def _most_pairs(points: int) -> int:
 
 @dataclass
 class _Cloud:
-    """Points that stay as they came; what is computed from them is in float64."""
+    """Points as they were given; everything is computed from them in float64."""
 
     points: Tensor
 
@@ -122,11 +122,11 @@ class _Cloud:
         sums = [self.at(part).sum(dim=0) for part in ids.split(self.rows)]
         return torch.stack(sums).sum(dim=0) / len(ids)
 
-    def about(self, centre: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(n, D)`` with ``centre`` for the origin, rounded to ``dtype`` at the end."""
+    def about(self, center: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(n, D)`` with ``center`` for the origin, rounded to ``dtype`` at the end."""
         found = self.points.new_empty((len(ids), self.points.shape[1]), dtype=dtype)
         for part, into in zip(ids.split(self.rows), found.split(self.rows), strict=True):
-            into.copy_(self.at(part).sub_(centre))
+            into.copy_(self.at(part).sub_(center))
         return found
 
     def without_copies(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,8 +168,8 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
         points = cloud.about(cloud.mean(ids), ids, torch.float64)
         edges = ids[dense.spanning_trees(points[None])[0][0]]
         return _measured(cloud, edges[:, 0], edges[:, 1])
-    centre = cloud.mean(ids)
-    points = cloud.about(centre, ids, dtype)
+    center = cloud.mean(ids)
+    points = cloud.about(center, ids, dtype)
     norms = _squared_norms(points)
     radius = float(norms.max())
     margin = _margin(points, radius)
@@ -193,7 +193,7 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
         waiting: list[tuple[Tensor, Tensor]] = []
         for row, column in _within(points, norms, (gaps + margin).to(dtype)):
             if len(row) > crowd and dtype == torch.float32:
-                row, column = _within_in_float64(cloud, ids, centre, gaps, row, column)
+                row, column = _within_in_float64(cloud, ids, center, gaps, row, column)
             waiting.append((row, column))
             held += len(row)
             if held > limit:
@@ -204,15 +204,15 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
 
 
 def _within_in_float64(
-    cloud: _Cloud, ids: Tensor, centre: Tensor, gaps: Tensor, row: Tensor, column: Tensor
+    cloud: _Cloud, ids: Tensor, center: Tensor, gaps: Tensor, row: Tensor, column: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Those of the pairs, given by their places in the order, that are within their bound still.
+    """The pairs, given by their places in the order, that are also within their bounds in float64.
 
     Two clumps farther apart than they are wide have all pairs across within the margin of float32.
     """
     top, start = int(row.min()), int(column.min())
-    left = cloud.about(centre, ids[top : int(row.max()) + 1], torch.float64)
-    right = cloud.about(centre, ids[start : int(column.max()) + 1], torch.float64)
+    left = cloud.about(center, ids[top : int(row.max()) + 1], torch.float64)
+    right = cloud.about(center, ids[start : int(column.max()) + 1], torch.float64)
     norms = left.square().sum(dim=-1), right.square().sum(dim=-1)
     squared = torch.addmm(norms[0][:, None] + norms[1], left, right.T, alpha=-2)
     margin = _margin(left, float(torch.cat(norms).max()))
@@ -260,7 +260,7 @@ def _squared_norms(points: Tensor) -> Tensor:
 
 
 def _margin(points: Tensor, radius: float) -> float:
-    """What a squared distance of the pass may be wrong by; see the top of this file."""
+    """Maximum error of a squared distance of the pass; see the top of this file."""
     roundoff = torch.finfo(points.dtype).eps / 2
     factors = _rounding_of_factors() if points.dtype == torch.float32 else 0.0
     return 1.02 * radius * ((4 * (points.shape[1] + 2) + 24) * roundoff + 8 * factors)
@@ -350,7 +350,7 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
     Args:
         points: ``(n, D)`` in order.
         norms: their squared norms.
-        bounds: ``(n - 1,)`` of neighbouring places, squared, margin included.
+        bounds: ``(n - 1,)`` of neighboring places, squared, margin included.
 
     Yields:
         Two ``(m,)`` int64 tensors, the lower place first.
@@ -396,7 +396,7 @@ def _within(points: Tensor, norms: Tensor, bounds: Tensor) -> Iterator[tuple[Ten
 
 
 def _empty_mask(like: Tensor) -> Tensor:
-    """False, as many rows as ``like``, and eight columns for each eight that are begun."""
+    """A mask of False with the rows of ``like`` and its columns rounded up to a multiple of 8."""
     rows, columns = like.shape
     return torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.bool, device=like.device)
 

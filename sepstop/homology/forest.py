@@ -16,7 +16,7 @@ def spanning_forest(points: int, first: Tensor, second: Tensor, weights: Tensor)
     """Edges of a minimum spanning forest by Borůvka's algorithm.
 
     Args:
-        points: how many; edges join two of ``0 ... points - 1``.
+        points: number of points; edges join two of ``0 ... points - 1``.
         first, second: ``(M,)`` int64 ends, different in each edge.
         weights: ``(M,)``; of equal ones the earlier edge counts as the shorter.
 
@@ -144,7 +144,7 @@ def _rank_outer_first(labels: Tensor) -> Tensor:
 
 
 def _roots(parent: Tensor) -> Tensor:
-    """Where following ``parent`` ends; there is no cycle in it but of length one."""
+    """The end of each path along ``parent``; its only cycles have length one."""
     while True:
         above = parent[parent]
         if torch.equal(above, parent):

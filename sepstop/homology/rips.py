@@ -1,4 +1,4 @@
-"""The deaths from ripser, the reference that others trust; for comparison."""
+"""H0 deaths from ripser, the reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def deaths(points: Tensor) -> Tensor:
-    """``(N - 1,)`` float64, ascending, of finite ``(N, D)``; ripser itself computes in float32."""
+    """``(N - 1,)`` float64, ascending, of finite ``(N, D)``. ripser computes in float32."""
     from ripser import ripser
 
     cloud = points.detach().cpu().double().numpy()

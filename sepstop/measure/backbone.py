@@ -1,4 +1,4 @@
-"""The parts of a model, whatever is wrapped around it."""
+"""The parts of a model: its backbone, its head and its wrappers."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ import sys
 from typing import Any
 
 import torch.distributed as dist
+from accelerate.utils.other import extract_model_from_parallel
 from torch import nn
 
-_DIVIDED = ("ds_id", "_is_flat_param")
-"""Marks of parameters that DeepSpeed ZeRO 3 and FSDP 1 divide."""
+_SHARD_MARKS = ("ds_id", "_is_flat_param")
+"""Attributes of parameters that DeepSpeed ZeRO 3 and FSDP1 shard."""
 
 
 def backbone(model: nn.Module) -> nn.Module:
-    """The module that makes the hidden states, without the task's head.
+    """The module that computes the hidden states, without the task head.
 
-    The whole model where only that can be called: under FSDP2, and with soft prompts.
+    Under FSDP2 and with soft prompts only the whole model can be called, so it is returned.
     """
     body: Any = model
-    if is_sharded(model):
-        return model  # only the whole model gathers what it shares out over the ranks
-    while (inside := _inside(body)) is not None:
+    if is_fsdp2(model):
+        return model  # only a call of the whole model gathers its weights from the ranks
+    while (inner := _inner(body)) is not None:
         if hasattr(body, "active_peft_config") and body.active_peft_config.is_prompt_learning:
             return body
-        body = inside
+        body = inner
     return _without_head(body)
 
 
 def pretrained(model: nn.Module) -> Any:
-    """The transformers model inside, with its head; or what comes closest to it."""
-    body: Any = model
-    while (inside := _inside(body)) is not None:
-        body = inside
+    """The innermost model, with its head: a transformers model or the user's own."""
+    body: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    while (inner := _inner(body)) is not None:
+        body = inner
     return body
 
 
-def inputs_of(model: nn.Module) -> Any:
-    """The module that looks up the token ids: the backbone of `pretrained`."""
+def pretrained_backbone(model: nn.Module) -> Any:
+    """The backbone of `pretrained`, which looks up the token ids. For inspection, not for calls."""
     return _without_head(pretrained(model))
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """Without DDP and ``torch.compile`` around it."""
+    """The model inside DDP, DataParallel and ``torch.compile``."""
     body: Any = model
     while True:
         if isinstance(body, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -53,50 +54,53 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the text model; None where there is none."""
+    """The configuration of the text model; None if the model has no configuration."""
     config: Any = getattr(pretrained(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 divides it over the ranks; FSDP2 is not part of every build of torch."""
-    if not dist.is_available():
+def is_fsdp2(model: nn.Module) -> bool:
+    """True if FSDP2 shards the model."""
+    if not dist.is_available():  # such a build of torch has no FSDP2 either
         return False
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
 
 
-def is_divided(model: nn.Module) -> bool:
-    """Whether this rank has only a part of the weights: FSDP, DeepSpeed ZeRO 3, tensor parallel."""
+def is_sharded(model: nn.Module) -> bool:
+    """True if this rank holds a part of the weights: FSDP, DeepSpeed ZeRO 3, tensor parallelism."""
     return any(
-        type(weight).__name__ == "DTensor" or any(hasattr(weight, mark) for mark in _DIVIDED)
+        type(weight).__name__ == "DTensor" or any(hasattr(weight, mark) for mark in _SHARD_MARKS)
         for weight in model.parameters()
     )
 
 
 def is_sentence_transformer(model: nn.Module) -> bool:
-    return isinstance(model, _of_sentence_transformers("SentenceTransformer"))
+    """True for a SentenceTransformer."""
+    return isinstance(model, _sentence_transformers_class("SentenceTransformer"))
 
 
 def is_cross_encoder(model: nn.Module) -> bool:
-    return isinstance(model, _of_sentence_transformers("CrossEncoder"))
+    """True for a CrossEncoder of sentence-transformers."""
+    return isinstance(model, _sentence_transformers_class("CrossEncoder"))
 
 
-def _of_sentence_transformers(name: str) -> Any:
-    library = sys.modules.get("sentence_transformers")  # not loaded: none of its models
+def _sentence_transformers_class(name: str) -> Any:
+    """The class, or an empty tuple of classes if the library is not imported."""
+    library = sys.modules.get("sentence_transformers")
     return getattr(library, name, ())
 
 
-def _inside(body: Any) -> Any:
-    """What ``body`` is wrapped around; None for a model of transformers or of the user's own."""
+def _inner(body: Any) -> Any:
+    """The model that ``body`` wraps; None for a transformers model or the user's own."""
     from transformers import PreTrainedModel
 
     if isinstance(body, PreTrainedModel):
         return None
-    if (inside := unwrapped(body)) is not body:
-        return inside
-    if hasattr(body, "get_base_model"):  # PEFT; adapters stay active inside
+    if (inner := unwrapped(body)) is not body:
+        return inner
+    if hasattr(body, "get_base_model"):  # PEFT; the adapters stay active inside
         return body.get_base_model()
     if is_sentence_transformer(body) or is_cross_encoder(body):
         return body.transformers_model

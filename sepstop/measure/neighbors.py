@@ -1,11 +1,9 @@
-"""Which texts of the pool lie next to each other, remembered over a run."""
+"""Nearest neighbors of the pool's texts at each measurement of a run."""
 
 from __future__ import annotations
 
 import math
 import os
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,31 +15,34 @@ from torch.nn.functional import normalize
 from sepstop.criteria.label_mi import label_agreement
 from sepstop.criteria.neighbor_mi import mutual_information
 from sepstop.types import Outputs
-from sepstop.utils.files import load_arrays
+from sepstop.utils.files import load_arrays, pack_arrays, write_or_warn
 
 NEIGHBORS = 3
-"""Nearest neighbours of a text that are looked at."""
+"""Number of nearest neighbors of a text."""
 
-NEIGHBORS_FILE = "sepstop_neighbors.npz"  # of a run, in its output folder
+NEIGHBORS_FILE = "sepstop_neighbors.npz"
+"""Name of the file in the run's output folder."""
 
-_ROWS = 1024  # of the similarities that are held at once
-_KEY, _UNTRAINED = "measured", "untrained"
-_MOST_UNTRAINED = 1 / 4  # of log k that neighbours' classes before training may tell of each other
+MAX_START_AGREEMENT = 1 / 4
+"""Largest `Neighborhoods.start_agreement` at which the start is a reference for predictions."""
+
+_ROWS = 1024  # rows of the similarity matrix held at once
+_KEY, _START_AGREEMENT = "embedding_key", "start_agreement"  # arrays beside those of the steps
 
 
 def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
-    """The nearest other points by cosine, nearest first.
+    """The nearest other points by cosine similarity, nearest first.
 
     Args:
-        points: ``(N, D)`` embeddings, any float dtype; N >= 2.
-        count: how many; at most N - 1 are found.
+        points: ``(N, D)``, any float dtype, any device; N >= 2.
+        count: number of neighbors; at most N - 1 are returned.
 
     Returns:
-        ``(N, min(count, N - 1))`` int64, on the device of ``points``.
+        ``(N, min(count, N - 1))`` int64 indices, on the same device.
     """
     rows = normalize(points.float(), dim=-1)
     found = []
-    with torch.autocast(points.device.type, enabled=False):  # a plain loop may be inside one
+    with torch.autocast(points.device.type, enabled=False):  # the caller may be inside one
         for start in range(0, len(rows), _ROWS):
             similar = rows[start : start + _ROWS] @ rows.T
             similar.diagonal(offset=start).fill_(-torch.inf)
@@ -50,31 +51,42 @@ def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
 
 
 class Neighborhoods:
-    """The `nearest_neighbors` at each measurement of a run, by step.
+    """The `nearest_neighbors` of each text at each measurement of a run.
 
-    Those from before training, at step 0, are a reference only if the classes or labels that the
-    untrained head predicts then do not agree with them anyway. Where neighbors tell more than a
-    quarter of log k about each other's class, or of log 2 about each other's labels on average,
-    each step has its own neighbors only.
+    `until` gives a criterion the neighbors that it refers to. A criterion of embeddings alone
+    always refers to all measurements so far. A criterion that reads predictions does so unless the
+    untrained head already predicts the same classes or labels for neighboring texts: then the start
+    is not a reference, and each measurement is compared with its own neighbors only. The limit is
+    `MAX_START_AGREEMENT`.
+
+    Attributes:
+        start_agreement: mutual information at step 0 between the predictions for a text and for
+            its neighbors, divided by its maximum: log k for one class out of k, log 2 on average
+            for labels. 0 if step 0 was measured without logits, or not at all.
     """
 
     def __init__(self) -> None:
         self._by_step: dict[int, Tensor] = {}
-        self._untrained = 0.0  # information at step 0, as a part of the most there is
+        self.start_agreement = 0.0
 
     @property
     def steps(self) -> list[int]:
+        """The steps measured so far, ascending."""
         return sorted(self._by_step)
 
     @property
     def refers_back(self) -> bool:
-        """Whether the neighbours of earlier steps have a say."""
-        return self._untrained <= _MOST_UNTRAINED
+        """True if criteria that read predictions refer to earlier measurements."""
+        return self.start_agreement <= MAX_START_AGREEMENT
 
-    @property
-    def since(self) -> int | None:
-        """The first step that others refer back to; None where none does."""
-        return self.steps[0] if self.refers_back and len(self.steps) > 1 else None
+    def first_reference(self, *, of_predictions: bool) -> int | None:
+        """The earliest step that later measurements refer to; None if there is none.
+
+        Args:
+            of_predictions: as in `until`.
+        """
+        refers_back = self.refers_back or not of_predictions
+        return self.steps[0] if refers_back and len(self._by_step) > 1 else None
 
     def add(
         self,
@@ -83,10 +95,13 @@ class Neighborhoods:
         logits: Tensor | None = None,
         outputs: Outputs | None = "classes",
     ) -> None:
-        """Remember who is near whom in ``points``, ``(N, D)``.
+        """Add the measurement of a step.
 
         Args:
-            logits: ``(N, k)`` of the same model; what those of step 0 tell is noted.
+            step: optimizer steps taken; 0 is before training.
+            points: ``(N, D)`` finite embeddings of the pool, any float dtype, any device.
+            logits: ``(N, k)`` of the same model, on the same device. At step 0 they decide whether
+                the start is a reference for criteria that read predictions.
             outputs: what the logits are.
         """
         near = nearest_neighbors(points)
@@ -94,54 +109,70 @@ class Neighborhoods:
         if step > 0 or logits is None:
             return
         if outputs == "labels":
-            self._untrained = label_agreement(logits, near)
+            self.start_agreement = label_agreement(logits, near)
         elif outputs == "classes" and logits.shape[-1] > 1:
             classes = logits.argmax(dim=-1)[None]
-            known = mutual_information(classes, classes[:, near], logits.shape[-1])
-            self._untrained = float(known) / math.log(logits.shape[-1])
+            information = mutual_information(classes, classes[:, near], logits.shape[-1])
+            self.start_agreement = float(information) / math.log(logits.shape[-1])
 
-    def until(self, step: int) -> Tensor | None:
-        """Each text's neighbours at the steps up to ``step``, the first first.
+    def until(self, step: int, *, of_predictions: bool) -> Tensor | None:
+        """The neighbors that a criterion refers to at a step.
 
-        Those at ``step`` alone if the start is no reference.
+        Args:
+            step: a step that was measured.
+            of_predictions: True for a criterion that reads predictions (its ``needs`` include
+                logits), False for a criterion of embeddings alone.
 
         Returns:
-            ``(N, S, m)`` int64 on the CPU; None if ``step`` is not remembered.
+            ``(N, S, m)`` int64 indices on the CPU: each text's m nearest neighbors at the S
+            measurements up to ``step``, in order of step, or at ``step`` alone if
+            ``of_predictions`` and the start is not a reference. None if ``step`` was not measured.
         """
         if step not in self._by_step:
             return None
-        steps = [known for known in self.steps if known <= step] if self.refers_back else [step]
+        refers_back = self.refers_back or not of_predictions
+        steps = [known for known in self.steps if known <= step] if refers_back else [step]
         return torch.stack([self._by_step[known] for known in steps], dim=1).long()
 
-    def save(self, path: str | os.PathLike[str], measured: str) -> None:
-        """Write a file that is replaced as a whole or not at all; a full disk is a warning.
+    def save(self, path: str | os.PathLike[str], embedding_key: str) -> None:
+        """Write a file for `load`, whole or not at all.
 
         Args:
-            measured: how; `load` takes only what was measured alike.
+            path: an .npz file; its folder is made.
+            embedding_key: what the neighbors depend on besides the model.
+
+        Warns:
+            RuntimeWarning: the file can't be written.
         """
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         arrays: dict[str, Any] = {str(step): near.numpy() for step, near in self._by_step.items()}
-        arrays |= {_KEY: np.array(measured), _UNTRAINED: np.array(self._untrained)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            unfinished.replace(path)
-        except OSError as error:
-            warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=3)
+        arrays |= {
+            _KEY: np.array(embedding_key),
+            _START_AGREEMENT: np.array(self.start_agreement),
+        }
+        write_or_warn(path, pack_arrays(arrays, compress=True), stacklevel=3)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], measured: str, until: int) -> Neighborhoods:
-        """What `save` wrote for steps up to ``until``; empty where there is no such file."""
+    def load(
+        cls, path: str | os.PathLike[str], embedding_key: str, until: float = math.inf
+    ) -> Neighborhoods:
+        """Read what `save` wrote, up to a step.
+
+        Args:
+            path: the file.
+            embedding_key: a file that was written with another key is not used.
+            until: the last step that is read. Default: all.
+
+        Returns:
+            The measurements; empty if the file is missing, damaged, or has another key.
+        """
         found = cls()
         try:
             arrays = load_arrays(path)
-            if str(arrays.pop(_KEY)) != measured:
+            if str(arrays.pop(_KEY)) != embedding_key:
                 return found
-            found._untrained = float(arrays.pop(_UNTRAINED, 0.0))
+            found.start_agreement = float(arrays.pop(_START_AGREEMENT, 0.0))
             for step, near in arrays.items():
-                if near.dtype.kind != "i" or near.ndim != 2 or not _are_places(near):
+                if near.dtype.kind != "i" or near.ndim != 2 or not _are_indices(near):
                     return cls()
                 if int(step) <= until:
                     found._by_step[int(step)] = torch.from_numpy(near)
@@ -150,6 +181,6 @@ class Neighborhoods:
         return found
 
 
-def _are_places(near: NDArray[np.integer]) -> bool:
-    """Whether they can be neighbours of as many texts."""
+def _are_indices(near: NDArray[np.integer]) -> bool:
+    """True if all entries index one of as many texts as there are rows."""
     return near.size > 0 and int(near.min()) >= 0 and int(near.max()) < len(near)

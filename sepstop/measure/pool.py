@@ -1,7 +1,7 @@
-"""The unlabeled pool: whatever a user has, read as texts or token ids, labels never touched.
+"""The unlabeled pool: texts or token ids, read from what the user has. Labels are never read.
 
-A pool larger than its limit is sampled in two passes: the first counts the rows with text, the
-second takes the sample. So files and datasets of any length are never held whole.
+A pool larger than its limit is sampled in two passes: the first counts the usable rows, the second
+takes the sample. Files and datasets of any length are never held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import torch
 
 from sepstop.utils.tables import Table, is_file, open_table, text_of, warn_empty
 
-_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
-_LISTS = (list, tuple, torch.Tensor, np.ndarray)
+_TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+_SEQUENCES = (list, tuple, torch.Tensor, np.ndarray)
+_MIN_SIZE = 4  # texts; fewer have no subset to compare
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of the pool in the user's order: strings, or token ids if they came tokenized.
+    """Rows of the pool in the user's order: texts, or token ids if the source is tokenized.
 
     Attributes:
-        rows: the rows that were kept.
-        row_numbers: of each kept row in the source, counted from 0 with the empty rows; empty if
-            the rows were not read.
-        token_type_ids: of each kept row of a tokenized pool, as long as its ids; None if the pool
-            has none.
-        other_columns: names of the source's columns that were not read, in order.
+        rows: the rows that are kept.
+        row_numbers: number of each kept row in the source, counted from 0 with the empty rows;
+            empty for a pool that was not read from a source.
+        token_type_ids: token types of each kept row, as long as its ids; None if the source has
+            none.
+        other_columns: names of the columns that were not read, in the order of the source.
     """
 
     rows: tuple[str, ...] | tuple[Ids, ...]
@@ -46,11 +47,16 @@ class Pool:
 
     @property
     def is_tokenized(self) -> bool:
+        """True if the rows are token ids."""
         return not isinstance(self.rows[0], str)
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of the rows: equal pools have equal fingerprints."""
+        """First 16 hex digits of a SHA-256 of the rows. Equal pools have equal fingerprints.
+
+        >>> Pool(("a text", "another")).fingerprint
+        '674c5ed13f10304f'
+        """
         digest = hashlib.sha256()
         for row in (*self.rows, *(self.token_type_ids or ())):
             digest.update(repr(row).encode())
@@ -70,96 +76,105 @@ _Row = str | _Tokens
 def read_pool(
     pool: Any, text_column: str = "text", limit: int | None = None, seed: int = 0
 ) -> Pool:
-    """The pool as rows.
+    """Read the pool.
 
     Args:
-        pool: a sequence of strings or of token ids; a ``datasets.Dataset`` with ``text_column``
-            or, already tokenized, with ``input_ids`` (and ``attention_mask`` and
-            ``token_type_ids``); or the path of a .txt (a text a line), .jsonl, .json, .csv or
-            .parquet file with such columns. No other column is read. A `Pool` is returned as it
-            is. Files and datasets are never held whole, except a .json file that is one array.
-        text_column: the column with the texts.
-        limit: keep a random sample of this many rows, the same for the same ``seed``.
-        seed: of the sample.
+        pool: one of
+
+            - a sequence of texts or of token ids;
+            - a ``datasets.Dataset`` with ``text_column`` or, if tokenized, with ``input_ids`` (and
+              optionally ``attention_mask`` and ``token_type_ids``);
+            - the path of a .txt file (one text per line) or of a .jsonl, .json, .csv or .parquet
+              file with such columns;
+            - a `Pool`, which is returned unchanged.
+
+            No other column is read. Only a .json file with a single array is held in memory.
+        text_column: name of the column with the texts.
+        limit: maximum number of rows. A larger pool is sampled at random; None keeps all rows.
+        seed: seed of the sample. The same seed gives the same sample.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: nothing usable in it; the message says what was found.
+        FileNotFoundError: there is no such file.
+        ValueError: the pool is not usable: fewer than 4 texts, only equal texts, no such column, or
+            rows that are neither texts nor token ids.
 
     Warns:
-        UserWarning: rows without text were left out.
+        UserWarning: empty rows were left out.
+
+    >>> read_pool(["the first", "the second", "the third", "the fourth"]).row_numbers
+    (0, 1, 2, 3)
     """
     if isinstance(pool, Pool):
         return pool
-    if limit is not None and limit < 4:
-        raise ValueError(f"expected at least 4 as the pool's size, got {limit}")
+    if limit is not None and limit < _MIN_SIZE:
+        raise ValueError(f"expected at least {_MIN_SIZE} as the pool's size, got {limit}")
     if isinstance(pool, (str, Path)) and not is_file(Path(pool)):
         raise FileNotFoundError(f"no pool file at {pool!s:.200}; to pass one text, pass a list")
     table = open_table(pool, "pool")
-    columns = _columns(table, text_column)
-    usable = _count_usable(_rows(table, columns), table.name)
+    columns = _columns_to_read(table, text_column)
+    num_usable = _count_usable(_read_rows(table, columns), table.name)
     chosen = None
-    if limit is not None and usable > limit:
+    if limit is not None and num_usable > limit:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(usable, generator=generator)[:limit].sort().values.tolist()
-    taken, numbers = zip(*_taken(_rows(table, columns), chosen), strict=True)
+        chosen = torch.randperm(num_usable, generator=generator)[:limit].sort().values.tolist()
+    kept, numbers = zip(*_select(_read_rows(table, columns), chosen), strict=True)
     others = tuple(name for name in table.columns or () if name not in columns)
-    if isinstance(taken[0], str):
-        return Pool(taken, numbers, other_columns=others)
-    ids, types = zip(*taken, strict=True)
+    if isinstance(kept[0], str):
+        return Pool(kept, numbers, other_columns=others)
+    ids, types = zip(*kept, strict=True)
     return Pool(ids, numbers, types if "token_type_ids" in columns else None, others)
 
 
-def _columns(table: Table, text_column: str) -> tuple[str, ...]:
-    """The columns to read: the texts, or else the token ids and what belongs to them."""
+def _columns_to_read(table: Table, text_column: str) -> tuple[str, ...]:
+    """The column of texts, or else the columns of tokens; empty for a table without columns."""
     if table.columns is None:
         return ()
     if table.has(text_column):
         return (text_column,)
     if table.has("input_ids"):
-        return tuple(name for name in _TOKENS if table.has(name))
+        return tuple(name for name in _TOKEN_COLUMNS if table.has(name))
     raise ValueError(
         f"{table.name} has no column {text_column!r} (and no 'input_ids'); "
         f"its columns are {', '.join(table.columns)}; name one with text_column="
     )
 
 
-def _rows(table: Table, columns: tuple[str, ...]) -> Iterator[_Row | None]:
-    """Each row of the table as it is kept; None where there is no text in it."""
+def _read_rows(table: Table, columns: tuple[str, ...]) -> Iterator[_Row | None]:
+    """Each row of the table as a text or as tokens; None for an empty row."""
     is_tokenized = columns[:1] == ("input_ids",)
     for number, cells in enumerate(table.rows(*columns)):
         cell = cells[0]
-        if not is_tokenized and (isinstance(cell, str) or not isinstance(cell, _LISTS)):
+        if not is_tokenized and (isinstance(cell, str) or not isinstance(cell, _SEQUENCES)):
             yield text_of(cell, number, table.name, "strings (or token ids)")
         elif cell is None:
             yield None
         else:
-            named = zip(columns if is_tokenized else _TOKENS[:1], cells, strict=True)
-            yield _unpadded(dict(named), number, table.name)
+            named = zip(columns if is_tokenized else _TOKEN_COLUMNS[:1], cells, strict=True)
+            yield _without_padding(dict(named), number, table.name)
 
 
-def _unpadded(cells: dict[str, Any], row: int, table: str) -> _Tokens | None:
-    """Token ids, and types if there are any, where the attention mask is not 0."""
+def _without_padding(cells: dict[str, Any], row: int, table: str) -> _Tokens | None:
+    """The tokens whose attention mask is not 0; None if there are none."""
     ids = _token_ids(cells["input_ids"], row, table)
     for column, cell in cells.items():
-        if not isinstance(cell, _LISTS) or len(cell) != len(ids):
+        if not isinstance(cell, _SEQUENCES) or len(cell) != len(ids):
             raise ValueError(
-                f"expected lists of as many numbers in the pool's input_ids and {column}, "
+                f"expected lists of equal length in the pool's input_ids and {column}, "
                 f"got {cells['input_ids']!r:.40} and {cell!r:.40} at row {row} of {table}"
             )
     mask = cells.get("attention_mask", [1] * len(ids))
-    kept = [place for place, is_seen in enumerate(mask) if is_seen]
+    kept = [index for index, is_attended in enumerate(mask) if is_attended]
     if not kept:
         return None
     types = None
     if "token_type_ids" in cells:
         types = _token_ids(cells["token_type_ids"], row, table)
-        types = tuple(types[place] for place in kept)
-    return _Tokens(tuple(ids[place] for place in kept), types)
+        types = tuple(types[index] for index in kept)
+    return _Tokens(tuple(ids[index] for index in kept), types)
 
 
 def _token_ids(cell: Any, row: int, table: str) -> Ids:
-    """A row's token ids as integers of Python."""
+    """The token ids of a row as Python integers."""
     kind = type(cell).__name__
     if isinstance(cell, (torch.Tensor, np.ndarray)) and cell.ndim == 1:
         cell = cell.tolist()
@@ -175,16 +190,16 @@ def _token_ids(cell: Any, row: int, table: str) -> Ids:
     if any(token < 0 for token in cell):
         raise ValueError(
             f"expected token ids of at least 0, got {min(cell)} at row {row} of {table}; "
-            "-100 marks labels: pass the input_ids"
+            "-100 marks labels, so pass the input_ids"
         )
     return tuple(map(int, cell))
 
 
 def _count_usable(rows: Iterator[_Row | None], name: str) -> int:
-    """Number of rows with any text.
+    """Number of rows that are not empty.
 
     Raises:
-        ValueError: too few, or all equal, or of both kinds.
+        ValueError: there are too few, all are equal, or some are texts and some are token ids.
     """
     total = usable = 0
     first: _Row | None = None
@@ -201,25 +216,33 @@ def _count_usable(rows: Iterator[_Row | None], name: str) -> int:
     if not usable:
         raise ValueError(f"the pool is empty: none of its {total} rows has any text")
     warn_empty(total - usable, name, stacklevel=4)
-    if usable < 4:
-        raise ValueError(f"expected at least 4 texts in the pool, got {usable}")
+    if usable < _MIN_SIZE:
+        raise ValueError(f"expected at least {_MIN_SIZE} texts in the pool, got {usable}")
     if not differ:
         shown = first if isinstance(first, str) else first and first.ids
-        raise ValueError(f"all {usable} texts of the pool are equal: {shown!r:.60}")
+        raise ValueError(
+            f"all {usable} texts of the pool are equal: {shown!r:.60}; expected different texts"
+        )
     return usable
 
 
-def _taken(rows: Iterator[_Row | None], chosen: Sequence[int] | None) -> Iterator[tuple[_Row, int]]:
-    """The usable rows with their numbers; of those the ``chosen``, ascending, if not all."""
+def _select(
+    rows: Iterator[_Row | None], chosen: Sequence[int] | None
+) -> Iterator[tuple[_Row, int]]:
+    """The usable rows with their row numbers.
+
+    Args:
+        chosen: ascending indices into the usable rows; None selects all.
+    """
     usable = ((row, number) for number, row in enumerate(rows) if row is not None)
     if chosen is None:
         yield from usable
         return
     wanted = iter(chosen)
-    place = next(wanted)
-    for count, taken in enumerate(usable):
-        if count == place:
-            yield taken
-            place = next(wanted, -1)
-            if place < 0:
+    index = next(wanted)
+    for count, numbered in enumerate(usable):
+        if count == index:
+            yield numbered
+            index = next(wanted, -1)
+            if index < 0:
                 return

@@ -1,4 +1,4 @@
-"""A model left as it was found: modes, attributes, buffers and random states."""
+"""A guard that restores a model and the random states after a forward pass."""
 
 from __future__ import annotations
 
@@ -12,63 +12,73 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sepstop.measure.backbone import is_divided
+from sepstop.measure.backbone import is_fsdp2, is_sharded
 
-_OF_LIBRARIES = (
+_RUNTIMES = (
     "torch.nn.parallel",
     "torch.distributed",
     "torch._dynamo",
     "deepspeed",
     "bitsandbytes",
 )
-"""Modules whose attributes are a runtime's own; only their modes are restored."""
+"""Packages whose modules manage their own attributes; only the modes of these are restored."""
 
 _CONTAINERS = (dict, list, set, deque)
 
-_PLAIN = {bool, int, float, str, type(None)}
-"""What cannot be changed in place."""
+_IMMUTABLE = {bool, int, float, str, type(None)}
 
-_CODES = 2**16
-"""Integer buffers of more elements are quantized weights: checked, not copied."""
+_MAX_COPIED = 2**16
+"""Elements of an integer buffer. Larger ones are quantized weights: checked, not copied."""
 
 _Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, leaving the model and the random states as they were.
+    """Evaluation mode without gradients; the model and the random states are restored on exit.
 
     A forward pass in evaluation mode can change a model: BigBird switches its attention for good,
-    dynamic rotary embeddings keep the longest length seen. On exit, the attributes, submodules and
-    buffers of every module are what they were before, in place, and so are the attributes of the
-    objects that it holds, if their class is of the same package (a configuration, a cache).
-    Containers are restored at any depth. Weights are not copied.
+    and dynamic rotary embeddings keep the longest length seen. On exit, the attributes, submodules
+    and buffers of every module are what they were before, in place. So are the attributes of the
+    objects that a module holds, if their class is of the module's package (a configuration, a
+    cache). Containers are restored at any depth. Weights are not copied.
 
-    Modes are set on each module: a ``train`` of the model's own can change weights, as that of
-    loralib does, which merges its adapters.
+    The mode of each module is set directly, because a ``train`` method can change weights: that of
+    loralib merges its adapters.
 
-    Not ``inference_mode``: a tensor that a module caches in it (rotary embeddings do) cannot be
-    trained on afterwards.
+    This is not ``inference_mode``, because tensors that a module caches in it, as rotary
+    embeddings do, cannot take part in training afterwards.
+
+    Args:
+        model: on its device; it needs at least one parameter.
 
     Raises:
-        RuntimeError: the pass wrote into weights, which are too large to copy (RWKV rescales them).
+        RuntimeError: the pass wrote into weights, which are too large to copy (RWKV rescales
+            its weights).
+
+    >>> model = nn.Linear(2, 1)
+    >>> with untouched(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
     """
     device = next(model.parameters()).device
-    before = _State(model)
+    snapshot = _Snapshot(model)
     with same_randomness(device), torch.no_grad(), _no_stale_casts(device):
         for module in model.modules():
-            # In evaluation mode on a CPU its 4-bit layers repack their weights for good, rounded.
+            # On a CPU in evaluation mode, 4-bit layers repack and round their weights for good.
             if not type(module).__module__.startswith("bitsandbytes"):
                 module.training = False
         try:
             yield
         finally:
-            before.restore()
+            snapshot.restore()
 
 
 @contextmanager
 def same_randomness(device: torch.device) -> Iterator[None]:
-    """The random states of torch (CPU and ``device``), NumPy and Python, restored on exit."""
+    """Restore the random states of torch (CPU and ``device``), NumPy and Python on exit."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -80,7 +90,10 @@ def same_randomness(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _no_stale_casts(device: torch.device) -> Iterator[None]:
-    """Within the caller's autocast, no cast weight is cached: it would have no gradient later."""
+    """Turn off the weight cache of the caller's autocast.
+
+    A weight that is cast and cached without gradients would have no gradient in training.
+    """
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         yield
@@ -89,8 +102,8 @@ def _no_stale_casts(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _State:
-    """What a forward pass may change in a model, besides its weights."""
+class _Snapshot:
+    """All that a forward pass may change in a model, and versions of its weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modes = [(module, module.training) for module in model.modules()]
@@ -100,13 +113,14 @@ class _State:
         self._arrays: dict[int, tuple[Any, Any]] = {}
         self._generators: dict[int, tuple[Any, Any]] = {}
         self._weights: dict[int, tuple[str, Tensor, int]] = {}
-        # FSDP and ZeRO swap parameters, and keep track of them elsewhere.
-        self._has_own_weights = not is_divided(model)
+        # FSDP and ZeRO swap parameters and manage them elsewhere.
+        manages_weights = is_sharded(model)
         seen: set[int] = set()
         for name, module in model.named_modules():
-            if type(module).__module__.startswith(_OF_LIBRARIES) and not _is_sharded(module):
+            # FSDP2 replaces the class of the user's module by a class of torch.distributed.
+            if type(module).__module__.startswith(_RUNTIMES) and not is_fsdp2(module):
                 continue
-            if self._has_own_weights:
+            if not manages_weights:
                 self._keep_weights(name, module)
             held = [part for part in vars(module).values() if _is_of_same_package(part, module)]
             for attributes in (part.__dict__ for part in (module, *held)):
@@ -119,7 +133,7 @@ class _State:
             self._keep(name, module._buffers)
 
     def _keep(self, name: str, value: Any) -> None:
-        """Note what ``value`` is, if it can be changed in place."""
+        """Keep a copy of ``value`` if it can change in place."""
         if isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter):
                 self._keep_tensor(name, value)
@@ -130,7 +144,7 @@ class _State:
             self._containers[id(value)] = value, plain(value)
             parts = value.items() if isinstance(value, dict) else ((None, part) for part in value)
             for key, part in parts:
-                if type(part) not in _PLAIN:  # of which there may be many, as in a vocabulary
+                if type(part) not in _IMMUTABLE:  # a vocabulary has many of these
                     self._keep(name if key is None else f"{name}.{key}".strip("."), part)
         elif isinstance(value, np.ndarray):
             self._arrays[id(value)] = value, value.copy()
@@ -138,25 +152,34 @@ class _State:
             self._generators[id(value)] = value, _state_of(value)
 
     def _keep_weights(self, name: str, module: nn.Module) -> None:
-        """Note which weights a module has, and how often they were written to."""
+        """Keep which weights a module has and their versions, which count writes in place.
+
+        Inference tensors have no version.
+        """
         weights = module._parameters
         self._containers[id(weights)] = weights, dict(weights)
-        if isinstance(module, nn.RNNBase):  # its flatten_parameters moves them, unchanged
+        if isinstance(module, nn.RNNBase):  # flatten_parameters moves its weights, unchanged
             return
         for key, weight in weights.items():
-            if weight is not None and not weight.is_inference():  # such a tensor has no version
+            if weight is not None and not weight.is_inference():
                 self._weights[id(weight)] = f"{name}.{key}".strip("."), weight, weight._version
 
     def _keep_tensor(self, name: str, tensor: Tensor) -> None:
+        """Keep a copy of a tensor, or the version of a quantized weight."""
         if tensor.is_meta or id(tensor) in self._tensors:
             return
-        if not tensor.is_floating_point() and tensor.numel() > _CODES:
+        if not tensor.is_floating_point() and tensor.numel() > _MAX_COPIED:
             if not tensor.is_inference():
                 self._weights[id(tensor)] = name, tensor, tensor._version
             return
         self._tensors[id(tensor)] = tensor, tensor.detach().clone()
 
     def restore(self) -> None:
+        """Restore everything in place.
+
+        Raises:
+            RuntimeError: weights were written to.
+        """
         for module, training in self._modes:
             module.training = training
         for attributes, before in self._attributes:
@@ -186,36 +209,33 @@ class _State:
         changed = [name for name, tensor, was in self._weights.values() if tensor._version != was]
         if changed:
             raise RuntimeError(
-                f"the forward pass writes into {changed[0]}, which is too large to be "
-                "restored, so watching this model would change its training"
+                f"the forward pass writes into {changed[0]}, which is too large to restore; "
+                "expected a model whose forward pass in evaluation mode leaves its weights "
+                "unchanged, because measuring this one would change its training"
             )
 
 
 def _state_of(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
     if isinstance(generator, random.Random):
         return generator.getstate()
-    if isinstance(generator, np.random.RandomState):
-        return generator.get_state()
-    return generator.bit_generator.state
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state()
 
 
 def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
+    if isinstance(generator, random.Random):
         generator.setstate(state)
-    elif isinstance(generator, np.random.RandomState):
-        generator.set_state(state)
-    else:
+    elif isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
 
 
 def _is_of_same_package(part: Any, module: nn.Module) -> bool:
-    """Whether ``part`` has attributes and the module's author is likely to have written its class.
+    """True if ``part`` is an object with attributes whose class is of the module's package.
 
-    Not functions and classes, nor modules, which are visited by themselves.
+    False for functions and classes, and for modules, which are visited on their own.
     """
     if not hasattr(part, "__dict__") or isinstance(part, (type, nn.Module)) or callable(part):
         return False
@@ -223,13 +243,8 @@ def _is_of_same_package(part: Any, module: nn.Module) -> bool:
     return first == second
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 made the class, in place of the user's own."""
-    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
-
-
 def _put_back(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Make ``now`` equal to ``before``, the order of keys included."""
+    """Make ``now`` equal to ``before``, including the order of keys."""
     same = len(now) == len(before) and all(
         key is known and value is was
         for (key, value), (known, was) in zip(now.items(), before.items(), strict=True)

@@ -1,38 +1,42 @@
-"""A run's scores in the terminal while it goes on; reads its files only."""
+"""Live view of a run's scores in the terminal."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sepstop.decide.policies import has_information, scored_by_information
-from sepstop.report.figures import history_of, information_text, score_text
-from sepstop.runs.history import RunHistory, read_online, read_run
-from sepstop.types import Decision, Record
+from sepstop.report.scored_run import read_scored_run
+from sepstop.report.tables import value_text
+from sepstop.runs.history import read_online, read_run
+from sepstop.runs.records import RunHistory
+from sepstop.types import Record, Score
 
-_SHOWN = 20  # newest evaluations
-_AROUND = 8  # lines that the rest takes
-_WIDTH = 20  # of the bars, in characters
+_MAX_ROWS = 20
+_OTHER_LINES = 8  # lines that everything but the rows takes
+_BAR_WIDTH = 20  # characters
 
 
 def follow(run_dir: str | Path, console: Console, once: bool = False, every: float = 1.0) -> None:
     """Show a run's scores as they come, until its training ends or the user interrupts.
 
-    On a terminal, a table that is redrawn; elsewhere a line for each score. A run that crashed
-    leaves no word of its end: it is followed until the user interrupts.
+    Reads the run's files only. On a terminal, a table is redrawn; elsewhere each score is a line. A
+    run that crashed does not record its end: it is followed until the user interrupts.
 
     Args:
-        once: show what is there and return.
+        run_dir: folder of the run.
+        console: where to show the scores.
+        once: show the scores so far and return.
         every: seconds between two looks.
 
     Raises:
@@ -44,104 +48,109 @@ def follow(run_dir: str | Path, console: Console, once: bool = False, every: flo
         raise FileNotFoundError(f"no folder at {run_dir}")
     name = run_dir.resolve().name
     if once:
-        console.print(_view_of(history_of(run_dir), name))
-        return
-    if console.is_terminal:
+        console.print(view(read_scored_run(run_dir), name))
+    elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             for run in _changes(run_dir, every):
-                live.update(_view_of(run, name, console.height), refresh=True)
-        return
-    before = RunHistory()
-    for run in _changes(run_dir, every):
-        for line in _news(before, run):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        before = run
+                live.update(view(run, name, console.height), refresh=True)
+    else:
+        before = RunHistory()
+        for run in _changes(run_dir, every):
+            for line in _new_lines(before, run):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            before = run
 
 
-def view(
-    history: Sequence[Record],
-    decision: Decision | None,
-    by_information: bool,
-    title: str,
-    height: int = 100,
-    ended: int | None = None,
-) -> RenderableType:
-    """The newest scores with bars for their intervals, and the newest decision.
+def view(run: RunHistory, title: str, height: int = 100) -> RenderableType:
+    """The newest scores, with bars for the intervals of the deciding one, and the newest decision.
 
     Args:
-        by_information: True if the information decides, where there is any.
-        height: number of lines to fill at most.
-        ended: step at which training ended; None while it goes on.
+        run: may have no record yet.
+        title: shown above the table.
+        height: maximum number of lines.
     """
-    end = [] if ended is None else [Text(_end_text(ended))]
-    if not history:
-        return Group(Text(f"{title}: {'no' if end else 'waiting for the first'} score"), *end)
-    informed, criterion = has_information(history), history[-1].criterion
-    deciding, others = list(history), scored_by_information(history)
-    name, other = criterion, "information"
-    if by_information and informed:
-        deciding, others, name, other = others, deciding, other, name
-    finite = [record for record in deciding if record.is_finite]
-    ends = [end for record in finite for end in _interval(record)]
-    low, span = (min(ends), max(max(ends) - min(ends), 1e-12)) if ends else (0.0, 1.0)
-    best = None if decision is None else decision.best_step
-    what = f", information of {history[-1].information_of}" if informed else ""
-    table = Table(title=f"{title}, {len(history)} scores{what}")
-    for column in ("step", name, "", *([other] if informed else [])):
-        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
-    table.add_column("")
-    most = max(1, min(_SHOWN, height - _AROUND))
-    for record, beside in list(zip(deciding, others, strict=True))[-most:]:
+    end = [] if run.ended is None else [Text(_end_text(run.ended))]
+    if not run.records:
+        return Group(Text(f"{title}: {'no score' if end else 'waiting for the first score'}"), *end)
+    parts: list[RenderableType] = [_score_table(run, title, height)]
+    decision = run.decision
+    if decision is not None:
+        stop = Text("STOP: " if decision.stop else "", style="bold red")
+        parts.append(stop + Text(f"as of step {decision.step}: {decision.reason}"))
+    return Group(*parts, *end)
+
+
+def _score_table(run: RunHistory, title: str, height: int) -> Table:
+    others = [name for name in run.names if name != run.decides]
+    best_step = None if run.decision is None else run.decision.best_step
+    low, span = _range(run)
+    table = Table(title=f"{title}, {len(run.records)} scores", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column(f"{run.decides} (decides)", justify="right", no_wrap=True)
+    table.add_column("", max_width=_BAR_WIDTH)  # shrinks on a narrow terminal
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    num_rows = max(1, min(_MAX_ROWS, height - _OTHER_LINES))
+    for step, score in list(run.series)[-num_rows:]:
+        is_best = step == best_step
         table.add_row(
-            str(record.step),
-            score_text(record),
-            _bar(record, low, span),
-            *([f"{beside.score:.4f}" if beside.is_finite else "no score"] if informed else []),
-            "◀ best" if record.step == best else "",
-            style="bold" if record.step == best else "",
+            str(step),
+            str(score),
+            _bar(score, low, span),
+            *(value_text(run.series_of(name).score_at(step)) for name in others),
+            "◀ best" if is_best else "",
+            style="bold" if is_best else "",
         )
-    if decision is None:
-        return Group(table, *end)
-    mark = Text("STOP: " if decision.stop else "", style="bold red")
-    return Group(table, mark + Text(f"as of step {decision.step}: {decision.reason}"), *end)
+    return table
 
 
-def _view_of(run: RunHistory, title: str, height: int = 100) -> RenderableType:
-    return view(run.records, run.decision, run.by_information, title, height, run.ended)
+def _range(run: RunHistory) -> tuple[float, float]:
+    """Lower end and length of the range that all intervals of the deciding score span."""
+    finite = [score for score in run.series.scores if score.is_finite]
+    if not finite:
+        return 0.0, 1.0
+    ends = [end for score in finite for end in _interval(score)]
+    return min(ends), max(max(ends) - min(ends), 1e-12)
 
 
-def _interval(record: Record) -> tuple[float, float]:
-    bounded = math.isfinite(record.low) and math.isfinite(record.high)
-    return (record.low, record.high) if bounded else (record.score, record.score)
+def _interval(score: Score) -> tuple[float, float]:
+    if math.isfinite(score.low) and math.isfinite(score.high):
+        return score.low, score.high
+    return score.value, score.value
 
 
-def _bar(record: Record, low: float, span: float) -> RenderableType:
-    """The record's interval on the scale of all, at least half a character wide."""
-    if not record.is_finite:
+def _bar(score: Score, low: float, span: float) -> RenderableType:
+    """The interval on a common scale, at least half a character wide."""
+    if not score.is_finite:
         return ""
-    begin, end = ((bound - low) / span * _WIDTH for bound in _interval(record))
-    begin = min(begin, _WIDTH - 0.5)
-    return Bar(_WIDTH, begin, max(end, begin + 0.5), width=_WIDTH, color="blue")
+    begin, end = ((bound - low) / span * _BAR_WIDTH for bound in _interval(score))
+    begin = min(begin, _BAR_WIDTH - 0.5)
+    return Bar(_BAR_WIDTH, begin, max(end, begin + 0.5), color="blue")
 
 
-def _news(before: RunHistory, run: RunHistory) -> Iterator[str]:
-    """What a run says that it did not say ``before``, a line each."""
+def _new_lines(before: RunHistory, run: RunHistory) -> Iterator[str]:
+    """What changed in a run since ``before``, a line each."""
     known = 0
     for old, new in zip(before.records, run.records, strict=False):
-        if repr(old) != repr(new):  # as NaN is not equal to itself
+        if repr(old) != repr(new):  # NaN is not equal to itself
             break
         known += 1
     if known < len(before.records):
         yield f"back to step {run.records[known - 1].step}" if known else "a new run"
-    pairs = zip(run.records[known:], run.decisions[known:], strict=True)
-    for record, decision in pairs:
-        informed = math.isfinite(record.information)
-        information = f"  information {information_text(record)}" if informed else ""
-        yield f"step {record.step}  {record.criterion} {score_text(record)}{information}"
+    if run.decides and run.decides != before.decides:
+        yield f"{run.decides} decides"
+    for record, decision in zip(run.records[known:], run.decisions[known:], strict=True):
+        yield _record_line(run, record)
         if decision is not None and decision.stop:
             yield f"stopped: {decision.reason}"
     if run.ended is not None:
         yield _end_text(run.ended)
+
+
+def _record_line(run: RunHistory, record: Record) -> str:
+    scores = [f"{name} {record.scores[name]}" for name in run.names if name in record.scores]
+    return "  ".join([f"step {record.step}", *scores])
 
 
 def _end_text(step: int) -> str:
@@ -154,9 +163,9 @@ def _changes(run_dir: Path, every: float) -> Iterator[RunHistory]:
     while True:
         with warnings.catch_warnings():
             if known is not None:
-                warnings.simplefilter("ignore")  # the first look said it
-            run = _look(run_dir)
-        if repr(run) != repr(known):  # as NaN is not equal to itself
+                warnings.simplefilter("ignore")  # the first look warned
+            run = _read_so_far(run_dir)
+        if repr(run) != repr(known):  # NaN is not equal to itself
             known = run
             yield run
         if run.ended is not None:
@@ -164,7 +173,7 @@ def _changes(run_dir: Path, every: float) -> Iterator[RunHistory]:
         time.sleep(every)
 
 
-def _look(run_dir: Path) -> RunHistory:
+def _read_so_far(run_dir: Path) -> RunHistory:
     """The history so far, without records if there is nothing yet."""
     with suppress(FileNotFoundError):
         return read_online(run_dir) or read_run(run_dir)

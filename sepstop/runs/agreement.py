@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sepstop.types import Record
+from sepstop.criteria import CRITERIA
+from sepstop.types import Record, Score
 
 SCORE_TOLERANCE = 1e-3
-"""Absolute, of the criterion's score."""
+"""Absolute tolerance of a score."""
 
 HALF_TOLERANCE = 5e-3
-"""Of the criterion's score, where weights are bfloat16 or float16."""
+"""Absolute tolerance if weights are bfloat16 or float16."""
 
 FLIPPED_TEXTS = 2
-"""Of the information: what so many texts of a resample in another group may change."""
+"""Tolerance of mutual information: this many texts of a resample may change groups."""
 
-_SAME = ("embedder", "resamples", "resample_size", "seed", "max_length", "pool")
+COUNTS_TEXTS = ("neighbor_mi", "label_mi", "component_mi")
+"""Criteria that count texts in groups, so rounding can change them in jumps."""
+
+_SAME = ("pooling", "num_resamples", "resample_size", "seed", "max_length", "pool")
 
 
 def differences_from_log(
@@ -26,64 +29,64 @@ def differences_from_log(
     settings: Mapping[str, Any],
     own_settings: Mapping[str, Any],
     in_half_precision: bool = False,
-    same_neighbors: bool = True,
+    left_out: Collection[str] = (),
 ) -> dict[int, str]:
-    """Step -> what differs by more than rounding, for a person.
+    """Differences larger than rounding, as text, by step.
 
-    Only steps that the run scored on the same pool with the same settings are compared: both
-    scores, whichever of them decides, and what the information is of. The criterion's score is
-    left out where the run had another criterion.
+    Compares the steps that the run scored on the same pool with the same settings: all scores that
+    both have by the same criterion.
 
     Args:
         records: of checkpoints, scored offline.
         own_records: the run's own.
-        settings, own_settings: of the Monitors that scored them.
-        in_half_precision: whether weights are bfloat16 or float16.
-        same_neighbors: whether the information refers to the neighbors that the run left; its value
-            is not compared if it refers to others.
+        settings, own_settings: how they were measured, as `Monitor.settings`.
+        in_half_precision: True if weights are bfloat16 or float16.
+        left_out: names of scores that also depend on something else than in the run, such as other
+            checkpoints; they are not compared.
     """
     if any(settings.get(key) != own_settings.get(key) for key in _SAME):
         return {}
-    own = {record.step: record for record in own_records}
-    same_criterion = settings.get("criterion") == own_settings.get("criterion")
     tolerance = HALF_TOLERANCE if in_half_precision else SCORE_TOLERANCE
+    own_by_step = {record.step: record for record in own_records}
     found = {}
     for record in records:
-        if record.step not in own:
+        own = own_by_step.get(record.step)
+        if own is None:
             continue
         said = [
-            *(_of_score(record, own[record.step], tolerance) if same_criterion else []),
-            *_of_information(record, own[record.step], tolerance, same_neighbors),
+            f"{name} {score.value:.4f}, in the run's log {own.scores[name].value:.4f}"
+            for name, score in record.scores.items()
+            if name in own.scores
+            and _descriptions(name, settings) == _descriptions(name, own_settings)
+            and name not in left_out
+            and not _are_close(score, own.scores[name], _tolerance_of(name, record, tolerance))
         ]
         if said:
             found[record.step] = (
                 f"{'; '.join(said)}: the model loaded here is not the one that the run scored, or "
-                "is run otherwise"
+                "runs differently"
             )
     return found
 
 
-def _of_score(record: Record, own: Record, tolerance: float) -> list[str]:
-    if _are_close(record.score, own.score, tolerance):
-        return []
-    return [f"{record.criterion} {record.score:.4f}, in the run's log {own.score:.4f}"]
+def _descriptions(name: str, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The criterion with the score ``name`` as the settings describe it.
+
+    They describe a criterion of the user's own by its class, not by its score: for such a score,
+    these are all criteria that are not sepstop's.
+    """
+    described = [settings.get("criterion", {}), *settings.get("extra_criteria", ())]
+    known = [one for one in described if one.get("name") == name]
+    return known or [one for one in described if one.get("name") not in CRITERIA]
 
 
-def _of_information(
-    record: Record, own: Record, tolerance: float, same_neighbors: bool
-) -> list[str]:
-    if not math.isfinite(own.information):  # of a version without it, or nothing finite
-        return []
-    mine, its = record.information_of, own.information_of
-    if mine != its:
-        return [f"information of {mine}, in the run's log of {its}"]
-    least = max(tolerance, FLIPPED_TEXTS / max(record.resample_size, 1))
-    if not same_neighbors or _are_close(record.information, own.information, least):
-        return []
-    return [f"information {record.information:.4f}, in the run's log {own.information:.4f}"]
+def _tolerance_of(name: str, record: Record, tolerance: float) -> float:
+    if name not in COUNTS_TEXTS:
+        return tolerance
+    return max(tolerance, FLIPPED_TEXTS / max(record.resample_size, 1))
 
 
-def _are_close(score: float, own: float, tolerance: float) -> bool:
-    if math.isnan(score) or math.isnan(own):
-        return math.isnan(score) and math.isnan(own)
-    return score == own or abs(score - own) <= tolerance
+def _are_close(score: Score, own: Score, tolerance: float) -> bool:
+    if not (score.is_finite and own.is_finite):
+        return score.is_finite == own.is_finite
+    return abs(score.value - own.value) <= tolerance

@@ -1,12 +1,10 @@
-"""What was observed of checkpoints, kept on disk so that none is embedded twice."""
+"""Observation cache: what checkpoints showed, on disk, so that each is embedded once."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -16,95 +14,117 @@ import torch
 
 from sepstop.measure.embedding import Observation
 from sepstop.measure.monitor import Monitor
+from sepstop.measure.pooling import POOLINGS
+from sepstop.runs.loading_options import Loading
 from sepstop.runs.saved_weights import ADAPTER_CONFIG
 from sepstop.types import Outputs
-from sepstop.utils.files import load_arrays
+from sepstop.utils.files import load_arrays, pack_arrays, write_or_warn
 
-STORE = "sepstop_cache"
-"""Folder of a run's observations, in the run's folder."""
+CACHE_FOLDER = "sepstop_cache"
+"""Name of the cache folder inside a run's folder."""
 
-_CONTENTS = "contents.json"  # in it: what was read of files
-_FORMAT = 3  # to be raised when the same checkpoint would be observed otherwise
-_NO_PART = {"trainer_state.json", "training_args.bin", "README.md"}  # of the model
-_NO_PART_ENDINGS = (".pt", ".pth")  # of optimizer, scheduler and random states
+_HASHES = "contents.json"  # in the cache folder: hashes of files that were read
+_FORMAT = 3  # increase it when the same checkpoint would give another observation
+_NOT_MODEL = {"trainer_state.json", "training_args.bin", "README.md"}
+_NOT_MODEL_ENDINGS = (".pt", ".pth")  # optimizer, scheduler and random states
 
 
-class ObservationStore:
-    """Observations by what they depend on: files of a checkpoint, pool, embedder and lengths.
-
-    Files are written as a whole or not at all; one that cannot be read is as good as none.
+def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = True) -> str:
+    """Everything that an observation depends on, besides the files of the model.
 
     Args:
-        folder: made when needed; None keeps nothing.
+        monitor: observes the models.
+        loading: loads the models. Its ``base_model`` counts as a file, see `ObservationCache.key`.
+        with_logits: False for observations without a head.
+
+    Returns:
+        A key for `ObservationCache.key`. Empty if observations can't be cached: the name of a
+        pooling or model class of the user's own does not tell what it does.
+    """
+    observer = monitor.observer
+    is_own = monitor.settings["pooling"].get("name") not in POOLINGS
+    if is_own or loading.model_class is not None:
+        return ""
+    view = (
+        observer.embedding_key,
+        observer.token_fingerprint,
+        monitor.config.seed,
+        monitor.needs_corrupted,
+        observer.precision or "no",
+        monitor.config.padding,
+        loading.dtype,
+        loading.adapter,
+        with_logits,
+    )
+    return repr(view)
+
+
+class ObservationCache:
+    """Observations on disk, by the files of a model and how it was observed.
+
+    A file that can't be read counts as missing. A full disk, or a folder that is not writable, is a
+    RuntimeWarning.
+
+    Args:
+        folder: folder of the cache, made when the first file is written. None caches nothing.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._contents = self._known_contents()
-        self._written = len(self._contents)
+        self._hashes = self._read_hashes()
+        self._num_written = len(self._hashes)
 
-    def keeps(self, monitor: Monitor) -> bool:
-        """Not what an embedder of the user's own sees, whose name says nothing of what it does."""
-        return self.folder is not None and "custom" not in monitor.settings["embedder"]
-
-    def key(
-        self, checkpoint: Path, monitor: Monitor, *how: str, base_model: str | Path | None = None
-    ) -> str:
-        """SHA-256 over the checkpoint's content and how ``monitor`` looks at it.
-
-        Empty where nothing can be kept.
+    def key(self, model: Path, view: str, base_model: str | Path | None = None) -> str:
+        """Key of an observation: SHA-256 of the model's content and the view.
 
         Args:
-            *how: it is loaded, if not as it is: the weights' dtype, the adapter's name.
-            base_model: folder or hub name of an adapter's base, in place of the recorded one.
-        """
-        if not self.keeps(monitor):
-            return ""
-        corrupted = "corrupted_logits" in monitor.needs
-        looks = (_FORMAT, monitor.places, monitor.token_fingerprint, monitor.seed, corrupted)
-        precision = monitor.precision or "no"
-        seen_as = repr((*looks, precision, monitor.asked_padding, *how)) + self.content(
-            checkpoint, base_model
-        )
-        if len(self._contents) > self._written:
-            self._written = len(self._contents)
-            self._write(_CONTENTS, json.dumps(dict(self._contents)).encode())
-        return hashlib.sha256(seen_as.encode()).hexdigest()
+            model: folder of a checkpoint or another model.
+            view: see `observation_view`.
+            base_model: folder or hub name of an adapter's base, instead of the one that it names.
 
-    def content(self, checkpoint: Path, base_model: str | Path | None = None) -> str:
-        """SHA-256 over the files that make the model; a file that was not touched is read once."""
+        Returns:
+            The key; empty without a folder or a view. `get` finds nothing under an empty key, and
+            `put` ignores it.
+        """
+        if self.folder is None or not view:
+            return ""
+        content = self.content(model, base_model)
+        if len(self._hashes) > self._num_written:
+            self._num_written = len(self._hashes)
+            hashes = json.dumps(dict(self._hashes)).encode()
+            write_or_warn(self.folder / _HASHES, hashes, stacklevel=2)
+        return hashlib.sha256(f"{_FORMAT} {view} {content}".encode()).hexdigest()
+
+    def content(self, model: Path, base_model: str | Path | None = None) -> str:
+        """SHA-256 of the files of a model. A file is read again only if it has changed."""
         digest = hashlib.sha256()
         if base_model is not None and not Path(base_model).is_dir():
             digest.update(str(base_model).encode())  # on the hub
-        for path in _parts(checkpoint, base_model):
-            digest.update(path.name.encode() + self._content_of_file(path).encode())
+        for path in _model_files(model, base_model):
+            digest.update(path.name.encode() + self._hash(path).encode())
         return digest.hexdigest()
 
-    def _content_of_file(self, path: Path) -> str:
-        state = path.stat()
-        version = [str(path.resolve()), state.st_size, state.st_mtime_ns]
-        name = hashlib.sha256(repr(version).encode()).hexdigest()
-        if name not in self._contents:
-            with path.open("rb") as file:
-                self._contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._contents[name]
-
     def get(self, key: str, device: torch.device) -> Observation | None:
-        if not key:
+        """The observation with this key, on ``device``; None if there is none."""
+        if self.folder is None or not key:
             return None
         try:
-            arrays = load_arrays(self._path(key))
+            arrays = load_arrays(self._path(self.folder, key))
             outputs: Any = str(arrays.pop("outputs")) or None
             parts = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
             seen = Observation(**parts, outputs=outputs)
         except (OSError, KeyError, ValueError, TypeError):
             return None
-        whole = seen.points.ndim == 2 and seen.points.is_floating_point()
-        return seen if whole and outputs in (None, *get_args(Outputs)) else None
+        is_valid = seen.points.ndim == 2 and seen.points.is_floating_point()
+        return seen if is_valid and outputs in (None, *get_args(Outputs)) else None
 
     def put(self, key: str, seen: Observation) -> None:
-        """A full disk or a folder that is not ours to write is a warning."""
-        if not key:
+        """Keep an observation, as float32.
+
+        Warns:
+            RuntimeWarning: the file can't be written.
+        """
+        if self.folder is None or not key:
             return
         arrays = {
             name: values.float().cpu().numpy()
@@ -112,39 +132,36 @@ class ObservationStore:
             if isinstance(values, torch.Tensor)
         }
         arrays["outputs"] = np.array(seen.outputs or "")
-        file = io.BytesIO()
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # no name of them is an option's
-        self._write(self._path(key).name, file.getbuffer())
+        write_or_warn(self._path(self.folder, key), pack_arrays(arrays), stacklevel=2)
 
-    def _write(self, name: str, content: bytes | memoryview) -> None:
-        assert self.folder is not None
-        path, unfinished = self.folder / name, self.folder / f".{name}.{os.getpid()}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        except OSError as error:
-            warnings.warn(f"sepstop: could not write {path}: {error}", RuntimeWarning, stacklevel=3)
+    def _hash(self, path: Path) -> str:
+        """SHA-256 of a file, remembered by its path, size and time of the last change."""
+        state = path.stat()
+        version = [str(path.resolve()), state.st_size, state.st_mtime_ns]
+        name = hashlib.sha256(repr(version).encode()).hexdigest()
+        if name not in self._hashes:
+            with path.open("rb") as file:
+                self._hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hashes[name]
 
-    def _known_contents(self) -> dict[str, str]:
-        """What files held, by their place, size and time of the last change."""
+    def _read_hashes(self) -> dict[str, str]:
         with suppress(OSError, ValueError):
-            known = {} if self.folder is None else json.loads((self.folder / _CONTENTS).read_text())
+            known = {} if self.folder is None else json.loads((self.folder / _HASHES).read_text())
             if isinstance(known, dict):
-                return {str(version): str(content) for version, content in known.items()}
+                return {str(name): str(content) for name, content in known.items()}
         return {}
 
-    def _path(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{key[:32]}.npz"
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / f"{key[:32]}.npz"
 
 
-def _parts(checkpoint: Path, base_model: str | Path | None = None) -> list[Path]:
-    """The files that make the model, those of adapters' bases included where they are folders."""
+def _model_files(model: Path, base_model: str | Path | None = None) -> list[Path]:
+    """The files of a model, and those of its adapters' bases if they are folders."""
     files = [
         path
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name not in _NO_PART and path.suffix not in _NO_PART_ENDINGS
+        for path in sorted(model.rglob("*"))
+        if path.is_file() and path.name not in _NOT_MODEL and path.suffix not in _NOT_MODEL_ENDINGS
     ]
     bases = {
         str(base_model or json.loads(path.read_text()).get("base_model_name_or_path"))
@@ -152,8 +169,8 @@ def _parts(checkpoint: Path, base_model: str | Path | None = None) -> list[Path]
         if path.name == ADAPTER_CONFIG
     }
     for base in map(Path, sorted(bases)):
-        if base.is_dir() and checkpoint.resolve().is_relative_to(base.resolve()):
+        if base.is_dir() and model.resolve().is_relative_to(base.resolve()):
             files += sorted(path for path in base.glob("*") if path.is_file())  # no checkpoints
         elif base.is_dir():
-            files += _parts(base)
+            files += _model_files(base)
     return files

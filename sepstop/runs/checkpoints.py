@@ -1,4 +1,4 @@
-"""What a user names, a run, a model or a list of them, to folders of checkpoints."""
+"""Checkpoint discovery: runs and models by folder, list file or hub name."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sepstop.runs.leftovers import of_newest_run
+from sepstop.runs.leftovers import without_leftovers
 from sepstop.runs.saved_weights import adapter_folders
 
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 _TRAINER_FILES = ("trainer_state.json", "training_args.bin")
-_NAMED = 5  # of what is found instead
+_SHOWN = 5  # files in an error
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-# Weights of other frameworks, of which a repository may hold gigabytes.
+# Weights for other frameworks, which can take gigabytes in a repository.
 _OTHER_FORMATS = ["*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.onnx*", "openvino/*"]
 
 
 @dataclass(frozen=True)
-class Run:
-    """Checkpoints that belong together, in an order.
+class CheckpointRun:
+    """The checkpoints of a run, or a single model.
 
     Attributes:
-        name: as the user knows it.
-        checkpoints: step -> folder.
-        home: where files on them may be left.
-        is_trained: whether `home` is a run's own folder.
+        name: the folder or hub name that the user gave.
+        checkpoints: step -> folder of each checkpoint.
+        home: folder for files about the checkpoints.
+        is_trained: True if `home` is the output folder of a run.
     """
 
     name: str
@@ -37,73 +37,71 @@ class Run:
 
 
 def find_runs(source: str | Path) -> list[str]:
-    """The runs in what a user names, each as `find_run` takes it.
+    """The runs that a user names, each in the form that `find_run` takes.
 
     Args:
-        source: a folder of checkpoints, a checkpoint, the name of a model on the hub (with
-            ``@revision`` if need be), a folder of any of these, or a text file that lists folders
-            beside it and names on the hub, a line each, comments after ``#``.
+        source: a folder of checkpoints, a checkpoint, a model's name on the hub (with ``@revision``
+            if needed), a folder of any of these, or a text file with one entry per line: folders
+            beside the file, or names on the hub. ``#`` begins a comment.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: a file that is no list.
+        ValueError: the file is not such a list.
     """
     path = Path(source)
     if path.is_file():
-        return _listed(path)
+        return _read_list(path)
     if not path.is_dir() or _is_model(path) or _numbered(path):
         return [str(source)]
     inside = [folder for folder in _folders(path) if _is_model(folder) or _numbered(folder)]
     return [str(folder) for folder in inside] or [str(source)]
 
 
-def find_run(source: str | Path) -> Run:
-    """The checkpoints of a run's folder, or the one that a model's folder or name on the hub is.
-
-    Checkpoints that an older run left in the folder are left out, with a warning.
+def find_run(source: str | Path) -> CheckpointRun:
+    """The checkpoints in a run's folder, or the model that a folder or hub name stands for.
 
     Raises:
-        FileNotFoundError: no checkpoints; the message says what is there.
+        FileNotFoundError: no checkpoints; the message lists what was found instead.
+
+    Warns:
+        UserWarning: checkpoints of an older run in the same folder were left out.
     """
     path = Path(source)
     if not path.exists() and _HUB_NAME.fullmatch(str(source)):
-        return _of_hub(str(source))
+        return _from_hub(str(source))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}")
     found = _numbered(path)
     if found:
-        return Run(str(source), of_newest_run(path, found), path, is_trained=True)
+        kept = without_leftovers(path, found)
+        return CheckpointRun(str(source), kept, home=path, is_trained=True)
     if _is_model(path) or _has_adapters(path):
-        return Run(str(source), {_step_of(path): path}, path.resolve().parent, is_trained=False)
+        home = path.resolve().parent
+        return CheckpointRun(str(source), {_step_of(path): path}, home, is_trained=False)
     names = sorted(inside.name for inside in path.iterdir())
-    more = ", ..." if len(names) > _NAMED else ""
-    judged = any(name.endswith(".npz") for name in names)
-    hint = "; recorded runs are for `sepstop bench judge`" if judged else ""
+    more = ", ..." if len(names) > _SHOWN else ""
+    are_recorded = any(name.endswith(".npz") for name in names)
+    hint = "; recorded runs are for `sepstop bench judge`" if are_recorded else ""
     raise FileNotFoundError(
         f"expected folders named checkpoint-<step> in {path}, or a model, found "
-        f"{', '.join(names[:_NAMED]) or 'nothing'}{more}{hint}"
+        f"{', '.join(names[:_SHOWN]) or 'nothing'}{more}{hint}"
     )
 
 
+def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:
+    """Step -> folder of each checkpoint in ``run_dir``. Raises and warns as `find_run` does."""
+    return find_run(run_dir).checkpoints
+
+
 def _step_of(model: Path) -> int:
-    """As Trainer noted it, whatever the folder is called now; or else the number in its name."""
+    """The step that Trainer recorded, or else the number at the end of the name; at least 1."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return max(1, int(json.loads((model / "trainer_state.json").read_text())["global_step"]))
     number = re.search(r"(\d+)$", model.resolve().name)
     return max(1, int(number[1])) if number else 1
 
 
-def find_checkpoints(run_dir: str | Path) -> dict[int, Path]:
-    """Step -> folder of each checkpoint in ``run_dir``.
-
-    Raises:
-        FileNotFoundError: there is none; the message says what is there.
-    """
-    return find_run(run_dir).checkpoints
-
-
 def _numbered(folder: Path) -> dict[int, Path]:
-    """``checkpoint-<step>`` folders; or else models, if their names end in different numbers."""
+    """``checkpoint-<step>`` folders, or else models whose names end in different numbers."""
     folders = _folders(folder)
     of_trainer = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
     named = of_trainer or [path for path in folders if _is_model(path) or _has_adapters(path)]
@@ -113,7 +111,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    """By its files; Trainer's are beside folders of PEFT adapters with names of their own."""
+    """True if a folder has a model's files, or Trainer's files beside folders of named adapters."""
     if any((folder / name).is_file() for name in _MODEL_FILES):
         return True
     is_checkpoint = any((folder / name).is_file() for name in _TRAINER_FILES)
@@ -121,7 +119,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _has_adapters(folder: Path) -> bool:
-    """Whether PEFT saved a model there whose adapters have names, and not a run its epochs."""
+    """True if the folders in it are named adapters of one model, not the epochs of a run."""
     return bool(adapter_folders(folder)) and not _numbered(folder)
 
 
@@ -129,8 +127,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _listed(path: Path) -> list[str]:
-    """What a text file lists; a folder elsewhere is for the command line, not for a file."""
+def _read_list(path: Path) -> list[str]:
+    """The runs that a text file lists. It can name only folders beside it, as it may be foreign."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -139,28 +137,28 @@ def _listed(path: Path) -> list[str]:
         ) from error
     names = [name for line in lines if (name := line.split("#")[0].strip())]
     if not names:
-        raise ValueError(f"{path} lists nothing: expected a folder or a model's name a line")
+        raise ValueError(f"expected one folder or hub name per line in {path}, found none")
     runs = []
     for name in names:
         folder = path.parent / name
         if folder.is_dir():
             if not folder.resolve().is_relative_to(path.parent.resolve()):
                 raise ValueError(
-                    f"{path} names {name!r}, which lies outside its folder; name it on the "
-                    "command line if you want it"
+                    f"{path} lists {name!r}, which is outside its folder; pass it on the command "
+                    "line instead"
                 )
             runs += find_runs(folder)
         elif _HUB_NAME.fullmatch(name):
             runs.append(name)
         else:
             raise ValueError(
-                f"{path} names {name!r}, which is neither a folder beside it nor the name of a "
-                "model on the hub, as org/model"
+                f"{path} lists {name!r}, which is neither a folder beside it nor a model's name on "
+                "the hub, such as org/model"
             )
     return runs
 
 
-def _of_hub(name: str) -> Run:
+def _from_hub(name: str) -> CheckpointRun:
     from huggingface_hub import cached_assets_path, snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -168,10 +166,8 @@ def _of_hub(name: str) -> Run:
         folder = snapshot_download(
             repository, revision=revision or None, ignore_patterns=_OTHER_FORMATS
         )
-    except Exception as error:  # of the network, of the hub's library, of the name
+    except Exception as error:  # from the network, the hub's library or a bad name
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(
-            f"no folder at {name}, and no model of that name from the hub: {why}"
-        ) from error
+        raise FileNotFoundError(f"no folder and no model on the hub at {name}: {why}") from error
     home = cached_assets_path("sepstop", namespace="observations")
-    return Run(name, {1: Path(folder)}, home, is_trained=False)
+    return CheckpointRun(name, {1: Path(folder)}, home, is_trained=False)

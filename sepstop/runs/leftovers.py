@@ -1,27 +1,35 @@
-"""Checkpoints that an older run left in the folder of a newer one."""
+"""Leftover checkpoints: those of an older run in the folder of a newer one."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 _STATE = "trainer_state.json"
-_HISTORY = "sepstop_history.jsonl"
-_SAME = ("step", "score", "information")  # of a record that was copied from one to the other
+_HISTORY = "sepstop_history.jsonl"  # sepstop.runs.history, which defines it, imports this module
+
+Log = list[str]
+"""Rows of a checkpoint's ``log_history`` as JSON, which is comparable even if it holds NaN."""
 
 
-def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Path]:
-    """Step -> folder of the checkpoints of the newest run; a warning names the others.
+def without_leftovers(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Path]:
+    """Step -> folder of the checkpoints of the newest run in a folder.
 
-    Each checkpoint of a run has a history that begins those of the later ones. Where histories
-    contradict each other, the newest run is the one whose scores are in the folder's history file,
-    or else the one that wrote last. A checkpoint whose history cannot be read stays. Where nothing
-    was logged yet, only the time tells, which copying changes: a warning then, and all stay.
+    Checkpoints of one run have logs that begin each other. If logs contradict each other, the
+    newest run is the one whose scores are in the folder's history file, or else the one that wrote
+    last. A checkpoint without a readable log stays. If it can't be told which run is the newest,
+    all checkpoints stay.
+
+    Args:
+        folder: output folder of the runs.
+        checkpoints: step -> folder of each checkpoint in it.
+
+    Warns:
+        UserWarning: checkpoints were left out or may belong to another run; the message names them.
     """
     logs = {step: _log(path) for step, path in sorted(checkpoints.items())}
     readable = {step: log for step, log in logs.items() if log is not None}
@@ -29,15 +37,15 @@ def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Pa
     if all(_are_of_one_run(*pair) for pair in pairwise(readable.items())):
         _warn_of_times(folder, checkpoints, silent)
         return dict(checkpoints)
-    told = {step: log for step, log in readable.items() if log}
-    newest = _newest_log(folder, checkpoints, told)
-    last_told = max(_time(checkpoints[step]) for step in told)
-    if any(_time(checkpoints[step]) > last_told for step in silent):
-        newest = None  # it may be a run that logged nothing yet
+    logged = {step: log for step, log in readable.items() if log}
+    newest = _newest_log(folder, checkpoints, logged)
+    last_logged = max(_time(checkpoints[step]) for step in logged)
+    if any(_time(checkpoints[step]) > last_logged for step in silent):
+        newest = None  # a run that has logged nothing yet may be the newest
     if newest is None:
         warnings.warn(
-            f"sepstop: {folder} has checkpoints of more than one run, and neither a history nor "
-            "their times tell which is the newest; move the others elsewhere",
+            f"sepstop: {folder} has checkpoints of several runs, and neither the history nor the "
+            "file times tell which run is the newest; move the others elsewhere",
             stacklevel=4,
         )
         return dict(checkpoints)
@@ -47,48 +55,54 @@ def of_newest_run(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Pa
         if log is None or (_agree(log, newest) and len(log) >= _rows_before(step, newest))
     }
     others = [checkpoints[step].name for step in sorted(checkpoints) if step not in kept]
-    warnings.warn(
-        f"sepstop: {', '.join(others)} in {folder} left out: by their histories they are not of "
-        "the newest run there",
-        stacklevel=4,
-    )
+    if others:
+        warnings.warn(
+            f"sepstop: {', '.join(others)} in {folder} left out: their logs do not belong to the "
+            "newest run there",
+            stacklevel=4,
+        )
     return kept
 
 
-def of_unwatched_run(checkpoints: Mapping[int, Path], scored: Collection[int]) -> list[str]:
-    """Names of checkpoints whose log has no score, though the run was ``scored`` before them."""
+def unmonitored(checkpoints: Mapping[int, Path], scored: Collection[int]) -> list[str]:
+    """Names of checkpoints whose log has no score, although earlier steps were scored.
+
+    Args:
+        checkpoints: step -> folder of each checkpoint.
+        scored: steps with a score in the run's history.
+    """
     names = []
     for step, path in sorted(checkpoints.items()):
-        with suppress(OSError, KeyError, RecursionError, TypeError, ValueError):
-            log = json.loads((path / _STATE).read_text())["log_history"]
-            if min(scored) < step and not any("sepstop" in row for row in log):
-                names.append(path.name)
+        log = _log(path)
+        follows_score = any(at < step for at in scored)
+        if log is not None and follows_score and not any("sepstop" in row for row in _rows(log)):
+            names.append(path.name)
     return names
 
 
 def _newest_log(
-    folder: Path, checkpoints: Mapping[int, Path], logs: Mapping[int, Sequence[str]]
-) -> Sequence[str] | None:
-    """The longest log of the newest run; None if it is not known which that is."""
+    folder: Path, checkpoints: Mapping[int, Path], logs: Mapping[int, Log]
+) -> Log | None:
+    """The longest log of the newest run; None if it is not known which run that is."""
     times = {step: _time(checkpoints[step]) for step in logs}
     last = [logs[step] for step in logs if times[step] == max(times.values())]
     written_last = max(last, key=len)
     if not all(_agree(log, written_last) for log in last):
         written_last = []
-    scores = _scores(folder)
-    scored = {step: _scores_in(logs[step]) for step in logs}
-    recorded = [logs[step] for step, own in scored.items() if own and own == scores[: len(own)]]
-    # A run without the callback leaves the history file of the one before as it is.
-    if recorded and (not written_last or _scores_in(written_last)):
+    history = _scores_in_history(folder)
+    scores = {step: _scores_in_log(log) for step, log in logs.items()}
+    recorded = [logs[step] for step, own in scores.items() if own and own == history[: len(own)]]
+    # A run without the callback leaves the history file of the run before it unchanged.
+    if recorded and (not written_last or _scores_in_log(written_last)):
         return max(recorded, key=len)
     return written_last or None
 
 
 def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequence[int]) -> None:
-    """Warn of checkpoints that are older than an earlier one whose history says nothing.
+    """Warn of checkpoints that are older than one of an earlier step whose log is empty.
 
     Args:
-        silent: steps of those without a row in their log.
+        silent: steps of the checkpoints whose log is empty.
     """
     times = {step: _time(path) for step, path in checkpoints.items() if (path / _STATE).is_file()}
     newest = max(silent, key=lambda step: times[step], default=0)
@@ -96,8 +110,8 @@ def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequen
     if older:
         names = ", ".join(checkpoints[step].name for step in older)
         warnings.warn(
-            f"sepstop: {names} in {folder} were written before {checkpoints[newest].name}, which "
-            "has no log to compare; if they are of an older run, move them elsewhere",
+            f"sepstop: {names} in {folder} were written before {checkpoints[newest].name}, whose "
+            "log is empty; if they belong to an older run, move them elsewhere",
             stacklevel=5,
         )
 
@@ -106,25 +120,25 @@ def _time(checkpoint: Path) -> int:
     return (checkpoint / _STATE).stat().st_mtime_ns
 
 
-def _are_of_one_run(earlier: tuple[int, Sequence[str]], later: tuple[int, Sequence[str]]) -> bool:
+def _are_of_one_run(earlier: tuple[int, Log], later: tuple[int, Log]) -> bool:
     """True if the first log begins the second and has all of its rows from before its own step."""
     (step, log), (_, longer) = earlier, later
     return log == longer[: len(log)] and len(log) >= _rows_before(step, longer)
 
 
-def _rows_before(step: int, log: Sequence[str]) -> int:
-    """How many rows a run had logged before a step."""
-    steps = (json.loads(row).get("step") for row in log)
+def _rows_before(step: int, log: Log) -> int:
+    """Number of rows that a run logged before a step."""
+    steps = (row.get("step") for row in _rows(log))
     return sum(isinstance(at, int) and at < step for at in steps)
 
 
-def _agree(log: Sequence[str], other: Sequence[str]) -> bool:
-    """True if one begins the other."""
+def _agree(log: Log, other: Log) -> bool:
+    """True if one log begins the other."""
     return all(row == known for row, known in zip(log, other, strict=False))
 
 
-def _log(checkpoint: Path) -> list[str] | None:
-    """The rows of a checkpoint's log, comparable where they hold NaN; None if unreadable."""
+def _log(checkpoint: Path) -> Log | None:
+    """The log in a checkpoint; None if it can't be read."""
     try:
         found = json.loads((checkpoint / _STATE).read_text())["log_history"]
         return [json.dumps(row, sort_keys=True) for row in found if isinstance(row, dict)]
@@ -132,22 +146,26 @@ def _log(checkpoint: Path) -> list[str] | None:
         return None
 
 
-def _scores_in(log: Sequence[str]) -> list[str]:
-    """Those that the callback put into a log."""
-    found = (json.loads(row) for row in log)
-    noted = [row["sepstop"] for row in found if "sepstop" in row]
-    return [_comparable(own.get("record")) for own in noted if isinstance(own, dict)]
+def _rows(log: Log) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in log]
 
 
-def _scores(folder: Path) -> list[str]:
-    """Those in the history file of a run; lines that are no records are passed over."""
+def _scores_in_log(log: Log) -> list[str]:
+    """The scores that the callback added to a log."""
+    added = [row["sepstop"] for row in _rows(log) if "sepstop" in row]
+    return [_comparable(own.get("record")) for own in added if isinstance(own, dict)]
+
+
+def _scores_in_history(folder: Path) -> list[str]:
+    """The scores in a run's history file; empty if it can't be read."""
     try:
         lines = [json.loads(line) for line in (folder / _HISTORY).read_text().splitlines()]
     except (OSError, RecursionError, ValueError):
         return []
-    return [_comparable(line) for line in lines if isinstance(line, dict) and "score" in line]
+    return [_comparable(line) for line in lines if isinstance(line, dict) and "scores" in line]
 
 
 def _comparable(record: Any) -> str:
+    """The step and the scores of a record, which its copies share."""
     known = record if isinstance(record, dict) else {}
-    return json.dumps([known.get(key) for key in _SAME])
+    return json.dumps([known.get("step"), known.get("scores")], sort_keys=True)

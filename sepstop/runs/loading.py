@@ -1,4 +1,4 @@
-"""The model in a checkpoint folder, whatever kind it is of."""
+"""Checkpoint loading."""
 
 from __future__ import annotations
 
@@ -8,113 +8,121 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from sepstop.runs.adapters import Bases, load_adapter
+from sepstop.runs.adapter_base import BaseCache
+from sepstop.runs.adapters import load_adapter
+from sepstop.runs.loading_options import DTYPES, Loading
 from sepstop.runs.pretrained import (
     MisfitError,
-    check,
     class_for,
-    load,
+    load_class,
     load_whole,
+    require_fit,
     takes_pooling_layer,
 )
 from sepstop.runs.saved_weights import (
     ADAPTER_CONFIG,
     SENTENCE_MODULES,
     adapter_folders,
-    is_whole,
-    listed,
+    has_whole_model,
+    shards,
+    shorten,
     weights_that_differ,
 )
 
-__all__ = ["DTYPES", "Bases", "MisfitError", "load_model", "load_start", "weights_that_differ"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Of weights, by the name that a user gives."""
+__all__ = [
+    "DTYPES",
+    "BaseCache",
+    "Loading",
+    "MisfitError",
+    "load_base_model",
+    "load_model",
+    "weights_that_differ",
+]
 
 
 def load_model(
-    checkpoint: str | Path,
-    trust_remote_code: bool = False,
-    bases: Bases | None = None,
-    *,
-    base_model: str | Path | None = None,
-    model_class: Any = None,
-    adapter: str | None = None,
+    checkpoint: str | Path, loading: Loading = Loading(), bases: BaseCache | None = None
 ) -> nn.Module:
-    """The model in a checkpoint folder, with its head, on the CPU.
+    """Load the model in a checkpoint folder, with its head.
 
     Every saved tensor reaches a weight of its shape, and every weight comes from the folder or from
-    an adapter's base.
+    the base of an adapter.
 
     Args:
-        trust_remote_code: allow a folder to bring code of its own.
-        bases: keeps the base of an adapter for the next; the last model is then taken apart.
-        base_model: folder or hub name of an adapter's base, in place of the recorded one.
-        model_class: class with ``from_pretrained``, or "module:Class"; by default the one that the
-            folder names.
-        adapter: name of the PEFT adapter, where the folder has several.
+        checkpoint: folder of a transformers model, a PEFT adapter or a SentenceTransformer.
+        loading: see `Loading`.
+        bases: reuses the base for the next adapter. The model of the previous call is then taken
+            apart.
 
     Raises:
         MisfitError: saved tensors and weights do not match; the message names them.
-        ValueError: the class, the base or the adapter is not to be had.
+        ValueError: the class, the base, the adapter or the device is not available.
     """
     path = Path(checkpoint)
     _check_shards(path)
     with _quiet_transformers():
-        if (path / SENTENCE_MODULES).is_file():
-            return _load_sentence_transformer(path, trust_remote_code)
-        if adapter is not None or (adapter_folders(path) and not is_whole(path)):
-            bases = Bases() if bases is None else bases
-            return load_adapter(path, trust_remote_code, bases, base_model, model_class, adapter)
-        if (path / ADAPTER_CONFIG).is_file():  # transformers would put it on those weights
-            raise ValueError(
-                f"{path.name} has the weights of a whole model and those of an adapter, which may "
-                "be of another run or merged already; move one of them elsewhere, or put the "
-                "adapter on its own base: adapter='default' (--adapter)"
-            )
-        return load_whole(path, trust_remote_code, model_class)
+        return loading.place(_load(path, loading, BaseCache() if bases is None else bases))
 
 
-def load_start(
-    source: str | Path, trust_remote_code: bool = False, model_class: Any = None
-) -> nn.Module:
-    """The model that a run started from, which may have heads and poolers that the run left out.
+def load_base_model(source: str | Path, loading: Loading = Loading()) -> nn.Module:
+    """Load the model that training started from.
+
+    It may have heads and poolers that the trained model lacks.
 
     Args:
-        source: folder or hub name of a model or SentenceTransformer.
-        model_class: of the run; used where transformers does not have the class of ``source``.
+        source: folder or hub name of a transformers model or SentenceTransformer.
+        loading: see `Loading`. ``model_class`` counts only if transformers lacks the class that
+            ``source`` names; ``adapter`` and ``base_model`` do not count.
 
     Raises:
-        MisfitError: weights are missing.
+        MisfitError: weights of the model were not saved; the message names them.
+        ValueError: the class or the device is not available.
     """
     path = Path(source)
-    if adapter_folders(path) or (path / SENTENCE_MODULES).is_file():
-        return load_model(path, trust_remote_code)
     _check_shards(path)
     with _quiet_transformers():
+        if adapter_folders(path) or (path / SENTENCE_MODULES).is_file():
+            own = Loading(trust_remote_code=loading.trust_remote_code)
+            return loading.place(_load(path, own, BaseCache()))
         try:
-            start_class = class_for(source, trust_remote_code)
+            model_class = class_for(source, Loading(trust_remote_code=loading.trust_remote_code))
         except ValueError:
-            start_class = class_for(source, trust_remote_code, model_class)
-        found = load(source, start_class, trust_remote_code)
-    check(found, source)
-    return found.model
+            model_class = class_for(source, loading)
+        found = load_class(source, model_class, loading.trust_remote_code)
+    require_fit(found, source)
+    return loading.place(found.model)
+
+
+def _load(path: Path, loading: Loading, bases: BaseCache) -> nn.Module:
+    """Load any kind of checkpoint, on the CPU."""
+    if (path / SENTENCE_MODULES).is_file():
+        return _load_sentence_transformer(path, loading.trust_remote_code)
+    if loading.adapter is not None or (adapter_folders(path) and not has_whole_model(path)):
+        return load_adapter(path, loading, bases)
+    if (path / ADAPTER_CONFIG).is_file():  # transformers would put it on those weights
+        raise ValueError(
+            f"{path.name} has both a whole model and an adapter, which may be merged already or "
+            "belong to another run. Move one of them elsewhere, or load the adapter onto its own "
+            "base: adapter='default' (--adapter)"
+        )
+    return load_whole(path, loading)
 
 
 def _check_shards(path: Path) -> None:
-    """An index of sharded weights may name files of its own folder only."""
+    """
+    Raises:
+        ValueError: an index of sharded weights names files outside its folder.
+    """
     for index in path.glob("*.index.json"):
-        shards = json.loads(index.read_text()).get("weight_map", {}).values()
-        for shard in set(map(str, shards)):
+        for shard in shards(index):
             if Path(shard).is_absolute() or ".." in Path(shard).parts:
                 raise ValueError(f"{index.name} names weights outside its folder: {shard!r:.80}")
 
 
 def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module:
-    """With the pooling of its own; a folder's own modules are code, and need to be allowed."""
+    """Load a SentenceTransformer or CrossEncoder with its own pooling."""
     try:
         from sentence_transformers import CrossEncoder, SentenceTransformer
     except ImportError as error:
@@ -122,19 +130,21 @@ def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module
             "a SentenceTransformer needs its library: pip install sentence-transformers"
         ) from error
 
-    kinds = [
-        str(module.get("type")) for module in json.loads((path / SENTENCE_MODULES).read_text())
+    modules = json.loads((path / SENTENCE_MODULES).read_text())
+    own_code = [
+        str(module.get("type"))
+        for module in modules
+        if not str(module.get("type")).startswith("sentence_transformers.")
     ]
-    foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
-    foreign += sorted(file.name for file in path.rglob("*.py"))
-    if foreign and not trust_remote_code:
+    own_code += sorted(file.name for file in path.rglob("*.py"))
+    if own_code and not trust_remote_code:
         raise ValueError(
-            f"{path.name} brings code of its own, {foreign[0]}; trust_remote_code "
-            "(--trust-remote-code) allows it"
+            f"{path.name} brings its own code, {own_code[0]}; to run it, pass trust_remote_code "
+            "(--trust-remote-code)"
         )
     settings = path / "config_sentence_transformers.json"
-    noted = json.loads(settings.read_text()) if settings.is_file() else {}
-    kind = CrossEncoder if noted.get("model_type") == "CrossEncoder" else SentenceTransformer
+    recorded = json.loads(settings.read_text()) if settings.is_file() else {}
+    kind = CrossEncoder if recorded.get("model_type") == "CrossEncoder" else SentenceTransformer
     options: dict[str, Any] = {"device": "cpu", "trust_remote_code": trust_remote_code}
     model = kind(str(path), **options)
     misfits = weights_that_differ(model, path)
@@ -143,14 +153,15 @@ def _load_sentence_transformer(path: Path, trust_remote_code: bool) -> nn.Module
         misfits = weights_that_differ(model, path)
     if misfits:
         raise MisfitError(
-            f"the weights in {path.name} and those of the {kind.__name__} differ: {listed(misfits)}"
+            f"the weights in {path.name} and those of the {kind.__name__} differ: "
+            f"{shorten(misfits)}"
         )
     return model
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No report of unused head weights and no bar for each checkpoint."""
+    """Hide reports of unused head weights and a progress bar for each checkpoint."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

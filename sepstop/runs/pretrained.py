@@ -1,4 +1,4 @@
-"""A transformers model, or one of a class with ``from_pretrained``, exactly as it was saved."""
+"""Exact loading of classes with ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 
 from torch import nn
 
-from sepstop.runs.saved_weights import listed, weights_that_differ
+from sepstop.runs.loading_options import Loading
+from sepstop.runs.saved_weights import shorten, weights_that_differ
 from sepstop.utils.registry import import_object
 
 MODEL_CLASS = "model_class= (--model-class module:Class)"
-"""What a user passes where the class cannot be found out."""
+"""How a user names the class, for error messages."""
 
 
 class MisfitError(ValueError):
-    """Weights on disk and those of the model are not the same."""
+    """The saved weights and those of the model are not the same."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and how its weights and those on disk match.
+    """A loaded model and the weights that do not match.
 
     Attributes:
         model: in evaluation mode, on the CPU.
-        unfilled: its weights that are not on disk, or with another shape.
-        unused: tensors on disk that it has no place for.
+        unfilled: weights of the model that were not saved, or were saved with another shape.
+        unused: saved tensors without a place in the model.
     """
 
     model: nn.Module
@@ -36,75 +37,79 @@ class Loaded:
     unused: tuple[str, ...] = ()
 
 
-def load_whole(source: str | Path, trust_remote_code: bool, model_class: Any = None) -> nn.Module:
-    """The model in a folder: each saved tensor reaches a weight, and each weight was saved.
+def load_whole(source: str | Path, loading: Loading) -> nn.Module:
+    """Load a whole model: every saved tensor reaches a weight, and every weight was saved.
 
     Args:
-        source: folder, or name on the hub.
-        model_class: class with ``from_pretrained``, or "module:Class". By default the one that the
-            folder's configuration names.
+        source: folder or hub name.
+        loading: its ``model_class`` and ``trust_remote_code`` are used.
 
     Raises:
         MisfitError: the message names the tensors.
-        ValueError: the configuration names a class that transformers does not have.
+        ValueError: transformers lacks the class that the configuration names.
     """
-    found = load(source, class_for(source, trust_remote_code, model_class), trust_remote_code)
-    check(found, source, found.unused)
+    found = load_class(source, class_for(source, loading), loading.trust_remote_code)
+    require_fit(found, source, found.unused)
     return found.model
 
 
-def check(found: Loaded, source: str | Path, unused: Iterable[str] = ()) -> None:
-    """Raise a `MisfitError` where weights were not on disk.
-
+def require_fit(found: Loaded, source: str | Path, unused: Iterable[str] = ()) -> None:
+    """
     Args:
-        unused: tensors on disk that are an error too.
+        unused: saved tensors that are an error too.
+
+    Raises:
+        MisfitError: weights of the model were not saved, or ``unused`` is not empty.
     """
     misfits = []
     if found.unfilled:
-        misfits.append(f"missing there, or of another shape: {listed(found.unfilled)}")
+        misfits.append(f"missing there, or of another shape: {shorten(found.unfilled)}")
     if unused:
-        misfits.append(f"without a place in it: {listed(unused)}")
+        misfits.append(f"without a place in it: {shorten(unused)}")
     if misfits:
         raise MisfitError(
-            f"{type(found.model).__name__} does not fit {source}: {'; '.join(misfits)}. If it was "
-            f"trained as another class, name that: {MODEL_CLASS}"
+            f"{type(found.model).__name__} does not fit {source}: {'; '.join(misfits)}. If another "
+            f"class was trained, pass it: {MODEL_CLASS}"
         )
 
 
-def class_for(source: str | Path, trust_remote_code: bool, model_class: Any = None) -> Any:
-    """``model_class``, or the class that a model's configuration names.
+def class_for(source: str | Path, loading: Loading) -> Any:
+    """The class of a model: ``loading.model_class``, or the one that the configuration names.
 
     Raises:
-        ValueError: that is neither a class of transformers nor code that comes with the model and
-            may be run.
+        ValueError: transformers lacks the class, and the code that the model brings is not allowed
+            to run.
     """
+    model_class = loading.model_class
     if isinstance(model_class, str):
         model_class = import_object("model_class", model_class)
     if model_class is not None:
         return model_class
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = transformers.AutoConfig.from_pretrained(
+        source, trust_remote_code=loading.trust_remote_code
+    )
     name = next(iter(config.architectures or ()), None)
     if name is None:
         return transformers.AutoModel
     own_code = getattr(config, "auto_map", None) or {}
     autos = [auto for auto, target in own_code.items() if str(target).endswith(f".{name}")]
-    if autos and trust_remote_code:
+    if autos and loading.trust_remote_code:
         return getattr(transformers, autos[0])
     found = library_class(name)
     if found is not None:
         return found
     if autos:
         raise ValueError(
-            f"{name} is code that {source} brings; trust_remote_code (--trust-remote-code) allows "
-            "it"
+            f"{source} brings the code of {name}; to run it, pass trust_remote_code "
+            "(--trust-remote-code)"
         )
-    raise ValueError(own_class(name))
+    raise unknown_class(name)
 
 
 def library_class(name: str) -> Any:
-    """The model of that name in transformers; None if it has none."""
+    """The transformers model class of this name; None if there is none."""
     import transformers
 
     found = getattr(transformers, name, None)
@@ -112,24 +117,29 @@ def library_class(name: str) -> Any:
     return found if is_model else None
 
 
-def own_class(name: str) -> str:
-    """What is said of a class that transformers does not have."""
-    return (
-        f"the model was trained as {name}, which transformers does not have; without it the scores "
-        f"would be of another model. Pass the class: {MODEL_CLASS}"
+def unknown_class(name: str) -> ValueError:
+    """The error for a class that transformers lacks."""
+    return ValueError(
+        f"the model was trained as {name}, which transformers does not have. Another class would "
+        f"give another model's scores. Pass the class: {MODEL_CLASS}"
     )
 
 
-def load(source: str | Path, model_class: Any, trust_remote_code: bool, **options: Any) -> Loaded:
-    """The model of a class, whether or not the weights match.
+def load_class(
+    source: str | Path, model_class: Any, trust_remote_code: bool, **options: Any
+) -> Loaded:
+    """Load a model as the given class, whether or not the weights match.
 
     Args:
-        **options: of ``from_pretrained``, to change the configuration.
+        source: folder or hub name.
+        model_class: class with ``from_pretrained``.
+        trust_remote_code: allow the model to run the code that it brings.
+        **options: options of ``from_pretrained`` that change the configuration.
     """
     from transformers import PreTrainedModel
 
-    is_ours = isinstance(model_class, type) and not issubclass(model_class, PreTrainedModel)
-    if is_ours and not model_class.__module__.startswith("transformers."):  # an Auto class is one
+    is_foreign = isinstance(model_class, type) and not issubclass(model_class, PreTrainedModel)
+    if is_foreign and not model_class.__module__.startswith("transformers."):  # as Auto classes are
         model = model_class.from_pretrained(str(source), **options)
         return Loaded(model, unused=tuple(weights_that_differ(model, source)))
     options["trust_remote_code"] = trust_remote_code
@@ -146,7 +156,7 @@ def load(source: str | Path, model_class: Any, trust_remote_code: bool, **option
 
 
 def takes_pooling_layer(model: Any) -> bool:
-    """True if a model can be built without its pooler, as it is where none was saved."""
+    """True if the model's class can be built without its pooler."""
     found = inspect.signature(type(model)).parameters if model is not None else ()
     return "add_pooling_layer" in found
 
@@ -154,8 +164,8 @@ def takes_pooling_layer(model: Any) -> bool:
 def _from_pretrained(
     source: str | Path, model_class: Any, options: dict[str, Any]
 ) -> tuple[Loaded, int | None]:
-    """And how many labels the saved head has, where the configuration has another number."""
-    # transformers says which shapes differ only if told to go on; here they count as missing.
+    """The model, and the labels of the saved head if the configuration has another number."""
+    # transformers lists tensors of another shape only if they are no error; here they are missing.
     model, info = model_class.from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )

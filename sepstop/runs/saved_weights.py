@@ -1,4 +1,4 @@
-"""Weights in the files of a checkpoint, compared with those of a live model."""
+"""Saved weights: the tensors in a checkpoint's files, compared with those of a live model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,24 @@ ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_MODULES = "modules.json"  # of a SentenceTransformer or CrossEncoder
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-_NAMED = 3  # tensors in a message
+_SHOWN = 3  # tensors in a message
 
 
 def weights_that_differ(model: nn.Module, checkpoint: str | Path) -> list[str]:
-    """Names of tensors that a model and the files of a checkpoint do not share bit for bit.
+    """Names of the tensors that differ between a model and the files of a checkpoint.
 
-    Saved values are cast to the model's dtype first, as loading does. One saved tensor is in memory
-    at a time. Nothing is raised: where a folder cannot be compared, the list has one sentence that
-    says so.
+    The comparison is bit for bit, after the saved values are cast to the model's dtype, as loading
+    does. It holds one saved tensor in memory at a time. It raises nothing: if a folder can't be
+    compared, the list has one sentence that says so.
 
     Args:
-        model: on any device, with its weights whole on this rank; wrapped by DDP, ``torch.compile``
-            or PEFT as it may be.
+        model: on any device, with its weights whole on this rank. Wrappers (DDP, ``torch.compile``,
+            PEFT) are looked through.
         checkpoint: folder of a model, of a PEFT adapter of any name, or of a SentenceTransformer.
 
     Returns:
-        Tensors of the files that the model lacks or holds otherwise, then those of the model that
-        the files lack; empty if all are equal.
+        Saved tensors that the model lacks or holds with other values, then tensors of the model
+        that were not saved. Empty if all are equal.
     """
     try:
         return list(_differing(model, Path(checkpoint)))
@@ -45,7 +46,7 @@ def weights_that_differ(model: nn.Module, checkpoint: str | Path) -> list[str]:
 def adapter_folders(checkpoint: Path) -> dict[str, Path]:
     """Name -> folder of each PEFT adapter in a checkpoint.
 
-    PEFT saves the adapter "default" in the folder itself, and others in a folder of their name.
+    PEFT saves the adapter "default" in the folder itself, and others in folders of their names.
     """
     inside = sorted(path.parent for path in checkpoint.glob(f"*/{ADAPTER_CONFIG}"))
     found = {path.name: path for path in inside if not path.name.startswith("checkpoint-")}
@@ -54,23 +55,81 @@ def adapter_folders(checkpoint: Path) -> dict[str, Path]:
     return found
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a folder has the configuration and the weights of a model, not of an adapter alone.
+def base_of_adapter(checkpoint: Path) -> str | None:
+    """Folder or hub name of the base that a checkpoint's first adapter names.
 
-    A configuration is often saved beside an adapter.
+    None if there is no adapter, if it names no base, or if its configuration can't be read.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
+        folder = next(iter(adapter_folders(checkpoint).values()))
+        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+        return None if base is None else str(base)
+    return None
+
+
+def has_whole_model(checkpoint: Path) -> bool:
+    """True if a folder has the configuration and the weights of a model, not of an adapter alone.
+
+    The weights decide: a configuration is often saved beside an adapter.
     """
     files = [checkpoint / name for name in (*_WHOLE, *(f"{name}.index.json" for name in _WHOLE))]
     return (checkpoint / "config.json").is_file() and any(path.is_file() for path in files)
 
 
-def saved_tensors(folder: Path, names: Iterable[str] = _WHOLE) -> Iterator[tuple[str, Tensor]]:
-    """Name and values of each tensor in a folder's weight files, on the CPU.
+def shards(index: Path) -> set[str]:
+    """Names of the weight files in the index of a sharded model."""
+    return set(map(str, json.loads(index.read_text()).get("weight_map", {}).values()))
+
+
+def saved_shapes(adapter: Path) -> dict[str, torch.Size]:
+    """Name -> shape of each tensor in an adapter's folder."""
+    return {name: tensor.shape for name, tensor in _saved_tensors(adapter, _ADAPTER)}
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first names in order, and the number of the others.
+
+    >>> shorten(["e", "d", "c", "b", "a"])
+    'a, b, c and 2 more'
+    """
+    found = sorted(names)
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
+
+
+def address(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor's values lie. Tied weights have the same address."""
+    return tensor.device, tensor.data_ptr(), tensor.shape
+
+
+def adapter_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of the active adapter, under the names that PEFT saves them by.
 
     Args:
-        names: of the files, the first that is there; each may be divided into shards.
+        model: a PeftModel, or a transformers model with an adapter inside.
+        names: tensors in the adapter's files. Those of the base among them, such as saved
+            embeddings, are returned too.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    name = _active_adapter(model)
+    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    inside = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
+    whole = {inside.sub("", key): values for key, values in model.state_dict().items()}
+    if not isinstance(model, PeftModel):  # transformers adds the prefix when it saves
+        found = {f"base_model.model.{key}": values for key, values in found.items()}
+        whole = {f"base_model.model.{key}": values for key, values in whole.items()}
+    return found | {key: whole[key] for key in names if key in whole and key not in found}
+
+
+# Files
+
+
+def _saved_tensors(folder: Path, names: Iterable[str] = _WHOLE) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of each tensor in the first of the weight files ``names``, on the CPU.
 
     Raises:
-        FileNotFoundError: none is there.
+        FileNotFoundError: the folder has none of the files.
     """
     for path in _weight_files(folder, names):
         if path.suffix == ".safetensors":
@@ -85,49 +144,18 @@ def saved_tensors(folder: Path, names: Iterable[str] = _WHOLE) -> Iterator[tuple
             yield from ((name, value) for name, value in weights.items() if _is_tensor(value))
 
 
-def saved_shapes(adapter: Path) -> dict[str, torch.Size]:
-    """Name -> shape of each tensor of an adapter."""
-    return {name: tensor.shape for name, tensor in saved_tensors(adapter, _ADAPTER)}
+def _weight_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The first of the files ``names``, or its shards."""
+    for name in names:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return [folder / shard for shard in sorted(shards(index))]
+    raise FileNotFoundError(f"no {' or '.join(names)} in {folder}")
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are.
-
-    >>> listed(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    found = sorted(names)
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return ", ".join(found[:_NAMED]) + more
-
-
-def address(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor's values lie: tied weights share it."""
-    return tensor.device, tensor.data_ptr(), tensor.shape
-
-
-def held_by_adapter(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """The active adapter's tensors under the names that PEFT saves them by.
-
-    Args:
-        names: those of the files, which may have embeddings of the base too, under other names.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    name = _active_adapter(model)
-    held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    inside = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
-    whole = {inside.sub("", key): values for key, values in model.state_dict().items()}
-    if not isinstance(model, PeftModel):  # transformers adds the prefix when it saves
-        held = {f"base_model.model.{key}": values for key, values in held.items()}
-        whole = {f"base_model.model.{key}": values for key, values in whole.items()}
-    return held | {key: whole[key] for key in names if key in whole and key not in held}
-
-
-def _active_adapter(model: Any) -> str:
-    """Of a PeftModel, or of a model of transformers with an adapter inside."""
-    active = model.active_adapters
-    return str((active() if callable(active) else active)[0])
+# Comparison
 
 
 def _differing(model: nn.Module, path: Path) -> Iterator[str]:
@@ -135,23 +163,21 @@ def _differing(model: nn.Module, path: Path) -> Iterator[str]:
 
     body: Any = extract_model_from_parallel(model, keep_torch_compile=False)
     if (path / SENTENCE_MODULES).is_file() and isinstance(body, nn.Sequential):
-        yield from _differing_modules(body, path)
+        for module, entry in zip(
+            body, json.loads((path / SENTENCE_MODULES).read_text()), strict=True
+        ):
+            yield from _differing_module(module, path / str(entry["path"]))
     elif getattr(body, "peft_config", None):
         folder = adapter_folders(path).get(_active_adapter(body), path)
-        shapes = saved_shapes(folder)
-        yield from _unlike(held_by_adapter(body, shapes), saved_tensors(folder, _ADAPTER))
+        names = saved_shapes(folder)
+        yield from _unequal(adapter_tensors(body, names), _saved_tensors(folder, _ADAPTER))
     else:
-        saved = _but_for_obsolete(body, saved_tensors(path))
-        yield from _unlike(_as_saved(body), saved, dict(body.named_buffers()))
-
-
-def _differing_modules(body: nn.Sequential, path: Path) -> Iterator[str]:
-    """Those of the modules of a SentenceTransformer, each in its folder."""
-    for module, entry in zip(body, json.loads((path / SENTENCE_MODULES).read_text()), strict=True):
-        yield from _differing_module(module, path / str(entry["path"]))
+        saved = _without_obsolete(body, _saved_tensors(path))
+        yield from _unequal(_state_as_saved(body), saved, dict(body.named_buffers()))
 
 
 def _differing_module(module: Any, folder: Path) -> Iterator[str]:
+    """Differences in a module of a SentenceTransformer, which has a folder of its own."""
     inside = getattr(module, "auto_model", None)
     routes = folder / "router_config.json"
     if isinstance(inside, nn.Module):
@@ -161,16 +187,22 @@ def _differing_module(module: Any, folder: Path) -> Iterator[str]:
             for part, name in zip(module.sub_modules[route], names, strict=True):
                 yield from _differing_module(part, folder / name)
     elif module.state_dict():
-        yield from _unlike(module.state_dict(), saved_tensors(folder))
+        yield from _unequal(module.state_dict(), _saved_tensors(folder))
 
 
-def _as_saved(model: Any) -> dict[str, Tensor]:
-    """The state of a whole model under the names that it is saved by, tied weights under each."""
+def _active_adapter(model: Any) -> str:
+    """Name of the active adapter of a PeftModel, or of a transformers model with one inside."""
+    active = model.active_adapters
+    return str((active() if callable(active) else active)[0])
+
+
+def _state_as_saved(model: Any) -> dict[str, Tensor]:
+    """The tensors of a whole model by the names in its files, tied weights under each name."""
+    from transformers import PreTrainedModel
+
     state = {name.replace("_orig_mod.", ""): values for name, values in model.state_dict().items()}
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
-    from transformers import PreTrainedModel
-
     if isinstance(model, PreTrainedModel):
         from transformers.core_model_loading import revert_weight_conversion
 
@@ -178,10 +210,10 @@ def _as_saved(model: Any) -> dict[str, Tensor]:
     return {name: values for name, values in state.items() if _is_tensor(values)}
 
 
-def _but_for_obsolete(
+def _without_obsolete(
     model: Any, saved: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Without tensors of older versions that the model's class itself says are of no use."""
+    """The saved tensors without those of older versions, which the model's class ignores."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     state = model.state_dict()
     for name, values in saved:
@@ -189,45 +221,36 @@ def _but_for_obsolete(
             yield name, values
 
 
-def _unlike(
+def _unequal(
     held: Mapping[str, Tensor],
     saved: Iterable[tuple[str, Tensor]],
     buffers: Mapping[str, Tensor] | None = None,
 ) -> Iterator[str]:
-    """Names of what differs.
+    """Names of tensors that are not equal, or that only one side has.
 
     Args:
-        buffers: which need not be saved, but have to be the same if they are.
+        held: tensors of the model.
+        saved: name and values of each tensor in the files.
+        buffers: further tensors of the model, which may be missing from the files.
     """
     found = set()
     for name, values in saved:
         mine = held.get(name, (buffers or {}).get(name))
         if mine is not None:
             found.add(address(mine))
-        if mine is None or not _are_same(mine, values):
+        if mine is None or not _are_equal(mine, values):
             yield name
     for name, mine in held.items():
         if mine.numel() and address(mine) not in found:
             yield name
 
 
-def _are_same(mine: Tensor, saved: Tensor) -> bool:
+def _are_equal(mine: Tensor, saved: Tensor) -> bool:
     if mine.shape != saved.shape:
         return False
     both = [values.detach().cpu().to(mine.dtype).reshape(-1) for values in (mine, saved)]
     first, second = (values.contiguous().view(torch.uint8) for values in both)
     return torch.equal(first, second)
-
-
-def _weight_files(folder: Path, names: Iterable[str]) -> list[Path]:
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = set(map(str, json.loads(index.read_text()).get("weight_map", {}).values()))
-            return [folder / shard for shard in sorted(shards)]
-    raise FileNotFoundError(f"no {' or '.join(names)} in {folder}")
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Shared helpers without knowledge of runs or models."""
+"""Helpers that know neither runs nor models."""

@@ -1,7 +1,7 @@
-"""The processes of a distributed run, which divide the work and come to one result.
+"""Work shared by the processes of a distributed run.
 
-Every method but `share` is collective: each rank has to call it, in the same order. Collectives
-end by the time limit of their process group (``ddp_timeout`` of the TrainingArguments).
+All methods except `Ranks.share` are collective: every rank has to call them, in the same order.
+They end by the time limit of their process group (``ddp_timeout`` in TrainingArguments).
 """
 
 from __future__ import annotations
@@ -18,33 +18,46 @@ T = TypeVar("T")
 
 
 class RankError(RuntimeError):
-    """What was done together failed on another rank."""
+    """Shared work failed on another rank."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that work together; by default it is alone."""
+    """This process and those that it works with. The default is a process that works alone.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def of_run(cls) -> Ranks:
-        """All processes of torch.distributed, where it is in use."""
+        """All processes of torch.distributed; this process alone if it is not initialized."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     def share(self, count: int) -> list[int]:
-        """Places of this rank's part of ``count`` things, dealt out in turn.
+        """Indices of this rank's share of ``count`` items, dealt out in turn.
 
-        Parts are equally long, so that every rank calls a sharded model as often: the last place
-        is repeated where the deal does not come out even.
+        All shares are equally long, so that every rank calls a sharded model equally often. If
+        ``count`` is not a multiple of the number of ranks, the last index is repeated.
         """
         return [min(place + self.rank, count - 1) for place in range(0, count, self.size)]
 
     def gathered(self, part: Tensor, count: int) -> Tensor:
-        """All ranks' parts, ``(ceil(count / size), ...)`` as dealt by `share`: ``(count, ...)``."""
+        """Put the results of all shares together.
+
+        Args:
+            part: ``(ceil(count / size), ...)`` results of this rank's `share`, on any device.
+            count: number of items.
+
+        Returns:
+            ``(count, ...)`` results in the order of the items, on the device of ``part``.
+        """
         if self.size == 1:
             return part
         device = "cpu" if dist.get_backend() == "gloo" else part.device
@@ -54,7 +67,7 @@ class Ranks:
         return torch.stack(parts, dim=1).flatten(end_dim=1)[:count].to(part.device)
 
     def collected(self, part: list[T], count: int) -> list[T]:
-        """As `gathered`, of a few small things."""
+        """`gathered` for lists of small Python objects."""
         if self.size == 1:
             return part
         parts: list[list[T]] = [[]] * self.size
@@ -62,10 +75,11 @@ class Ranks:
         return [parts[place % self.size][place // self.size] for place in range(count)]
 
     def together(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, if it went well on every rank.
+        """Call ``work`` on every rank and return its result if all ranks succeed.
 
         Raises:
-            RankError: it failed elsewhere. Where it failed, its own exception.
+            RankError: ``work`` failed on another rank. On the rank where it failed, its own
+                exception is raised.
         """
         if self.size == 1:
             return work()
@@ -74,17 +88,18 @@ class Ranks:
             result = work()
         except Exception as caught:
             error = caught
-        said: list[Any] = [None] * self.size
-        dist.all_gather_object(said, None if error is None else f"{type(error).__name__}: {error}")
+        messages: list[Any] = [None] * self.size
+        mine = None if error is None else f"{type(error).__name__}: {error}"
+        dist.all_gather_object(messages, mine)
         if error is not None:
             raise error
-        failed = [f"rank {rank}: {what}" for rank, what in enumerate(said) if what is not None]
+        failed = [f"rank {rank}: {what}" for rank, what in enumerate(messages) if what is not None]
         if failed:
             raise RankError("; ".join(failed))
         return result
 
     def of_first(self, value: T) -> T:
-        """The first rank's ``value``, on all of them."""
+        """The ``value`` of rank 0, on all ranks."""
         if self.size == 1:
             return value
         shared = [value]

@@ -1,8 +1,9 @@
-"""Names for YAML and the command line; in Python, pass the object itself."""
+"""Objects by name, for YAML and the command line. In Python, pass the object itself."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,40 +11,47 @@ from importlib import import_module
 from typing import Any
 
 
-def build(kind: str, spec: Any, known: Mapping[str, type]) -> Any:
-    """The object that ``spec`` stands for.
+def build(
+    kind: str, spec: Any, known: Mapping[str, type], hints: Mapping[str, str] | None = None
+) -> Any:
+    """Build the object that ``spec`` describes.
 
     Args:
-        kind: what is being built, for error messages: "criterion", "policy", "embedder".
+        kind: kind of object for error messages, such as "criterion" or "policy".
         spec: the object itself (a class is instantiated), a known name, ``"module:attribute"``, or
             a mapping ``{"name": one of these, **parameters}``.
-        known: the names of this kind.
+        known: name -> class of each known object of this kind.
+        hints: unknown name -> clause for the error message, for names that used to be known.
 
     Raises:
-        ValueError: unknown name, unimportable attribute, or parameters that do not fit.
+        ValueError: the name is unknown, the attribute can't be imported, or the parameters do not
+            fit.
     """
     parameters: dict[str, Any] = {}
     if isinstance(spec, Mapping):
         parameters = dict(spec)
         spec = parameters.pop("name", None)
         if spec is None:
-            raise ValueError(f"expected a `name` in the {kind}'s settings, got {parameters}")
+            raise ValueError(f"expected a `name` in the settings of the {kind}, got {parameters}")
     if not isinstance(spec, str):
         if parameters:
-            raise ValueError(f"{kind} {spec!r} is no name, so it takes no {sorted(parameters)}")
+            raise ValueError(
+                f"expected a name beside {sorted(parameters)}, got the {kind} {spec!r}"
+            )
         return spec() if isinstance(spec, type) else spec
     if spec in known:
         target: Any = known[spec]
     elif ":" in spec:
         target = import_object(kind, spec)
     else:
+        hint = (hints or {}).get(spec)
         raise ValueError(
             f"unknown {kind} {spec!r}; known: {', '.join(sorted(known))}, "
-            "or 'module:attribute' for your own"
+            "or 'module:attribute' for your own" + (f"; {hint}" if hint else "")
         )
     if not isinstance(target, type):
         if parameters:
-            raise ValueError(f"{kind} {spec!r} is not a class and takes no {sorted(parameters)}")
+            raise ValueError(f"{kind} {spec!r} is not a class, so it takes no {sorted(parameters)}")
         return target
     try:
         return target(**parameters)
@@ -52,11 +60,11 @@ def build(kind: str, spec: Any, known: Mapping[str, type]) -> Any:
 
 
 def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
-    """Settings that `build` turns back into ``thing``, ready for JSON.
+    """JSON-ready settings from which `build` makes ``thing`` again.
 
-    What cannot be rebuilt from its settings (a lambda, an object that is not a dataclass or whose
-    fields are not JSON values, something defined in the script itself) is described under "custom"
-    and has no "name".
+    If that is impossible, the settings have the key "custom" instead of "name". This holds for
+    lambdas, for methods of an object, for objects that are not dataclasses or have fields that are
+    not JSON values, and for everything defined in the main script.
     """
     names = {cls: name for name, cls in known.items()}
     is_function = hasattr(thing, "__qualname__")
@@ -64,7 +72,7 @@ def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
     path = f"{owner.__module__}:{owner.__qualname__}"
     name = names.get(owner, path)
     importable = "<" not in path and not path.startswith("__main__:")
-    if is_function and importable:
+    if is_function and importable and not inspect.ismethod(thing):
         return {"name": name}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type) and importable:
         with suppress(RecursionError, TypeError, ValueError):
@@ -74,10 +82,14 @@ def describe(thing: Any, known: Mapping[str, type]) -> dict[str, Any]:
 
 
 def import_object(kind: str, spec: str) -> Any:
-    """What ``"module:attribute"`` names.
+    """Import ``"module:attribute"``.
+
+    Args:
+        kind: see `build`.
+        spec: a module and an attribute, which may be nested, such as "a.b:C.d".
 
     Raises:
-        ValueError: it cannot be imported.
+        ValueError: the module or attribute can't be imported.
     """
     module, _, attribute = spec.partition(":")
     try:

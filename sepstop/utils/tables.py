@@ -1,22 +1,14 @@
-"""Tables of texts and labels: .txt, .jsonl, .json, .csv and .parquet files, datasets and lists.
+"""Tables of texts: .txt, .jsonl, .json, .csv and .parquet files, datasets and lists.
 
-Everything that reads a user's rows reads them here, so that a cell means the same everywhere:
-
-- A text is a string with any character but white space. A cell of a CSV file is text as it stands,
-  "NA" and "None" included. Null, NaN and white space are rows without text.
-- A label is the name of its class. A cell of a CSV file is a name as it stands: "None", "NA",
-  "null", "nan", "00" and "True" are classes. Elsewhere, 1 and 1.0 are the class "1", and true is
-  the class "True". A `datasets.ClassLabel` column has its own names, and -1 is no label.
-- A blank cell, null and NaN are no label.
-- Classes are in a ClassLabel column's own order; else by size if all names are integers without
-  leading zeros or a plus sign; else by the alphabet.
+All rows of a user are read here, so that a cell means the same everywhere. A text is a string with
+any character other than white space. A cell of a CSV file is text as it stands, "NA" and "None"
+included. Null, NaN and white space are no text. See `sepstop.utils.labels` for labels.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,31 +17,30 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
     import datasets
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-NO_LABEL = -1
-_BATCH = 4096  # rows that are held at once
-_BLOCK = 4 << 20  # bytes of a .csv file, and its longest row
-_INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
+"""File types that `open_table` reads."""
+
+BATCH = 4096
+"""Rows held in memory at a time."""
+
+_BLOCK = 4 << 20  # bytes of a .csv file read at a time, and its longest row
 
 Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that can be read any number of times, never held whole if they come from a file.
+    """Rows that can be read any number of times. Rows of a file are never all held in memory.
 
     Attributes:
-        name: what messages call it, such as "the pool texts.csv".
+        name: name for messages, such as "the pool texts.csv".
         columns: names of the columns; None for a list or a text file.
         classes: names of the classes of each ``ClassLabel`` column.
-        is_complete: False if ``columns`` are the keys of the JSON objects read so far, which are
-            4096 at least.
+        is_complete: False if ``columns`` are the keys of the JSON objects read so far, at least
+            4096.
     """
 
     name: str
@@ -59,10 +50,10 @@ class Table:
     is_complete: bool = True
 
     def rows(self, *columns: str) -> Iterator[Row]:
-        """The cells of ``columns`` in each row; of a table without columns, its one cell.
+        """The cells of ``columns`` in each row, or the one cell of a table without columns.
 
         Raises:
-            ValueError: two columns have the same name.
+            ValueError: several columns have the same name, or the file can't be read.
         """
         names = list(self.columns or ())
         for column in columns:
@@ -71,17 +62,16 @@ class Table:
         return self._read(columns)
 
     def has(self, column: str) -> bool:
-        """True if there is such a column; a JSON file is read as far as it takes to know."""
+        """True if there is such a column. A JSON file may be read to the end to find out."""
         known = () if self.columns is None else self.columns
         if column in known or self.is_complete:
             return column in known
         return any(column in known for _ in self.rows())
 
     def require(self, *columns: str) -> None:
-        """Check that the columns exist.
-
+        """
         Raises:
-            ValueError: a column is missing.
+            ValueError: a column is missing; the message lists the others.
         """
         for column in columns:
             if self.columns is None:
@@ -91,60 +81,16 @@ class Table:
                 raise ValueError(f"{self.name} has no column {column!r}; its columns are {known}")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Labels of a table's rows, as names of classes.
-
-    Attributes:
-        values: of each row; None without a label.
-        names: the classes in order.
-        table: name of the table.
-    """
-
-    values: list[str | None]
-    names: tuple[str, ...]
-    table: str
-
-    def numbered(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Each row's place in ``names``, `NO_LABEL` without a label. Shape ``(rows,)``.
-
-        Raises:
-            ValueError: a label is none of ``names``.
-        """
-        places: dict[str | None, int] = {name: number for number, name in enumerate(names)}
-        unknown = [value for value in self.values if value is not None and value not in places]
-        if unknown:
-            known = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
-            raise ValueError(
-                f"{self.table} has a label {unknown[0]!r} that is none of the classes {known}"
-            )
-        places[None] = NO_LABEL
-        return np.array([places[value] for value in self.values], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class LabelledTexts:
-    """The rows of a table that have text.
-
-    Attributes:
-        texts: a dataset with the column "text"; memory-mapped if it was made from one that is.
-        labels: of each text.
-    """
-
-    texts: datasets.Dataset
-    labels: Labels
-
-
 def open_table(source: Any, kind: str = "data") -> Table:
-    """The table in ``source``.
+    """Open a table.
 
     Args:
-        source: the path of a file, a ``datasets.Dataset`` or a sequence with one cell a row.
-        kind: what the rows are for; part of the table's name.
+        source: path of a file, a ``datasets.Dataset``, or an iterable with one cell per row.
+        kind: what the rows are for. It becomes part of the table's name.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a table, or one that can't be read.
+        ValueError: not a table, or a file that can't be read.
     """
     import datasets
 
@@ -162,7 +108,7 @@ def open_table(source: Any, kind: str = "data") -> Table:
             "datasets.Dataset.from_list(list(stream.take(2000)))"
         )
     if isinstance(source, datasets.Dataset):
-        return _dataset(source, name)
+        return _open_dataset(source, name)
     if isinstance(source, Iterable) and not hasattr(source, "columns"):  # a DataFrame has them
         rows = list(source)
         return Table(name, lambda columns: ((row,) for row in rows))
@@ -176,179 +122,35 @@ def text_of(cell: Any, row: int, table: str, expected: str = "strings") -> str |
     """The text in a cell; None if there is none.
 
     Args:
-        cell: of a text column.
-        row, table: where the cell is, for messages.
-        expected: what may be there, for messages.
+        cell: cell of a text column.
+        row: number of the row, for messages.
+        table: name of the table, for messages.
+        expected: what the column may hold, for messages.
 
     Raises:
         ValueError: not a string, or one that no tokenizer can encode.
     """
     if isinstance(cell, str):
         text = str(cell)  # a plain string, not NumPy's
-        _check_surrogates(text, row, table)
+        require_encodable(text, row, table)
         return text if text.strip() else None
-    if _is_null(cell):
+    if is_null(cell):
         return None
     raise ValueError(f"expected {expected}, got {type(cell).__name__} at row {row} of {table}")
 
 
-def read_labels(table: Table, column: str) -> Labels:
-    """The labels of all rows.
-
-    Raises:
-        ValueError: no such column, or a cell of it is no label.
-    """
-    table.require(column)
-    return _labels([cell for (cell,) in table.rows(column)], table, column)
-
-
-def read_labelled(
-    source: Any, text_column: str = "text", label_column: str = "label", kind: str = "data"
-) -> LabelledTexts:
-    """The rows of a table that have text, and their labels.
-
-    Args:
-        source: see `open_table`.
-        text_column, label_column: columns of the table.
-        kind: see `open_table`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such column, a cell is neither text nor label, or no row has text.
-
-    Warns:
-        UserWarning: rows without text were left out.
-    """
-    import datasets
-
-    table = open_table(source, kind)
-    if text_column == label_column:
-        raise ValueError(f"{text_column!r} can't be both texts and labels of {table.name}")
-    table.require(text_column, label_column)
-    total = 0
-    numbers: list[int] = []
-    cells: list[Any] = []
-
-    def texts() -> Iterator[str]:
-        nonlocal total
-        for total, (text, label) in enumerate(table.rows(text_column, label_column), start=1):
-            if (text := text_of(text, total - 1, table.name)) is not None:
-                numbers.append(total - 1)
-                cells.append(label)
-                yield text
-
-    if isinstance(source, datasets.Dataset):
-        for _ in texts():
-            pass
-        rows = source.select_columns([text_column]).with_format(None).select(numbers)
-        rows = rows.rename_columns({text_column: "text"} if text_column != "text" else {})
-    else:
-        rows = _in_arrow(texts())
-    if not numbers:
-        raise ValueError(f"{table.name} is empty: none of its {total} rows has any text")
-    warn_empty(total - len(numbers), table.name)
-    return LabelledTexts(rows, _labels(cells, table, label_column, numbers))
-
-
-def warn_empty(count: int, name: str, stacklevel: int = 3) -> None:
-    """Say that ``count`` rows of the table ``name`` have no text, if any."""
-    if count:
-        rows = "1 empty row" if count == 1 else f"{count} empty rows"
-        warnings.warn(f"sepstop: {rows} left out of {name}", stacklevel=stacklevel + 1)
-
-
-def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """The different names in order: by size if all are integers, else by the alphabet.
-
-    >>> ordered(["10", "2", "1", "2"]), ordered(["10", "2", "01"]), ordered(["b", "None", "a"])
-    (('1', '2', '10'), ('01', '10', '2'), ('None', 'a', 'b'))
-    """
-    different = set(names)
-    if all(map(_INTEGER.fullmatch, different)):
-        return tuple(sorted(different, key=int))
-    return tuple(sorted(different))
-
-
-# Datasets and labels
-
-
-def _dataset(source: datasets.Dataset, name: str) -> Table:
-    def rows(columns: Sequence[str]) -> Iterator[Row]:
-        table = source.select_columns(list(columns)).with_format(None)
-        for batch in table.iter(_BATCH):
-            yield from _cells(batch, columns)
-
-    return Table(name, rows, tuple(source.column_names), _class_names(source.features))
-
-
-def _labels(
-    cells: list[Any], table: Table, column: str, numbers: Sequence[int] | None = None
-) -> Labels:
-    """Labels of the cells, which are in the rows ``numbers``; in all of them by default."""
-    classes = table.classes.get(column)
-    values: list[str | None] = []
-    known: dict[str, str] = {}  # a string for each class, not for each row
-    for place, cell in enumerate(cells):
-        row = place if numbers is None else numbers[place]
-        if classes is None:
-            value = _class_of(cell, row, table.name)
-        else:
-            value = _class_in(cell, classes, row, table.name)
-        values.append(None if value is None else known.setdefault(value, value))
-    if classes is None:
-        _warn_alike(known, table.name)
-    return Labels(values, ordered(known) if classes is None else tuple(classes), table.name)
-
-
-def _warn_alike(names: Iterable[str], table: str) -> None:
-    """Say which classes are one to a reader, as "a" and " A" are."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(name.strip().casefold(), []).append(name)
-    several = [sorted(group) for group in alike.values() if len(group) > 1]
-    if several:
-        shown = " and ".join(map(repr, several[0]))
-        warnings.warn(
-            f"sepstop: {shown} are different classes in {table}, though only letter case or white "
-            "space tells them apart",
-            stacklevel=4,
-        )
-
-
-def _class_of(cell: Any, row: int, table: str) -> str | None:
-    """The name of a label's class; None if there is no label."""
-    if isinstance(cell, str):
-        _check_surrogates(cell, row, table)
-        return str(cell) if cell.strip() else None
-    if _is_null(cell):
-        return None
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))  # integers with gaps, as pandas has them
-    if isinstance(cell, (list, tuple, dict, bytes, np.ndarray)):
-        raise ValueError(
-            f"expected one label a row (a string, an integer or a boolean), "
-            f"got {type(cell).__name__} at row {row} of {table}"
-        )
-    return str(cell)
-
-
-def _class_in(cell: Any, classes: Sequence[str], row: int, table: str) -> str | None:
-    if cell is None or cell == NO_LABEL:
-        return None
-    if not 0 <= cell < len(classes):
-        raise ValueError(
-            f"expected a label from 0 to {len(classes) - 1}, got {cell} at row {row} of {table}"
-        )
-    return classes[cell]
-
-
-def _is_null(cell: Any) -> bool:
-    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):  # of pandas
+def is_null(cell: Any) -> bool:
+    """True for None, NaN and the missing values of pandas."""
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(cell, float) and cell != cell
 
 
-def _check_surrogates(text: str, row: int, table: str) -> None:
+def require_encodable(text: str, row: int, table: str) -> None:
+    """
+    Raises:
+        ValueError: ``text`` has a lone surrogate, which UTF-8 can't encode.
+    """
     if text.isascii():
         return
     try:
@@ -361,23 +163,31 @@ def _check_surrogates(text: str, row: int, table: str) -> None:
         ) from error
 
 
-def _class_names(features: Any) -> dict[str, Sequence[str]]:
-    """Names of the classes of each ``ClassLabel`` column."""
-    return {name: tuple(f.names) for name, f in features.items() if hasattr(f, "int2str")}
+def warn_empty(count: int, name: str, stacklevel: int = 3) -> None:
+    """Warn that ``count`` rows of the table ``name`` have no text, if any."""
+    if count:
+        rows = "1 empty row" if count == 1 else f"{count} empty rows"
+        warnings.warn(f"sepstop: {rows} left out of {name}", stacklevel=stacklevel + 1)
 
 
-def _in_arrow(texts: Iterator[str]) -> datasets.Dataset:
-    """The texts as a dataset, which takes less memory than strings of Python do."""
-    import datasets
-    import pyarrow as pa
-
-    pieces = []
-    while piece := list(islice(texts, _BATCH)):
-        pieces.append(pa.array(piece, pa.string()))
-    return datasets.Dataset(pa.table({"text": pa.chunked_array(pieces, pa.string())}))
+def is_file(path: Path) -> bool:
+    """True if ``path`` is a file; False also for a text that is too long to be a path."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
-# Files
+# Readers
+
+
+def _open_dataset(source: datasets.Dataset, name: str) -> Table:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        table = source.select_columns(list(columns)).with_format(None)
+        for batch in table.iter(BATCH):
+            yield from _cells(batch, columns)
+
+    return Table(name, rows, tuple(source.column_names), _class_names(source.features))
 
 
 def _open_file(path: Path, kind: str) -> Table:
@@ -389,9 +199,9 @@ def _open_file(path: Path, kind: str) -> Table:
     if path.stat().st_size == 0:
         raise ValueError(f"the {kind} is empty: {path} has no bytes")
     name = f"the {kind} {path}"
-    opened = {".txt": _text, ".csv": _csv, ".parquet": _parquet}.get(suffix, _json)
+    openers = {".txt": _open_text, ".csv": _open_csv, ".parquet": _open_parquet}
     with _readable(name):
-        table = opened(path, name)
+        table = openers.get(suffix, _open_json)(path, name)
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         with _readable(name):
@@ -402,7 +212,7 @@ def _open_file(path: Path, kind: str) -> Table:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Errors of reading as a ValueError that names the file."""
+    """Turn errors of reading into a ValueError that names the file."""
     import pyarrow as pa
 
     try:
@@ -413,19 +223,7 @@ def _readable(name: str) -> Iterator[None]:
         raise ValueError(f"could not read {name}: {error}") from error
 
 
-def is_file(path: Path) -> bool:
-    """True if ``path`` is a file; False for a text that is too long to be a path, too."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def _cells(batch: Mapping[str, Sequence[Any]], columns: Sequence[str]) -> Iterator[Row]:
-    return zip(*(batch[name] for name in columns), strict=True)
-
-
-def _text(path: Path, name: str) -> Table:
+def _open_text(path: Path, name: str) -> Table:
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         with path.open(encoding="utf-8-sig") as file:
             for line in file:
@@ -434,25 +232,25 @@ def _text(path: Path, name: str) -> Table:
     return Table(name, rows)
 
 
-def _parquet(path: Path, name: str) -> Table:
+def _open_parquet(path: Path, name: str) -> Table:
     import datasets
     from pyarrow import parquet
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH, columns=list(columns)):
+            for batch in file.iter_batches(BATCH, columns=list(columns)):
                 yield from _cells(batch.to_pydict(), columns)
 
     schema = parquet.read_schema(path)
     classes: dict[str, Sequence[str]] = {}
     if b"huggingface" in (schema.metadata or {}):
-        with suppress(Exception):  # the metadata may be of another version, or anything
+        with suppress(Exception):  # metadata of another version, or damaged
             classes = _class_names(datasets.Features.from_arrow_schema(schema))
     return Table(name, rows, tuple(schema.names), classes)
 
 
-def _csv(path: Path, name: str) -> Table:
-    """Cells as text; pyarrow leaves the columns that are not asked for alone."""
+def _open_csv(path: Path, name: str) -> Table:
+    """All cells are text. The last column is always read, to find a quote that is never closed."""
     import pyarrow as pa
     from pyarrow import csv as pa_csv
 
@@ -478,8 +276,8 @@ def _csv(path: Path, name: str) -> Table:
         cell = ""
         with reader:
             for block in reader:
-                for start in range(0, len(block), _BATCH):
-                    yield from _cells(block.slice(start, _BATCH).to_pydict(), columns)
+                for start in range(0, len(block), BATCH):
+                    yield from _cells(block.slice(start, BATCH).to_pydict(), columns)
                 if last and len(block):
                     cell = block[last[0]][-1].as_py()
         if "\n" in cell and not _ends_with_quote(path):
@@ -497,19 +295,22 @@ def _ends_with_quote(path: Path) -> bool:
         return file.read().rstrip().endswith(b'"')
 
 
-def _json(path: Path, name: str) -> Table:
-    """Objects a line, or one array of them."""
+def _open_json(path: Path, name: str) -> Table:
+    """One JSON object per line, or one array of objects."""
     keys: dict[str, None] = {}
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         for row in _json_values(path, name):
             if not isinstance(row, dict):
-                raise ValueError(f'expected JSON objects in {name}, as {{"text": ...}}')
+                raise ValueError(
+                    f'expected JSON objects in {name}, such as {{"text": "..."}}, '
+                    f"got {type(row).__name__}"
+                )
             if not row.keys() <= keys.keys():
                 keys.update(dict.fromkeys(row))
             yield tuple(map(row.get, columns))
 
-    if not sum(1 for _ in islice(rows(()), _BATCH)):
+    if not sum(1 for _ in islice(rows(()), BATCH)):
         raise ValueError(f"{name} is empty: it has no rows")
     return Table(name, rows, keys.keys(), is_complete=False)
 
@@ -521,17 +322,26 @@ def _json_values(path: Path, name: str) -> Iterator[Any]:
             start = file.read(1)
         file.seek(0)
         if path.suffix.lower() == ".json" and start == "[":
-            yield from _parsed(file.read(), 1, name)
+            yield from _parse_json(file.read(), 1, name)
             return
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _parsed(line, number, name)
+                yield _parse_json(line, number, name)
 
 
-def _parsed(text: str, line: int, name: str) -> Any:
+def _parse_json(text: str, line: int, name: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError of a number of too many digits, too
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
         at = line + getattr(error, "lineno", 1) - 1
         why = "nested too deep" if isinstance(error, RecursionError) else error.args[0]
         raise ValueError(f"could not read {name}, line {at}: {why}") from error
+
+
+def _cells(batch: Mapping[str, Sequence[Any]], columns: Sequence[str]) -> Iterator[Row]:
+    return zip(*(batch[name] for name in columns), strict=True)
+
+
+def _class_names(features: Any) -> dict[str, Sequence[str]]:
+    """Names of the classes of each ``ClassLabel`` column."""
+    return {name: tuple(f.names) for name, f in features.items() if hasattr(f, "int2str")}

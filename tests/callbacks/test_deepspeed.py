@@ -1,7 +1,7 @@
 """DeepSpeed on two CPU processes; it compiles its own communication, which takes a compiler.
 
 DS_BUILD_OPS=0 pip install deepspeed
-python -m pytest -m slow tests/test_deepspeed.py
+python -m pytest -m slow tests/callbacks/test_deepspeed.py
 """
 
 import os
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers.scores import values
 
 from sepstop.runs.history import read_history
 
@@ -37,7 +38,7 @@ deepspeed = {
     "gradient_accumulation_steps": 1,
 }
 callback = SepStopCallback(
-    make_texts(41, seed=1)[0], policy=Patience(patience=None), resamples=3, verbose=False
+    make_texts(41, seed=1)[0], policy=Patience(patience=None), num_resamples=3, verbose=False
 )
 trainer = Trainer(
     model=make_encoder(dropout=0.0),
@@ -61,13 +62,14 @@ trainer = Trainer(
     callbacks=[callback],
 )
 trainer.train()
-write_history(out / f"stage{stage}-rank{trainer.args.process_index}.jsonl", callback.history)
+path = out / f"stage{stage}-rank{trainer.args.process_index}.jsonl"
+write_history(path, callback.session.recorded())
 """
 
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory):
-    """The history of both ranks, by stage of ZeRO; 0 is without DeepSpeed."""
+    """The records of both ranks, by stage of ZeRO; 0 is without DeepSpeed."""
     if find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
     out = tmp_path_factory.mktemp("deepspeed")
@@ -75,7 +77,7 @@ def history(tmp_path_factory):
 
     def of(stage):
         launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         own = {
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
@@ -90,7 +92,7 @@ def history(tmp_path_factory):
             timeout=400,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        return [read_history(out / f"stage{stage}-rank{rank}.jsonl") for rank in (0, 1)]
+        return [read_history(out / f"stage{stage}-rank{rank}.jsonl").records for rank in (0, 1)]
 
     return of
 
@@ -101,7 +103,6 @@ def test_a_divided_run_has_the_scores_of_an_undivided_one(history, stage):
     assert first == second
     plain = history(0)[0]
     assert [record.step for record in first] == [3, 6, 9, 12]
-    for key in ("score", "information"):
-        values = [getattr(record, key) for record in first]
-        assert values == pytest.approx([getattr(record, key) for record in plain], rel=1e-3)
-    assert len({round(record.score, 4) for record in first}) == 4
+    for name in ("separability", "neighbor_mi"):
+        assert values(first, name) == pytest.approx(values(plain, name), rel=1e-3)
+    assert len({round(value, 4) for value in values(first)}) == 4

@@ -6,9 +6,10 @@ import datasets
 import pytest
 import torch
 from conftest import make_decoder, make_decoder_classifier, make_encoder, make_texts
+from helpers.scores import NEVER, StopAt, values
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-from sepstop import Decision, Monitor, SepStopCallback, select_checkpoint
+from sepstop import Monitor, SepStopCallback, SepStopConfig, select_checkpoint
 
 EVERY_SECOND_STEP = {
     "max_steps": 4,
@@ -39,20 +40,23 @@ def test_a_sentence_transformer_embeds_by_its_own_modules(sentence_model, pool):
         return points.new_zeros(len(points))
 
     criterion.name, criterion.higher_is_better = "points", True
-    monitor = Monitor(pool, criterion=criterion, resamples=1, resample_size=len(pool))
+    config = SepStopConfig(
+        criterion=criterion, extra_criteria=[], num_resamples=1, resample_size=len(pool)
+    )
+    monitor = Monitor(pool, config)
     monitor.measure(sentence_model, step=1)  # with the tokenizer that it brings along
     expected = sentence_model.encode(list(monitor.pool.rows), convert_to_tensor=True)
-    assert torch.allclose(seen[0][0], expected[monitor.resamples[0]], atol=1e-5)
+    assert torch.allclose(seen[0][0], expected[monitor.resample_indices[0]], atol=1e-5)
 
 
 def test_layers_of_a_sentence_transformer(sentence_model, pool):
     first, last = (
-        Monitor(pool, embedder={"name": "mean", "layer": layer}, resamples=2).measure(
-            sentence_model, step=1
-        )
+        Monitor(
+            pool, SepStopConfig(pooling={"name": "mean", "layer": layer}, num_resamples=2)
+        ).measure(sentence_model, step=1)
         for layer in (0, -1)
     )
-    assert first.score != last.score
+    assert first.scores["separability"] != last.scores["separability"]
 
 
 def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
@@ -64,7 +68,7 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
     from sentence_transformers.sentence_transformer import losses
 
     pairs = datasets.Dataset.from_dict({"anchor": pool[:24], "positive": pool[1:25]})
-    callback = SepStopCallback(pool, resamples=4)
+    callback = SepStopCallback(pool, num_resamples=4)
     trainer = SentenceTransformerTrainer(
         sentence_model,
         SentenceTransformerTrainingArguments(
@@ -86,14 +90,15 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
     best = callback.decision.best_step
     assert trainer.state.best_global_step == best
     kept = SentenceTransformer(str(tmp_path / "run" / f"checkpoint-{best}"), device="cpu")
-    record = Monitor(pool, resamples=4).measure(kept, step=best)
-    score = next(record.score for record in callback.history if record.step == best)
-    assert record.score == pytest.approx(score, rel=1e-4)
+    record = Monitor(pool, SepStopConfig(num_resamples=4)).measure(kept, step=best)
+    score = callback.session.recorded().series.score_at(best).value
+    assert record.scores["separability"].value == pytest.approx(score, rel=1e-4)
     chosen = select_checkpoint(tmp_path / "run", pool)
     assert chosen.best_step == best
-    assert [record.score for record in chosen.records] == pytest.approx(
-        [record.score for record in callback.history], rel=1e-4
-    )
+    for name in callback.history[0].scores:
+        assert values(chosen.records, name) == pytest.approx(
+            values(callback.history, name), rel=1e-4
+        )
 
 
 def test_a_sentence_transformer_with_code_of_its_own_needs_to_be_allowed(
@@ -107,7 +112,7 @@ def test_a_sentence_transformer_with_code_of_its_own_needs_to_be_allowed(
     (checkpoint / "modules.json").write_text(json.dumps(modules))
     (checkpoint / "pooling.py").write_text("raise SystemExit('was run')")
     with pytest.raises(
-        ValueError, match=r"brings code of its own, pooling\.Own; trust_remote_code"
+        ValueError, match=r"brings its own code, pooling\.Own; to run it, pass trust_remote_code"
     ):
         select_checkpoint(tmp_path / "run", pool)
 
@@ -131,7 +136,7 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
 
     texts = datasets.Dataset.from_dict({"text": pool[:24]})
     make_decoder().save_pretrained(tmp_path / "base")
-    callback = SepStopCallback(pool, resamples=4, embedder="last")
+    callback = SepStopCallback(pool, num_resamples=4, pooling="last")
     trainer = SFTTrainer(
         LlamaForCausalLM.from_pretrained(tmp_path / "base"),
         SFTConfig(
@@ -159,9 +164,10 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
     assert trainer.state.best_global_step == callback.decision.best_step
     chosen = select_checkpoint(tmp_path / "run", pool)
     assert chosen.best_step == callback.decision.best_step
-    assert [record.score for record in chosen.records] == pytest.approx(
-        [record.score for record in callback.history], rel=1e-4
-    )
+    for name in callback.history[0].scores:
+        assert values(chosen.records, name) == pytest.approx(
+            values(callback.history, name), rel=1e-4
+        )
 
 
 def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
@@ -190,7 +196,7 @@ def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
 @pytest.fixture
 def searching(pool, tokenizer, train_rows, tmp_path):
     """A Trainer to search with, and its callback."""
-    callback = SepStopCallback(pool, resamples=4)
+    callback = SepStopCallback(pool, num_resamples=4)
     trainer = Trainer(
         model_init=lambda: make_encoder(),
         args=TrainingArguments(
@@ -231,7 +237,7 @@ def test_a_search_by_optuna_takes_the_score_for_its_objective(searching):
 
     def objective(metrics):
         scores.append(metrics["eval_separability"])
-        assert metrics["eval_separability"] == callback.history[-1].score
+        assert metrics["eval_separability"] == values(callback.history, "separability")[-1]
         return metrics["eval_separability"]
 
     best = search(trainer, objective)
@@ -249,10 +255,10 @@ def test_a_search_by_optuna_prunes_by_the_score(searching):
 
         def prune(self, study, trial):
             seen[trial.number] = list(trial.intermediate_values.values())
-            assert seen[trial.number][-1] == searching[1].history[-1].information
+            assert seen[trial.number][-1] == values(searching[1].history)[-1]
             return trial.number == 1
 
-    objective = lambda metrics: metrics["eval_information"]  # noqa: E731, as in the README
+    objective = lambda metrics: metrics["eval_neighbor_mi"]  # noqa: E731, as in the README
     search(searching[0], objective, pruner=Second())
     assert [len(values) for values in seen.values()] == [2, 1, 2]
 
@@ -284,7 +290,7 @@ def test_the_trainer_of_sequence_to_sequence_models(pool, tokenizer, tmp_path):
         lambda row: {**tokenizer(row["text"]), "labels": tokenizer(row["text"])["input_ids"]},
         remove_columns="text",
     )
-    callback = SepStopCallback(pool, resamples=4)
+    callback = SepStopCallback(pool, num_resamples=4)
     trainer = Seq2SeqTrainer(
         model,
         Seq2SeqTrainingArguments(
@@ -293,7 +299,7 @@ def test_the_trainer_of_sequence_to_sequence_models(pool, tokenizer, tmp_path):
             learning_rate=1e-2,
             predict_with_generate=True,
             generation_max_length=8,
-            metric_for_best_model="information",
+            metric_for_best_model="component_mi",
             load_best_model_at_end=True,
             report_to=[],
             use_cpu=True,
@@ -306,43 +312,45 @@ def test_the_trainer_of_sequence_to_sequence_models(pool, tokenizer, tmp_path):
     )
     trainer.train()
     assert [record.step for record in callback.history] == [2, 4]
-    assert {record.information_of for record in callback.history} == {"components"}
+    assert callback.session.decides == "component_mi"
     assert trainer.state.best_global_step == callback.decision.best_step
     chosen = select_checkpoint(tmp_path / "run", pool)
     assert chosen.best_step == callback.decision.best_step
-    assert [record.score for record in chosen.records] == pytest.approx(
-        [record.score for record in callback.history], rel=1e-4
-    )
+    for name in callback.history[0].scores:
+        assert values(chosen.records, name) == pytest.approx(
+            values(callback.history, name), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.filterwarnings("ignore:sepstop. the untrained head already predicts")
 def test_a_quantized_decoder_with_an_adapter(bits, pool, tokenizer, train_rows, tmp_path):
     pytest.importorskip("bitsandbytes")
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig, LlamaForSequenceClassification
 
     make_decoder_classifier(hidden_size=64).save_pretrained(tmp_path / "base")
-    monitor = Monitor(pool, resamples=4, tokenizer=tokenizer)
+    monitor = Monitor(pool, SepStopConfig(num_resamples=4, tokenizer=tokenizer))
     whole = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
     base = LlamaForSequenceClassification.from_pretrained(
         tmp_path / "base",
         quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
         device_map="cpu",
     )
-    score = monitor.measure(base, 0).score
-    assert score != monitor.measure(whole, 0).score
-    assert score == pytest.approx(monitor.measure(whole, 0).score, abs=0.1)
+    quantized, exact = values([monitor.measure(base, 0), monitor.measure(whole, 0)], "separability")
+    assert quantized != exact
+    assert quantized == pytest.approx(exact, abs=0.1)
     model = get_peft_model(
         prepare_model_for_kbit_training(base), LoraConfig(task_type="SEQ_CLS", r=4)
     )
-    callback = SepStopCallback(pool, resamples=4)
+    callback = SepStopCallback(pool, num_resamples=4)
     trainer = Trainer(
         model,
         TrainingArguments(
             str(tmp_path / "run"),
             **EVERY_SECOND_STEP,
             learning_rate=1e-2,
-            metric_for_best_model="information",
+            metric_for_best_model="neighbor_mi",
             load_best_model_at_end=True,
             report_to=[],
             use_cpu=True,
@@ -354,23 +362,23 @@ def test_a_quantized_decoder_with_an_adapter(bits, pool, tokenizer, train_rows, 
     )
     trainer.train()
     assert [record.step for record in callback.history] == [2, 4]
-    assert {record.information_of for record in callback.history} == {"classes"}
+    assert callback.session.decides == "neighbor_mi"
     assert trainer.state.best_global_step == callback.decision.best_step
 
 
 @pytest.mark.parametrize("stop_at", [None, 8])
+@pytest.mark.filterwarnings("ignore:sepstop. the scores go to trainer_state.json")
+@pytest.mark.filterwarnings("ignore:sepstop. metric_for_best_model is")
 def test_the_trainer_of_setfit(sentence_model, pool, tmp_path, monkeypatch, stop_at):
     from setfit import SetFitModel, Trainer, TrainingArguments
-
-    def policy(history):
-        stop = stop_at is not None and history[-1].step >= stop_at
-        return Decision(stop, history[0].step, "as told", history[-1].step if stop else None)
 
     monkeypatch.chdir(tmp_path)
     sentence_model.save(str(tmp_path / "base"))
     texts, labels = make_texts(32, seed=2)
     rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
-    callback = SepStopCallback(pool, policy=policy, resamples=4)
+    callback = SepStopCallback(
+        pool, policy=NEVER if stop_at is None else StopAt(stop_at), num_resamples=4
+    )
     trainer = Trainer(
         model=SetFitModel.from_pretrained(tmp_path / "base"),
         args=TrainingArguments(
@@ -390,11 +398,14 @@ def test_the_trainer_of_setfit(sentence_model, pool, tmp_path, monkeypatch, stop
     )
     trainer.train()
     assert [record.step for record in callback.history] == ([4, 8] if stop_at else [4, 8, 12])
-    assert {record.information_of for record in callback.history} == {"components"}
-    monitor = Monitor(pool, resamples=4)
-    score = monitor.measure(trainer.model.model_body, step=12).score
-    assert score == pytest.approx(callback.history[-1].score, rel=1e-4)
-    chosen = select_checkpoint(tmp_path / "run", pool)
-    assert [record.score for record in chosen.records] == pytest.approx(
-        [record.score for record in callback.history], rel=1e-4
+    assert list(callback.history[0].scores) == ["separability", "component_mi"]
+    monitor = Monitor(pool, SepStopConfig(num_resamples=4))
+    record = monitor.measure(trainer.model.model_body, step=12)
+    assert record.scores["separability"].value == pytest.approx(
+        values(callback.history)[-1], rel=1e-4
     )
+    chosen = select_checkpoint(tmp_path / "run", pool)
+    for name in callback.history[0].scores:
+        assert values(chosen.records, name) == pytest.approx(
+            values(callback.history, name), rel=1e-4
+        )

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -11,6 +10,8 @@ import datasets
 import pytest
 import torch
 from conftest import GOOD, make_decoder, make_decoder_classifier, make_encoder
+from helpers.scores import NEVER, Scripted, values
+from helpers.training import BEST, QUIET, TRAINS_AGAIN
 from transformers import (
     EarlyStoppingCallback,
     LlamaForCausalLM,
@@ -19,11 +20,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from sepstop import Decision, Patience, SepStopCallback
+from sepstop import SepStopCallback
 
-NEVER = Patience(patience=None)
 CLOCK = ("runtime", "per_second")
-QUIET = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ class Sees(TrainerCallback):
         self.seen = []
 
     def on_evaluate(self, args, state, control, metrics, **_):
-        self.seen.append(metrics.get("eval_information"))
+        self.seen.append(metrics.get("eval_neighbor_mi"))
 
 
 @pytest.mark.parametrize("order", ["before", "after", "attached last"])
@@ -83,11 +82,11 @@ def test_every_callback_sees_the_metric_whatever_the_order(train, pool, order):
         callbacks.get(order, [early, sees]),
         ours if order == "attached last" else None,
         learning_rate=1e-9,  # nothing improves
-        metric_for_best_model="information",
+        metric_for_best_model="neighbor_mi",
         load_best_model_at_end=True,
     )
     assert trainer.state.global_step == 3
-    assert sees.seen == [record.information for record in ours.history]
+    assert sees.seen == values(ours.history, "neighbor_mi")
 
 
 def test_an_evaluation_by_hand_of_another_set_is_no_evaluation_of_the_run(train, pool):
@@ -109,6 +108,7 @@ def test_an_evaluation_by_hand_of_another_set_is_no_evaluation_of_the_run(train,
 # The log
 
 
+@TRAINS_AGAIN
 @pytest.mark.parametrize("schedule", [{}, {"eval_strategy": "no"}])
 @pytest.mark.parametrize("attached", [False, True])
 def test_the_rows_of_the_log_are_those_of_a_run_without(train, pool, schedule, attached):
@@ -183,99 +183,21 @@ def test_trl_keeps_all_of_its_metrics(make, tmp_path, tokenizer, pool):
     assert sum("loss" in row and len(row) > 6 for row in rows[0]) == 2
 
 
-def test_a_failing_measurement_costs_no_run_that_is_kept_by_the_information(train, pool):
+def test_a_failing_measurement_costs_no_run_that_is_kept_by_its_score(train, pool):
     """Trainer ends with a KeyError where its metric is missing."""
     calls = []
 
-    def embedder(model, input_ids, attention_mask):
+    def pooling(model, input_ids, attention_mask):
         calls.extend([1] * (len(input_ids) == len(pool)))
         if len(calls) in (3, 4):
             raise RuntimeError("the disk is on fire")
         return model.bert(input_ids, attention_mask).last_hidden_state[:, 0]
 
-    ours = SepStopCallback(pool, policy="auto", embedder=embedder, batch_size=100, verbose=False)
-    with pytest.warns(RuntimeWarning, match="could not measure step 2.*the disk is on fire"):
-        trainer = train([ours], metric_for_best_model="information", load_best_model_at_end=True)
-    assert [math.isnan(r.information) for r in ours.history][:4] == [False, True, True, False]
+    ours = SepStopCallback(pool, pooling=pooling, batch_size=100, verbose=False)
+    with pytest.warns(RuntimeWarning, match="could not measure step [23].*the disk is on fire"):
+        trainer = train([ours], metric_for_best_model="neighbor_mi", load_best_model_at_end=True)
+    assert [math.isnan(value) for value in values(ours.history)][:4] == [False, True, True, False]
     assert trainer.state.global_step == 10
-
-
-# Before training
-
-
-@pytest.mark.parametrize(
-    ("every", "options", "said"),
-    [
-        (None, {"eval_strategy": "no", "max_steps": 40}, None),  # 8 steps an epoch: 5 scores
-        (None, {"eval_strategy": "no", "max_steps": 30}, "4 scores in 30 .* every_n_steps=3"),
-        (10, {"eval_strategy": "no", "max_steps": 40}, "4 scores in 40 .* every_n_steps=4"),
-        (None, {"eval_strategy": "no", "max_steps": -1, "num_train_epochs": 1}, "1 score in 8"),
-        (
-            None,
-            {"eval_steps": 4, "max_steps": 12},
-            "3 scores .* eval_strategy='steps', eval_steps=1",
-        ),
-        (None, {"eval_steps": 4, "max_steps": 18}, None),  # the last step is evaluated as well
-        (None, {"eval_steps": 3, "eval_delay": 6, "max_steps": 16}, None),
-        (None, {"eval_steps": 3, "eval_delay": 7, "max_steps": 15}, "3 scores"),
-        (4, {"eval_steps": 2, "max_steps": 12}, "4 scores"),  # at 2, 6, 10 and the last
-        (None, {"eval_strategy": "epoch", "max_steps": 24}, "3 scores in 24 .* eval_steps=2"),
-        (1, {"eval_strategy": "no", "max_steps": 3}, None),  # no more to be had
-    ],
-)
-def test_a_schedule_of_too_few_scores_is_said_before_training(train, pool, every, options, said):
-    class Ends(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
-            raise KeyboardInterrupt
-
-    ours = SepStopCallback(pool, every_n_steps=every, verbose=False)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with pytest.raises(KeyboardInterrupt):
-            train([ours, Ends()], **({"save_strategy": "no"} | options))
-    found = [str(w.message) for w in caught if "this run will have" in str(w.message)]
-    assert len(found) == bool(said)
-    assert all(re.search(said, sentence) for sentence in found)
-
-
-def test_a_stream_is_said_to_have_one_score(train, pool, train_rows):
-    stream = train_rows.remove_columns("text").to_iterable_dataset().repeat(None)
-    ours = SepStopCallback(pool, verbose=False)
-    with pytest.warns(UserWarning, match=r"1 score in 20 steps, .* set every_n_steps=2"):
-        train([ours], data=stream, eval_strategy="no", save_strategy="no", max_steps=20)
-    assert len(ours.history) == 1
-
-
-@pytest.mark.parametrize("every", [None, 3])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"eval_steps": 3},
-        {"eval_steps": 4, "eval_delay": 5},
-        {"eval_strategy": "epoch"},
-        {"eval_strategy": "no"},
-    ],
-)
-def test_as_many_scores_as_planned_are_taken(train, pool, every, options):
-    from sepstop.callbacks import checks as arguments
-
-    planned = []
-
-    class Asks(TrainerCallback):
-        def on_train_begin(self, args, state, control, train_dataloader, **_):
-            planned.append(arguments._planned_scores(args, state, every, train_dataloader))
-
-    ours = SepStopCallback(pool, policy=NEVER, every_n_steps=every, verbose=False)
-    train([Asks(), ours], **({"max_steps": 20, "save_strategy": "no"} | options))
-    assert planned == [len(ours.history)]
-
-
-def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(train, pool):
-    train([SepStopCallback(pool, verbose=False)], max_steps=2)
-    with pytest.warns(
-        UserWarning, match=r"holds checkpoints of an earlier run, checkpoint-1 among"
-    ):
-        train([SepStopCallback(pool, verbose=False)], max_steps=2)
 
 
 def test_a_run_whose_evaluations_never_reach_the_callbacks_is_said(
@@ -300,16 +222,8 @@ def test_a_run_whose_evaluations_never_reach_the_callbacks_is_said(
 
 @pytest.mark.parametrize("options", [{}, {"eval_strategy": "no"}])
 def test_the_weights_at_the_end_are_those_of_the_best_checkpoint(train, pool, options):
-    own = {"every_n_steps": 2, "load_best_at_end": True} if options else {}
-    best = (
-        {}
-        if options
-        else {
-            "metric_for_best_model": "separability",
-            "greater_is_better": True,
-            "load_best_model_at_end": True,
-        }
-    )
+    own = {"every_n_steps": 2, "load_best_model_at_end": True} if options else {}
+    best = {} if options else BEST
     ours = SepStopCallback(pool, policy=NEVER, criterion="separability", verbose=False, **own)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -341,14 +255,14 @@ class Meddles(TrainerCallback):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("weights", r"1 tensors differ from those in .*checkpoint-\d+, classifier.bias among them"),
+        ("weights", r"1 tensors differ from those in .*checkpoint-\d+, such as classifier.bias"),
         ("folder", "Trainer loaded .*checkpoint-99"),
         ("nothing", "Trainer loaded no checkpoint"),
     ],
 )
 def test_weights_that_are_not_the_best_are_said(train, pool, what, said):
     ours = SepStopCallback(
-        pool, policy=NEVER, every_n_steps=2, load_best_at_end=True, verbose=False
+        pool, policy=NEVER, every_n_steps=2, load_best_model_at_end=True, verbose=False
     )
     with pytest.warns(RuntimeWarning, match=f"does not hold the best weights, .*{said}"):
         train([Meddles(what), ours], eval_strategy="no")
@@ -363,7 +277,12 @@ def test_an_adapter_that_trainer_cannot_load_is_said(pool, tokenizer, train_rows
         adapter_name="topics",
     )
     ours = SepStopCallback(
-        pool, policy=Best(2), every_n_steps=2, load_best_at_end=True, verbose=False
+        pool,
+        criterion=Scripted([0.9, 0.5, 0.1]),
+        policy=NEVER,
+        every_n_steps=2,
+        load_best_model_at_end=True,
+        verbose=False,
     )
     args = TrainingArguments(str(tmp_path / "run"), max_steps=6, save_steps=2, **QUIET)
     trainer = Trainer(
@@ -371,16 +290,3 @@ def test_an_adapter_that_trainer_cannot_load_is_said(pool, tokenizer, train_rows
     )
     with pytest.warns(RuntimeWarning, match="does not hold the best weights, those of step 2"):
         trainer.train()
-
-
-class Best:
-    """Keeps the checkpoint of a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def __call__(self, history):
-        return Decision(False, self.step, "as told", history[-1].step)
-
-    def pick(self, history):
-        return next((r for r in history if r.step == self.step), None)

@@ -8,9 +8,10 @@ import time
 
 import pytest
 from conftest import make_encoder
+from helpers.scores import NEVER, values
 from transformers import Trainer, TrainingArguments
 
-from sepstop import Patience, SepStopCallback
+from sepstop import SepStopCallback
 
 STEPS = [2, 4, 6]
 
@@ -20,7 +21,7 @@ def tracked(tmp_path, pool, tokenizer, train_rows):
     """The history of a run that reports to a tracker."""
 
     def run(tracker):
-        callback = SepStopCallback(pool, policy=Patience(patience=None), resamples=3)
+        callback = SepStopCallback(pool, policy=NEVER, num_resamples=3)
         args = TrainingArguments(
             str(tmp_path / "run"),
             max_steps=6,
@@ -48,13 +49,14 @@ def tracked(tmp_path, pool, tokenizer, train_rows):
     return run
 
 
+NAMES = ("separability", "neighbor_mi")
+
+
 def check(found, history):
     """``found``: rows with a step and the two scores."""
     assert [row[0] for row in found] == STEPS
-    for _, separability, information in found:
-        record = history.pop(0)
-        assert separability == pytest.approx(record.score)
-        assert information == pytest.approx(record.information)
+    for place, name in enumerate(NAMES, start=1):
+        assert [row[place] for row in found] == pytest.approx(values(history, name))
 
 
 def test_weights_and_biases_offline(tracked, tmp_path, monkeypatch):
@@ -69,7 +71,7 @@ def test_weights_and_biases_offline(tracked, tmp_path, monkeypatch):
     while len(rows) < len(history) and time.monotonic() < end:
         rows = [row for row in wandb_history(file.read_bytes()) if "eval/separability" in row]
         time.sleep(0.1)
-    keys = ("train/global_step", "eval/separability", "eval/information")
+    keys = ("train/global_step", *(f"eval/{name}" for name in NAMES))
     check([tuple(row[key] for key in keys) for row in rows], history)
 
 
@@ -105,14 +107,8 @@ def test_mlflow(tracked, tmp_path, monkeypatch):
     mlflow.end_run()
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.search_experiments()[0].experiment_id])
-    separability, information = (
-        client.get_metric_history(run.info.run_id, f"eval_{name}")
-        for name in ("separability", "information")
-    )
-    check(
-        [(a.step, a.value, b.value) for a, b in zip(separability, information, strict=True)],
-        history,
-    )
+    first, second = (client.get_metric_history(run.info.run_id, f"eval_{name}") for name in NAMES)
+    check([(a.step, a.value, b.value) for a, b in zip(first, second, strict=True)], history)
 
 
 def test_trackio(tracked, tmp_path, monkeypatch):
@@ -127,5 +123,5 @@ def test_trackio(tracked, tmp_path, monkeypatch):
             json.loads(row)
             for (row,) in connection.execute("SELECT metrics FROM metrics ORDER BY id")
         ]
-    keys = ("train/global_step", "eval/separability", "eval/information")
+    keys = ("train/global_step", *(f"eval/{name}" for name in NAMES))
     check([tuple(row[key] for key in keys) for row in rows if keys[1] in row], history)

@@ -12,7 +12,7 @@ def test_fisher_ratio_by_hand():
     assert fisher_ratio(points, np.array([0, 1, 1, 0])) == pytest.approx(0)
 
 
-def test_thornton_counts_nearest_neighbours_of_the_same_class():
+def test_thornton_counts_nearest_neighbors_of_the_same_class():
     points = np.array([[0.0], [1.0], [1.5], [5.0], [5.4]])
     # nearest: 1, 2, 1, 4, 3
     assert thornton(points, np.array([0, 0, 1, 1, 1])) == pytest.approx(3 / 5)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from sepstop import h0_deaths, h0_tree
-from sepstop.homology import _chosen, dense, filtered, forest
+from sepstop.homology import dense, filtered, forest
 from sepstop.homology.forest import merged, nested_order, spanning_forest
+from sepstop.homology.h0 import _chosen
 
 
 @pytest.fixture(autouse=True)
@@ -355,10 +356,13 @@ def test_memory_is_honoured_or_refused():
     ("given", "message"),
     [
         ({"engine": "fast"}, "expected `engine` auto, dense, filtered or ripser, got 'fast'"),
-        ({"resamples": torch.zeros(2, 3)}, r"expected `resamples` \(B, n\) int64 .* torch.float32"),
-        ({"resamples": torch.zeros(2, 1).long()}, r"with n >= 2, got \(2, 1\)"),
-        ({"resamples": torch.tensor([[0, 9]])}, "expected `resamples` from 0 to 8"),
-        ({"resamples": torch.tensor([[-1, 0]])}, "expected `resamples` from 0 to 8"),
+        (
+            {"resample_indices": torch.zeros(2, 3)},
+            r"expected `resample_indices` \(B, n\) int64 .* torch.float32",
+        ),
+        ({"resample_indices": torch.zeros(2, 1).long()}, r"with n >= 2, got \(2, 1\)"),
+        ({"resample_indices": torch.tensor([[0, 9]])}, "expected `resample_indices` from 0 to 8"),
+        ({"resample_indices": torch.tensor([[-1, 0]])}, "expected `resample_indices` from 0 to 8"),
     ],
 )
 def test_errors(given, message):

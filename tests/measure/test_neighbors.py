@@ -1,4 +1,4 @@
-"""Neighbours of each text, and the memory of them over a run."""
+"""Nearest neighbors of each text, and those of a whole run."""
 
 import numpy as np
 import pytest
@@ -37,11 +37,21 @@ def test_neighbors_of_all_evaluations_so_far():
     known = Neighborhoods()
     for step in (0, 10, 20):
         known.add(step, cloud(30, seed=step))
-    found = known.until(10)
+    found = known.until(10, of_predictions=True)
     assert found.shape == (30, 2, 3)  # not those of step 20
+    assert torch.equal(known.until(10, of_predictions=False), found)
     assert torch.equal(found[:, 0], nearest_neighbors(cloud(30, seed=0)))
     assert torch.equal(found[:, 1], nearest_neighbors(cloud(30, seed=10)))
-    assert known.until(15) is None
+    assert known.until(15, of_predictions=True) is None
+    assert known.until(15, of_predictions=False) is None
+
+
+@pytest.mark.parametrize("of_predictions", [True, False])
+def test_the_first_of_several_steps_is_what_the_others_refer_to(of_predictions):
+    known = Neighborhoods()
+    for step, expected in ((20, None), (30, 20), (10, 10)):
+        known.add(step, cloud(30))
+        assert known.first_reference(of_predictions=of_predictions) == expected
 
 
 def two_clumps(rows):
@@ -57,9 +67,16 @@ def test_a_start_whose_classes_agree_anyway_is_no_reference(tmp_path):
     known.add(10, cloud(30, seed=10), logits)
     assert not known.refers_back
     alone = nearest_neighbors(cloud(30, seed=10))
-    assert torch.equal(known.until(10), alone[:, None])
+    assert torch.equal(known.until(10, of_predictions=True), alone[:, None])
+    assert known.first_reference(of_predictions=True) is None
+    # Embeddings have no predictions to agree with: they refer to the start all the same.
+    both = torch.stack([nearest_neighbors(points), alone], dim=1)
+    assert torch.equal(known.until(10, of_predictions=False), both)
+    assert known.first_reference(of_predictions=False) == 0
     known.save(tmp_path / "neighbors.npz", "")
-    assert not Neighborhoods.load(tmp_path / "neighbors.npz", "", until=10).refers_back
+    found = Neighborhoods.load(tmp_path / "neighbors.npz", "", until=10)
+    assert not found.refers_back
+    assert found.start_agreement == known.start_agreement
 
 
 def test_labels_that_agree_anyway_are_counted_on_average():
@@ -99,7 +116,8 @@ def test_a_file_gives_back_what_was_measured_alike(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["neighbors.npz"]
     found = Neighborhoods.load(path, "this pool", until=10)
     assert found.steps == [0, 10]
-    assert torch.equal(found.until(10), known.until(10))
+    expected = known.until(10, of_predictions=True)
+    assert torch.equal(found.until(10, of_predictions=True), expected)
     assert Neighborhoods.load(path, "another pool", until=10).steps == []
     assert Neighborhoods.load(tmp_path / "none.npz", "this pool", until=10).steps == []
 
@@ -116,5 +134,5 @@ def test_a_broken_file_is_as_good_as_none(tmp_path, content):
 
 def test_a_disk_that_takes_no_file_is_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(RuntimeWarning, match="could not write"):
+    with pytest.warns(RuntimeWarning, match="^sepstop: could not write"):
         Neighborhoods().save(tmp_path / "file" / "neighbors.npz", "")

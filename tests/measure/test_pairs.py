@@ -1,19 +1,18 @@
-"""Pools of sentence pairs: their token types reach the model."""
+"""Pools of sentence pairs, whose token types reach the model."""
 
 import warnings
 
 import datasets
 import pytest
 import torch
-from conftest import make_encoder
-from test_tokens import alone, bart
+from conftest import deciding, make_encoder, make_monitor
+from helpers.padding import alone, bart
 
-from sepstop import Monitor
 from sepstop.measure.tokens import drop_tokens
 
 
 def make_pair_encoder():
-    """Which looks at the token types enough to be told from one that does not."""
+    """A model with large weights for token types, so that their effect is visible."""
     model = make_encoder().eval()
     model.bert.embeddings.token_type_embeddings.weight.data *= 50
     model.classifier.weight.data *= 100
@@ -36,17 +35,17 @@ def pairs(tokenizer, pool):
 
 def test_token_types_of_a_tokenized_pool_reach_the_model(pairs):
     model = make_pair_encoder()
-    seen = Monitor(pairs).observe(model)
+    seen = make_monitor(pairs).observe(model)
     types = {"token_type_ids": pairs["token_type_ids"]}
     torch.testing.assert_close(seen.logits, alone(model, pairs["input_ids"], **types))
     without = alone(model, pairs["input_ids"])
     assert (seen.logits - without).abs().max() > 1e-3
 
 
-def test_token_types_are_dropped_and_cut_with_their_tokens(pairs):
+def test_token_types_are_truncated_and_dropped_with_their_tokens(pairs):
     model = make_pair_encoder()
-    monitor = Monitor(pairs, max_length=10, criterion="consistency")
-    tokens = monitor._tokenized(model)
+    monitor = make_monitor(pairs, max_length=10, criterion="sepstop.bench.criteria:Consistency")
+    tokens = monitor.observer.tokens(model)
     for row, ids, types in zip(pairs, tokens.ids, tokens.types, strict=True):
         cut = [*row["input_ids"][:9], row["input_ids"][-1]]
         assert ids.tolist() == (cut if len(row["input_ids"]) > 10 else row["input_ids"])
@@ -57,29 +56,27 @@ def test_token_types_are_dropped_and_cut_with_their_tokens(pairs):
     expected = drop_tokens(tokens.ids, 0.3, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(dropped.ids, expected, strict=True))
     assert [len(ids) for ids in dropped.ids] == [len(types) for types in dropped.types]
-    assert monitor.measure(model, 1).is_finite
+    assert deciding(monitor.measure(model, 1)).is_finite
 
 
 def test_a_model_without_token_types_gets_none(pairs):
     torch.manual_seed(0)
-    assert Monitor(pairs).measure(bart(), 1).is_finite
+    assert deciding(make_monitor(pairs).measure(bart(), 1)).is_finite
 
 
-def test_an_embedder_that_takes_no_token_types_is_told(pairs):
+def test_a_pooling_function_without_token_types_is_an_error(pairs):
     def first(model, input_ids, attention_mask):
         return model.bert(input_ids, attention_mask).last_hidden_state[:, 0]
 
-    with pytest.raises(ValueError, match=r"have token_type_ids, which your embedder does not take"):
-        Monitor(pairs, embedder=first).prepare(make_pair_encoder())
+    with pytest.raises(ValueError, match="has token_type_ids, which your pooling function"):
+        make_monitor(pairs, pooling=first).prepare(make_pair_encoder())
 
     def second(model, input_ids, attention_mask, **inputs):
         return model.bert(input_ids, attention_mask, **inputs).last_hidden_state[:, 0]
 
-    with_types = Monitor(pairs, embedder=second).measure(make_pair_encoder(), 1)
-    assert (
-        with_types.resamples
-        == Monitor(pairs, embedder="cls").measure(make_pair_encoder(), 1).resamples
-    )
+    with_types = make_monitor(pairs, pooling=second).measure(make_pair_encoder(), 1)
+    expected = make_monitor(pairs, pooling="cls").measure(make_pair_encoder(), 1)
+    assert with_types.scores == expected.scores
 
 
 def test_a_cross_encoder_reads_pairs(pool, pairs, tokenizer, tmp_path):
@@ -88,21 +85,21 @@ def test_a_cross_encoder_reads_pairs(pool, pairs, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     model = library.CrossEncoder(str(tmp_path), num_labels=2, device="cpu")
     with pytest.raises(ValueError, match="a CrossEncoder reads pairs of texts"):
-        Monitor(pool).prepare(model)
-    monitor = Monitor(pairs)
+        make_monitor(pool).prepare(model)
+    monitor = make_monitor(pairs)
     record = monitor.measure(model, 1)
-    assert record.is_finite
-    assert record.information_of == "classes"
+    assert record.scores["neighbor_mi"].is_finite
+    assert monitor.decides == "neighbor_mi"
     seen = monitor.observe(model)
     types = {"token_type_ids": pairs["token_type_ids"]}
     torch.testing.assert_close(seen.logits, alone(model.model.eval(), pairs["input_ids"], **types))
 
 
-def test_a_column_that_the_model_reads_and_sepstop_does_not_is_said(pairs):
+def test_an_ignored_input_of_the_model_is_a_warning(pairs):
     with_positions = pairs.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
     with_labels = pairs.map(lambda row: {"labels": 1, "length": len(row["input_ids"])})
     with pytest.warns(UserWarning, match="column position_ids is an input of BertForSeq"):
-        Monitor(with_positions).prepare(make_pair_encoder())
+        make_monitor(with_positions).prepare(make_pair_encoder())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Monitor(with_labels).prepare(make_pair_encoder())
+        make_monitor(with_labels).prepare(make_pair_encoder())

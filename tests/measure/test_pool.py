@@ -40,7 +40,7 @@ def test_text_column():
     assert read_pool(rows, text_column="body").rows == tuple(TEXTS)
 
 
-def test_a_pool_is_returned_as_it_is():
+def test_a_pool_is_returned_unchanged():
     pool = Pool(tuple(TEXTS))
     assert read_pool(pool, limit=2) is pool
 
@@ -89,7 +89,7 @@ TYPED["token_type_ids"] = [[0, 0, 1], [9, 9, 1], [0, 1, 9], [0, 1, 1]]
 
 
 @pytest.mark.parametrize("source", ["Dataset", "tensors", ".parquet", ".jsonl", "unmasked"])
-def test_token_type_ids_are_kept_and_cut_as_the_ids_are(tmp_path, source):
+def test_padding_is_removed_from_token_type_ids_too(tmp_path, source):
     rows = Dataset.from_dict(TYPED)
     cut = ((0, 0, 1), (1,), (0, 1), (0, 1, 1))
     others = ("label",)
@@ -117,7 +117,7 @@ def test_token_type_ids_belong_to_the_sampled_rows():
     assert read_pool(TEXTS).token_type_ids is None
 
 
-def test_names_of_columns_that_are_not_read(tmp_path):
+def test_names_of_other_columns(tmp_path):
     rows = Dataset.from_dict({"b": TEXTS, "text": TEXTS, "a": TEXTS})
     assert read_pool(rows).other_columns == ("b", "a")
     rows.to_csv(tmp_path / "pool.csv")
@@ -161,36 +161,36 @@ def test_text_column_of_a_file(tmp_path):
     assert read_pool(path, text_column="label").rows == tuple("abcde")
 
 
-def test_file_with_other_letters(tmp_path):
+def test_a_file_with_non_ascii_texts(tmp_path):
     texts = ["Grüße", "日本語", "naïve, with a comma", "𝛼𝛽", "ok"]
     assert read_pool(write(tmp_path / "pool.txt", "\n".join(texts))).rows == tuple(texts)
     assert read_pool(write(tmp_path / "pool.jsonl", json_lines(texts))).rows == tuple(texts)
 
 
-def test_label_column_of_a_file_is_not_read(tmp_path):
+def test_the_label_column_of_a_file_is_not_read(tmp_path):
     texts = [f"text {number}" for number in range(12_000)]
     labels = ["1"] * 11_000 + ["x"] * 1_000
     assert len(read_pool(write(tmp_path / "pool.csv", csv_of(texts, labels)))) == 12_000
 
 
-def test_path_is_taken_literally(tmp_path):
+def test_a_path_is_not_a_pattern(tmp_path):
     path = write(tmp_path / "pool[1].txt", "\n".join(TEXTS))
     assert read_pool(path).rows == tuple(TEXTS)
 
 
-def test_empty_rows_take_no_place_in_the_sample():
+def test_empty_rows_are_not_sampled():
     texts = [text for number in range(50) for text in (f"text {number}", "")]
     with pytest.warns(UserWarning, match="50 empty rows"):
         assert len(read_pool(texts, limit=20)) == 20
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 3])
-def test_a_limit_too_small(limit):
+def test_a_limit_below_4_is_an_error(limit):
     with pytest.raises(ValueError, match=f"expected at least 4 as the pool's size, got {limit}"):
         read_pool(TEXTS, limit=limit)
 
 
-def test_limit_is_a_reproducible_sample_in_order():
+def test_the_sample_is_reproducible_and_in_order():
     texts = [f"text {number:03}" for number in range(100)]
     sample = read_pool(texts, limit=20, seed=1).rows
     assert len(set(sample)) == 20
@@ -201,13 +201,13 @@ def test_limit_is_a_reproducible_sample_in_order():
     assert read_pool(texts, limit=100).rows == read_pool(texts, limit=None).rows == tuple(texts)
 
 
-def test_sampling_leaves_the_global_generator_alone():
+def test_sampling_does_not_use_the_global_generator():
     before = torch.random.get_rng_state()
     read_pool(TEXTS, limit=4)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_fingerprint_tells_pools_apart():
+def test_different_pools_have_different_fingerprints():
     assert Pool(("a", "b")).fingerprint == Pool(("a", "b")).fingerprint
     others = [("b", "a"), ("ab",), ("a", "b", "b"), ((1, 2), (3,)), ((1,), (2, 3))]
     assert len({Pool(rows).fingerprint for rows in [("a", "b"), *others]}) == 6
@@ -240,7 +240,7 @@ def test_empty_rows_are_left_out_with_a_warning(pool, rows):
         ([], "the pool is empty: none of its 0 rows has any text"),
         (["", " ", None], "the pool is empty: none of its 3 rows has any text"),
         (dataset_of([]), "the pool is empty: none of its 0 rows"),
-        (["a"] * 5, "all 5 texts of the pool are equal: 'a'"),
+        (["a"] * 5, "all 5 texts of the pool are equal: 'a'; expected different texts"),
         (["a", "b", "c"], "expected at least 4 texts in the pool, got 3"),
         ([*TEXTS, 3.5], r"expected strings \(or token ids\), got float at row 5 of the pool"),
         ([("a", "b")] * 4, r"expected strings \(or token ids\), got tuple at row 0 of the pool"),
@@ -253,7 +253,7 @@ def test_empty_rows_are_left_out_with_a_warning(pool, rows):
         ([*TEXTS, "a \ud800"], r"the lone surrogate \\ud800 at row 5 of the pool; repair it with"),
         (
             Dataset.from_dict({"input_ids": IDS, "token_type_ids": [[0], [0], [0], [0]]}),
-            "expected lists of as many numbers in the pool's input_ids and token_type_ids",
+            "expected lists of equal length in the pool's input_ids and token_type_ids",
         ),
         (Dataset.from_dict({"input_ids": TEXTS}), "got str at row 0 of the pool"),
         (5, "expected a list of strings, a datasets.Dataset or a path as the pool, got int"),
@@ -312,7 +312,7 @@ def test_no_such_file(tmp_path):
         read_pool("word " * 1000)
 
 
-def test_a_surrogate_that_the_sample_would_leave_out_is_refused(tmp_path):
+def test_a_lone_surrogate_outside_the_sample_is_an_error(tmp_path):
     lines = [json.dumps({"text": f"text {n}" + "\ud83d" * (n == 70)}) for n in range(100)]
     path = write(tmp_path / "pool.jsonl", "\n".join(lines))
     for limit in range(4, 9):
@@ -336,7 +336,7 @@ def test_csv_texts_stay_texts(tmp_path):
     assert read_pool(path).rows == tuple(texts)
 
 
-def test_tokenised_rows_of_a_file(tmp_path):
+def test_tokenized_rows_of_a_file(tmp_path):
     path = tmp_path / "pool.parquet"
     rows = {"input_ids": [[7, 8, 0], [7, 9, 9], [5, 0, 0], [6, 4, 0]], "label": [0, 1, 1, 0]}
     masks = [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]
@@ -344,14 +344,14 @@ def test_tokenised_rows_of_a_file(tmp_path):
     assert read_pool(path).rows == ((7, 8), (7, 9, 9), (5,), (6, 4))
 
 
-def test_a_file_of_other_encoding_is_named(tmp_path):
+def test_a_file_in_another_encoding_is_an_error(tmp_path):
     path = tmp_path / "pool.txt"
     path.write_bytes("café\n".encode("latin-1") * 5)
     with pytest.raises(ValueError, match="expected UTF-8 text in the pool"):
         read_pool(path)
 
 
-def test_rows_know_their_numbers():
+def test_row_numbers_are_those_of_the_source():
     texts = [text for number in range(50) for text in ("", f"text {number}")]
     with pytest.warns(UserWarning, match="50 empty rows"):
         sample = read_pool(texts, limit=20)
@@ -374,7 +374,7 @@ def large(folder, suffix, texts):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet", ".arrow"])
-def test_large_pools_are_sampled_without_being_held(tmp_path, suffix):
+def test_large_pools_are_sampled_in_little_memory(tmp_path, suffix):
     texts = [f"text {number} " + "word " * 40 if number % 9 else "" for number in range(60_000)]
     pool = large(tmp_path, suffix, texts)
     with pytest.warns(UserWarning, match="6667 empty rows"):
@@ -390,7 +390,7 @@ def test_large_pools_are_sampled_without_being_held(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_json_that_is_no_text(tmp_path, suffix):
+def test_unusable_json(tmp_path, suffix):
     deep = "[" * 100_000
     with pytest.raises(ValueError, match=r"nested too deep|Expecting value"):
         read_pool(write(tmp_path / f"pool{suffix}", deep))

@@ -1,17 +1,18 @@
+"""Resamples of the pool, and how a criterion is called on them."""
+
 import math
+import re
 
-import numpy as np
 import pytest
-import scipy.stats
 import torch
+from clouds import normal
 
-from sepstop.measure.resampling import draw_resamples, improvement_p_value, interval, standard_error
-
-VALUES = [0.4, 0.6, 0.5, 0.7]  # mean 0.55, squared deviations 0.05: variance 0.05 / 3
+from sepstop.criteria import Separability
+from sepstop.measure.resampling import draw_resamples, score_resamples
 
 
 def test_resamples_are_sets_of_the_pool():
-    resamples = draw_resamples(pool_size=50, resamples=8, resample_size=20, seed=0)
+    resamples = draw_resamples(pool_size=50, num_resamples=8, resample_size=20, seed=0)
     assert resamples.shape == (8, 20)
     assert resamples.dtype == torch.int64
     assert all(len(set(row)) == 20 for row in resamples.tolist())
@@ -31,74 +32,57 @@ def test_drawing_leaves_the_global_generator_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("resample_size", "pool_size", "factor"), [(50, 100, 1.0), (80, 100, 2.0), (20, 100, 0.5)]
-)
-def test_standard_error_by_hand(resample_size, pool_size, factor):
-    error = standard_error(VALUES, resample_size, pool_size)
-    assert error == pytest.approx(factor * math.sqrt(0.05 / 3))
+def mean_of(*needs, shape=None):
+    """A criterion: the mean of all that it needs, for each resample."""
+
+    def criterion(*inputs):
+        scores = sum(values.flatten(start_dim=1).mean(dim=1) for values in inputs)
+        return scores if shape is None else scores.new_zeros(shape)
+
+    criterion.name, criterion.higher_is_better, criterion.needs = "mean", True, needs
+    return criterion
 
 
-@pytest.mark.parametrize(
-    ("values", "resample_size", "pool_size"),
-    [([], 50, 100), ([0.5], 50, 100), (VALUES, 100, 100)],
-    ids=["no value", "one value", "nothing left out"],
-)
-def test_no_standard_error(values, resample_size, pool_size):
-    assert math.isnan(standard_error(values, resample_size, pool_size))
+def test_a_criterion_gets_each_resample_of_what_it_needs():
+    inputs = {"points": normal(9, 4), "logits": normal(9, 2, seed=1), "neighbors": None}
+    chosen = draw_resamples(9, 3, 5, seed=0)
+    found = score_resamples(mean_of("logits", "points"), inputs, chosen)
+    expected = [float(inputs["logits"][i].mean() + inputs["points"][i].mean()) for i in chosen]
+    assert found == pytest.approx(expected)
 
 
-def test_interval_by_hand():
-    half = 3.182446 * math.sqrt(0.05 / 3)  # 97.5 % quantile of Student's t with 3 degrees
-    assert interval(VALUES, 50, 100) == pytest.approx((0.55 - half, 0.55 + half), rel=1e-6)
+class Sharing:
+    """A criterion that keeps what it is given."""
+
+    name, higher_is_better = "sharing", True
+
+    def on_resamples(self, points, resample_indices):
+        self.given = points, resample_indices
+        return torch.arange(3.0)
 
 
-def test_interval_of_equal_values_is_a_point():
-    assert interval([0.5, 0.5, 0.5], 50, 100) == (0.5, 0.5)
+def test_work_that_resamples_share_is_done_on_the_whole_pool():
+    criterion, points, chosen = Sharing(), normal(9, 4), draw_resamples(9, 3, 5, seed=0)
+    assert score_resamples(criterion, {"points": points}, chosen) == [0, 1, 2]
+    assert criterion.given[0] is points
+    assert torch.equal(criterion.given[1], chosen)
 
 
-@pytest.mark.parametrize(("values", "resample_size"), [([0.5], 50), (VALUES, 100)])
-def test_no_interval(values, resample_size):
-    assert all(math.isnan(bound) for bound in interval(values, resample_size, 100))
+@pytest.mark.parametrize("bad", [None, torch.nan, torch.inf])
+def test_an_input_that_is_missing_or_not_finite_gives_no_score(bad):
+    points = normal(9, 4)
+    chosen = draw_resamples(9, 3, 5, seed=0)
+    assert all(map(math.isfinite, score_resamples(Separability(), {"points": points}, chosen)))
+    if bad is not None:
+        points[8, 3] = bad  # in some of the resamples only
+    inputs = {"points": None if bad is None else points}
+    assert all(map(math.isnan, score_resamples(Separability(), inputs, chosen)))
 
 
-def test_interval_covers_the_true_mean():
-    samples = np.random.default_rng(0).normal(loc=2.0, scale=3.0, size=(200, 100))
-    resamples = draw_resamples(100, 20, 50, seed=0).numpy()
-    covered = 0
-    for sample in samples:
-        low, high = interval(sample[resamples].mean(axis=1).tolist(), 50, 100)
-        covered += low <= 2.0 <= high
-    assert 0.85 <= covered / 200 < 1
-
-
-def test_p_value_by_hand():
-    gains = [0.1, 0.2, 0.2, 0.1]  # mean 0.15, standard deviation sqrt(0.01 / 3)
-    t = 0.15 / math.sqrt(0.01 / 3)
-    assert improvement_p_value(gains, 50, 100) == pytest.approx(scipy.stats.t.sf(t, df=3))
-
-
-@pytest.mark.parametrize("gains", [[0.1, -0.2, 0.3, 0.2], [-0.1, -0.3, 0.05, -0.2]])
-def test_p_value_is_the_t_test_where_the_factor_is_one_over_the_number_of_gains(gains):
-    # 20 of 100 points: the jackknife multiplies the variance by 20 / 80, as the t-test of
-    # four independent gains does.
-    expected = scipy.stats.ttest_1samp(gains, 0, alternative="greater").pvalue
-    assert improvement_p_value(gains, 20, 100) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("gain", "p"), [(0.25, 0.0), (0.0, 1.0), (-0.25, 1.0)])
-def test_p_value_of_equal_gains(gain, p):
-    assert improvement_p_value([gain] * 4, 50, 100) == p
-
-
-@pytest.mark.parametrize(
-    ("gains", "resample_size", "message"),
-    [
-        ([], 50, "at least 2 resamples that leave points out, got 0 resamples of 50 of 100"),
-        ([0.1], 50, "got 1 resamples of 50 of 100 points"),
-        ([0.1, 0.2], 100, "got 2 resamples of 100 of 100 points"),
-    ],
-)
-def test_p_value_errors(gains, resample_size, message):
-    with pytest.raises(ValueError, match=message):
-        improvement_p_value(gains, resample_size, 100)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1)])
+def test_scores_of_another_shape_are_an_error(shape):
+    message = f"expected the criterion 'mean' to return (3,) scores, got {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        score_resamples(
+            mean_of("points", shape=shape), {"points": normal(9, 4)}, draw_resamples(9, 3, 5, 0)
+        )

@@ -1,4 +1,4 @@
-"""Models with a state of their own, watched in real Trainer runs."""
+"""Models with a state of their own, in real Trainer runs."""
 
 import random
 import re
@@ -38,7 +38,7 @@ SMALL = {
 
 
 def big_bird():
-    """Turns to full attention for good after one short batch."""
+    """A model that switches to full attention for good after one short batch."""
     sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
     return BigBirdForSequenceClassification(
         BigBirdConfig(**SMALL, **sparse, max_position_embeddings=64)
@@ -46,7 +46,7 @@ def big_bird():
 
 
 def dynamic_llama():
-    """Scales its frequencies by the longest text so far."""
+    """A model that scales its frequencies by the longest text so far."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10.0}
     return LlamaForSequenceClassification(
         LlamaConfig(**SMALL, rope_parameters=rope, max_position_embeddings=8)
@@ -59,7 +59,7 @@ class Cache:
 
 
 class Counting(type(make_encoder())):
-    """Weighs its loss by how often and on what it was called: buffers, lists, flags, an object."""
+    """A loss that depends on all earlier calls, kept in buffers, lists, flags and an object."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -88,7 +88,7 @@ def counting():
 
 
 class Drawing(type(make_encoder())):
-    """Weighs its loss by generators of its own, and by what nested containers and arrays count."""
+    """A loss that depends on generators of its own, nested containers and arrays."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -113,7 +113,7 @@ def drawing():
 
 
 class Merging(nn.Linear):
-    """An adapter that its mode merges into the weight, as loralib does."""
+    """An adapter that evaluation mode merges into the weight, as in loralib."""
 
     merged = False
 
@@ -141,7 +141,7 @@ def merging():
 
 
 class Growing(type(make_encoder())):
-    """Makes a new table of positions where the texts have another length, as FSMT does."""
+    """A model that replaces its table of positions for texts of another length, as FSMT does."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -166,7 +166,7 @@ STATEFUL = [big_bird, dynamic_llama, counting, drawing, merging, growing]
 
 @pytest.fixture
 def long_rows(tokenizer):
-    """Longer than the pool's texts, so that a pass over the pool is another case for a model."""
+    """Texts longer than those of the pool, so that a pass over the pool changes the model."""
     texts, labels = make_texts(64, seed=2)
     long = [" ".join(texts[i : i + 8]) for i in range(0, 32)]
     rows = datasets.Dataset.from_dict({"text": long, "label": labels[:32]})
@@ -200,9 +200,9 @@ def trained(make, rows, tokenizer, folder, callbacks):
 
 
 @pytest.mark.parametrize("make", STATEFUL)
-def test_watching_a_stateful_model_changes_nothing(make, long_rows, tokenizer, tmp_path, pool):
+def test_measuring_a_stateful_model_changes_nothing(make, long_rows, tokenizer, tmp_path, pool):
     plain = trained(make, long_rows, tokenizer, tmp_path, [])
-    # Longer texts than those of training, too: a pass can change a model for either.
+    # Shorter and longer texts than those of training: either can change a model.
     texts = [*pool, " ".join(pool[:7])]
     callback = SepStopCallback(
         texts, policy=Patience(None), every_n_steps=1, verbose=False, max_length=64
@@ -216,7 +216,7 @@ def test_watching_a_stateful_model_changes_nothing(make, long_rows, tokenizer, t
 
 
 class Careless(TrainerCallback):
-    """Looks at a short and a long text after each step, and leaves behind what that leaves."""
+    """A pass over a short and a long text after each step, without `untouched`."""
 
     def on_step_end(self, args, state, control, model=None, **_):
         ids = torch.arange(60)[None] % len(WORDS)
@@ -227,9 +227,7 @@ class Careless(TrainerCallback):
 
 
 @pytest.mark.parametrize("make", STATEFUL)
-def test_these_models_are_changed_by_a_pass_that_is_not_guarded(
-    make, long_rows, tokenizer, tmp_path
-):
+def test_an_unguarded_pass_changes_these_models(make, long_rows, tokenizer, tmp_path):
     """Otherwise the test above could not fail."""
     plain = trained(make, long_rows, tokenizer, tmp_path, [])
     watched = trained(make, long_rows, tokenizer, tmp_path, [Careless()])
@@ -257,19 +255,19 @@ def test_attributes_containers_and_the_configuration_are_restored_in_place():
     assert not isinstance(body.pooler, nn.Identity)
 
 
-def test_a_buffer_that_a_pass_resizes_has_its_size_back():
-    """As the observers of quantization-aware training do."""
+def test_the_size_of_a_buffer_is_restored():
+    """Observers of quantization-aware training resize their buffers."""
     model = make_encoder()
-    model.register_buffer("least", torch.zeros(0))
-    held = model.least
+    model.register_buffer("minimum", torch.zeros(0))
+    held = model.minimum
     with untouched(model):
-        model.least.resize_(5).fill_(1)
-    assert model.least is held
+        model.minimum.resize_(5).fill_(1)
+    assert model.minimum is held
     assert held.shape == (0,)
 
 
-def test_hooks_and_what_says_that_they_are_there_go_together():
-    """transformers installs hooks at the first pass that asks for hidden states, and notes that."""
+def test_hooks_are_removed_together_with_their_flag():
+    """transformers installs hooks at the first pass with hidden states, and sets a flag."""
     model = make_encoder()
     ids = torch.arange(6)[None]
     for _ in range(3):
@@ -278,18 +276,18 @@ def test_hooks_and_what_says_that_they_are_there_go_together():
         assert len(states) == 3
 
 
-def test_a_pass_that_writes_into_quantized_weights_is_refused():
+def test_writing_into_quantized_weights_is_an_error():
     model = make_encoder()
     model.register_buffer("codes", torch.zeros(300, 300, dtype=torch.int32))
     with untouched(model):
         model.codes[0]
-    message = re.escape("writes into codes, which is too large to be restored")
+    message = re.escape("writes into codes, which is too large to restore")
     with pytest.raises(RuntimeError, match=message), untouched(model):
         model.codes += 1
 
 
 def test_four_bit_weights_are_not_repacked():
-    """bitsandbytes does, on a CPU with the instructions for it."""
+    """bitsandbytes repacks them in evaluation mode on a CPU with AVX512-BF16."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32)
     if not layer.support_avx512bf16_for_cpu:
@@ -301,18 +299,18 @@ def test_four_bit_weights_are_not_repacked():
     assert torch.equal(layer.state_dict()["weight.absmax"], scales)
 
 
-def test_a_model_that_rescales_its_weights_for_evaluation_is_refused(tokenizer, pool):
-    """What RWKV does is exact and undone in training, but only by its own flag."""
+def test_a_model_that_rescales_its_weights_in_evaluation_is_an_error(tokenizer, pool):
+    """RWKV rescales them exactly and undoes it in training, but only by a flag of its own."""
     small = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2}
     config = RwkvConfig(vocab_size=len(WORDS), rescale_every=1, **small)
     ours = SepStopCallback(pool, tokenizer=tokenizer, verbose=False)
-    message = "writes into rwkv.blocks.0.attention.output.weight, which is too large to be restored"
+    message = "writes into rwkv.blocks.0.attention.output.weight, which is too large to restore"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         ours.monitor.prepare(RwkvForCausalLM(config))
 
 
-def test_no_weight_cast_without_gradients_stays_in_the_callers_autocast():
-    """Cached there, it would leave the loss without a gradient."""
+def test_weights_cast_without_gradients_are_not_cached_by_the_callers_autocast():
+    """A cached cast would leave the weight without a gradient."""
     layer = nn.Linear(4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with untouched(layer):
@@ -321,7 +319,7 @@ def test_no_weight_cast_without_gradients_stays_in_the_callers_autocast():
     assert layer.weight.grad is not None
 
 
-def test_modes_gradients_and_random_state_are_left_alone():
+def test_modes_and_random_states_are_restored():
     model = make_encoder().train()
     model.bert.embeddings.eval()  # a user froze this one
     modes = [module.training for module in model.modules()]

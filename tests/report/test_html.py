@@ -3,6 +3,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,21 @@ except ImportError:  # then the tests in a browser are skipped
 
 from sepstop import Decision, Patience, Record, SepStopCallback, h0_separability
 from sepstop.cli.main import app
+from sepstop.measure.embedding import Observation
 from sepstop.measure.pool import read_pool
 from sepstop.report.html import write_page
-from sepstop.report.html.data import run_data
-from sepstop.report.html.frames import Camera, sample
-from sepstop.report.html.groups import KINDS, grouping
-from sepstop.report.html.labels import accuracy, label_classes, read_labels, separability_of
-from sepstop.report.html.maps import MAPS, aligned, check_map, pca, shown_variance
-from sepstop.report.html.overview import names_of
-from sepstop.report.html.run import Run, look_at
-from sepstop.report.html.text import plain, without_folders
-from sepstop.runs.history import HISTORY_FILE, RunHistory, read_run, write_history, write_run
+from sepstop.report.html.collect import collect
+from sepstop.report.html.comparison import compare_runs, page_names
+from sepstop.report.html.frames import FrameRecorder, sample
+from sepstop.report.html.groups import MAX_GROUPS, grouping
+from sepstop.report.html.labels import accuracy, label_classes, label_separability, read_labels
+from sepstop.report.html.maps import MAPS, align, check_map, explained_variance, pca
+from sepstop.report.html.page_data import page_data
+from sepstop.report.html.report_data import ReportData
+from sepstop.report.html.sanitize import plain, without_folders
+from sepstop.runs.history import HISTORY_FILE, read_run, write_history
+from sepstop.runs.records import RunHistory
+from sepstop.types import Score
 
 HOSTILE = [
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> good film",
@@ -76,7 +81,7 @@ def finished(tmp_path_factory, tokenizer, train_rows):
     rows = [{"text": t, "topic": label} for t, label in zip(POOL, LABELS, strict=True)]
     (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pool = [row["text"] for row in rows]
-    callback = SepStopCallback(pool, policy=Patience(patience=2), every_n_steps=4, resamples=5)
+    callback = SepStopCallback(pool, policy=Patience(patience=2), every_n_steps=4, num_resamples=5)
     train(folder, tokenizer, train_rows, callback)
     return folder
 
@@ -94,36 +99,36 @@ def page(finished, tmp_path_factory):
     return path
 
 
-# Places in the plane
+# Maps
 
 
 def test_rotated_copies_are_aligned_exactly():
     generator = np.random.default_rng(0)
     before = generator.normal(size=(30, 2))
     turn = np.linalg.qr(generator.normal(size=(2, 2)))[0] @ np.diag([1.0, -1.0])
-    found = aligned(before @ turn + [5.0, -3.0], before)
+    found = align(before @ turn + [5.0, -3.0], before)
     np.testing.assert_allclose(found, before - before.mean(axis=0), atol=1e-12)
 
 
-def test_aligning_changes_no_distance():
+def test_alignment_changes_no_distance():
     generator = np.random.default_rng(1)
-    places, before = generator.normal(size=(2, 20, 2))
-    found = aligned(places, before)
+    positions, before = generator.normal(size=(2, 20, 2))
+    found = align(positions, before)
 
     def distances(rows):
         return np.linalg.norm(rows[:, None] - rows[None], axis=-1)
 
-    np.testing.assert_allclose(distances(found), distances(places), atol=1e-12)
-    assert np.square(found - before).sum() < np.square(places - before).sum()
+    np.testing.assert_allclose(distances(found), distances(positions), atol=1e-12)
+    assert np.square(found - before).sum() < np.square(positions - before).sum()
 
 
 def test_pca_by_hand():
     points = np.zeros((4, 3))
     points[:, 1] = [-3, 3, 0, 0]
     points[:, 2] = [0, 0, 1, -1]
-    places = pca(points)
-    np.testing.assert_allclose(np.abs(places), [[3, 0], [3, 0], [0, 1], [0, 1]], atol=1e-12)
-    assert shown_variance(points, places) == pytest.approx(1)
+    positions = pca(points)
+    np.testing.assert_allclose(np.abs(positions), [[3, 0], [3, 0], [0, 1], [0, 1]], atol=1e-12)
+    assert explained_variance(points, positions) == pytest.approx(1)
     assert pca(np.ones((5, 8))).tolist() == [[0.0, 0.0]] * 5  # collapsed
     assert pca(np.arange(4.0)[:, None]).shape == (4, 2)
 
@@ -137,39 +142,36 @@ def test_maps_that_are_unknown_or_not_installed(monkeypatch):
             check_map(name)
 
 
-def test_a_map_begins_at_the_places_of_the_checkpoint_before(monkeypatch):
+def test_a_map_begins_at_the_positions_of_the_checkpoint_before(monkeypatch):
     given = []
     monkeypatch.setitem(MAPS, "pca", lambda points, before: given.append(before) or pca(points))
-    camera = Camera(sample(9), sample(9))
+    recorder = FrameRecorder(sample(9), sample(9))
     for step in (1, 2):
-        camera(step, _seen(torch.randn(9, 4, generator=torch.Generator().manual_seed(step))))
+        recorder(step, _seen(torch.randn(9, 4, generator=torch.Generator().manual_seed(step))))
     assert given[0] is None
-    np.testing.assert_array_equal(given[1], camera.frames[0].places)
+    np.testing.assert_array_equal(given[1], recorder.frames[0].positions)
 
 
 def _seen(points, logits=None):
-    from sepstop.measure.embedding import Observation
-
     return Observation(points, logits)
 
 
 def test_embeddings_that_are_not_finite_have_no_frame():
-    camera = Camera(sample(9), sample(9))
-    camera(3, _seen(torch.full((9, 4), math.nan)))
-    assert (camera.frames, camera.blurred) == ([], [3])
+    recorder = FrameRecorder(sample(9), sample(9))
+    recorder(3, _seen(torch.full((9, 4), math.nan)))
+    assert (recorder.frames, recorder.nonfinite_steps) == ([], [3])
 
 
 def test_a_collapsed_embedding_has_a_frame():
-    camera = Camera(sample(9), sample(9))
-    camera(3, _seen(torch.ones(9, 4), torch.ones(9, 2)))
-    data = run_data(
-        _run([Record(3, None, 0.0)], Decision(False, 3, "x", 3), camera.frames), 1, "run"
-    )
+    recorder = FrameRecorder(sample(9), sample(9))
+    recorder(3, _seen(torch.ones(9, 4), torch.ones(9, 2)))
+    records = [Record(3, None, {"separability": Score(0.0)})]
+    data = page_data(_run(records, Decision(False, 3, "x", 3), recorder.frames), 1, "run")
     assert data["frames"][0]["x"] == [0] * 9
     json.dumps(data, allow_nan=False)
 
 
-# Words
+# Text
 
 
 @pytest.mark.parametrize(
@@ -200,9 +202,9 @@ def test_folders_of_the_machine_are_left_out(tmp_path):
 def test_many_groups_share_the_last_name():
     names = [f"c{i}" for i in range(30) for _ in range(30 - i)]
     found = grouping("classes", [names])
-    assert found.names == [*(f"c{i}" for i in range(KINDS)), "other"]
-    assert found.at(5)[-1] == KINDS  # once for all frames
-    assert found.rest.startswith(f"The {KINDS} largest of 30 groups")
+    assert found.names == [*(f"c{i}" for i in range(MAX_GROUPS)), "other"]
+    assert found.at(5)[-1] == MAX_GROUPS  # once for all frames
+    assert found.note.startswith(f"The {MAX_GROUPS} largest of 30 groups")
 
 
 # Labels
@@ -261,76 +263,117 @@ def test_labels_and_classes():
 
 def test_what_labels_say_of_embeddings():
     points = np.repeat(np.eye(3), 6, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(18, 3))
-    found = separability_of(points, ["a"] * 6 + ["b"] * 6 + ["c"] * 4 + ["", "rare"])
+    found = label_separability(points, ["a"] * 6 + ["b"] * 6 + ["c"] * 4 + ["", "rare"])
     assert set(found.values()) == {1.0}
-    assert separability_of(points, ["a"] * 18) == {}
+    assert label_separability(points, ["a"] * 18) == {}
 
 
 # A run without pool
 
 
-HISTORY = [
-    Record(10, None, 0.3, 0.2, 0.4, information=0.5),
-    Record(20, None, math.nan, information=math.nan),
-    Record(30, 1.5, 0.6, 0.5, 0.7, information=0.9),
+RECORDS = [
+    Record(10, None, {"neighbor_mi": Score(0.5, 0.4, 0.6), "separability": Score(0.3, 0.2, 0.4)}),
+    Record(20, None, {"neighbor_mi": Score(math.nan), "separability": Score(math.nan)}),
+    Record(30, 1.5, {"neighbor_mi": Score(0.9, 0.8, 1.0), "separability": Score(0.6, 0.5, 0.7)}),
 ]
+DIRECTIONS = {"separability": True, "neighbor_mi": True, "churn": False}
 
 
-def _run(history, decision, frames=()):
-    return Run(
-        Path("some/run"), history, decision, True, False, frames=frames, classifies=True, mapped=9
+def _history(records, decision, decides="separability"):
+    return RunHistory(
+        tuple(records),
+        (*[None] * (len(records) - 1), decision),
+        decides=decides,
+        higher_is_better=DIRECTIONS,
     )
 
 
-def _write_history(folder, history=HISTORY):
-    decisions = [Decision(False, record.step, "improving", record.step) for record in history]
-    run = RunHistory(tuple(history), tuple(decisions), decides="separability")
-    write_run(folder / HISTORY_FILE, run)
+def _run(records, decision, frames=(), decides="separability"):
+    return ReportData(
+        Path("some/run"),
+        _history(records, decision, decides),
+        frames=frames,
+        has_classes=True,
+        num_mapped=9,
+    )
 
 
-def test_a_history_of_an_earlier_version_shows_no_decision(tmp_path):
-    write_history(tmp_path / HISTORY_FILE, HISTORY)
-    run = look_at(tmp_path)
-    assert not run.monitored
+def _write_history(folder, records=RECORDS, decides="separability"):
+    decision = Decision(False, 30, "improving", 30)
+    write_history(folder / HISTORY_FILE, _history(records, decision, decides))
+
+
+def test_a_run_without_a_decision(tmp_path):
+    write_history(tmp_path / HISTORY_FILE, _history(RECORDS, None))
+    run = collect(tmp_path)
+    assert not run.is_monitored
     assert run.marks == {"pick": None, "stop": None}
-    data = run_data(run, 1, "run")
+    data = page_data(run, 1, "run")
     assert (data["summary"], data["reason"]) == (
         "There is no checkpoint to recommend.",
         "the run recorded no decision",
     )
-    assert "was written by an earlier version" in data["notes"][-1]
     assert ("decided by", "unknown") in dict(data["settings"])["Decision"]
     assert data["curves"][0]["values"] == [0.3, None, 0.6]
+
+
+def test_a_history_of_a_development_version_is_an_error(tmp_path):
+    (tmp_path / HISTORY_FILE).write_text('{"sepstop": {"schema": 1, "count": 0}}\n')
+    with pytest.raises(ValueError, match="line 1: written by an earlier development version"):
+        collect(tmp_path)
 
 
 def test_a_history_alone(tmp_path):
     _write_history(tmp_path / "run")
     notes = write_page([tmp_path / "run"], tmp_path / "report.html")
-    assert notes == ["no score at step 20: the embeddings could not be scored there"]
+    assert notes == ["no separability at step 20: the pool could not be scored"]
     found = (tmp_path / "report.html").read_text()
-    assert "With the pool (<code>--pool FILE</code>)" in found
-    assert "the checkpoint to keep is that of step 30" in found
+    assert "Pass the pool (<code>--pool FILE</code>)" in found
+    assert "Keep the checkpoint of step 30." in found
     assert 'type="range"' not in found
     assert str(tmp_path) not in found
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [HISTORY_FILE]
 
 
 def test_gaps_and_marks():
-    run = _run(HISTORY, Decision(True, 10, "enough", 30))
-    data = run_data(run, 1, "run")
+    data = page_data(_run(RECORDS, Decision(True, 10, "enough", 30)), 1, "run")
     score, information = data["curves"]
+    assert (score["name"], score["decides"]) == ("separability", True)
+    assert (information["name"], information["decides"]) == ("neighbor_mi", False)
     assert score["values"] == [0.3, None, 0.6]
     assert (score["low"], information["values"]) == ([0.2, None, 0.5], [0.5, None, 0.9])
     assert data["marks"] == {"pick": 10, "stop": 30}
-    assert "stopped at step 30; the checkpoint to keep is that of step 10" in data["summary"]
-    assert "1 of 3 has no score. The pick is step 10. The stop is step 30." in score["alt"]
-    assert [record["what"] for record in data["records"]] == ["pick", "", "stop"]
+    assert data["summary"] == "The run was stopped at step 30. Keep the checkpoint of step 10."
+    assert "1 of 3 steps has no score. The pick is step 10. The stop is step 30." in score["alt"]
+    assert [record["marks"] for record in data["records"]] == ["pick", "", "stop"]
+    assert data["score_names"] == ["separability", "neighbor_mi"]
+    assert data["records"][0]["scores"] == ["0.3 [0.2, 0.4]", "0.5 [0.4, 0.6]"]
+    assert data["records"][1]["scores"] == ["no score", "no score"]
     json.dumps(data, allow_nan=False)
 
 
+def test_all_scores_of_a_run_and_their_picks():
+    records = [
+        Record(step, None, {"churn": Score(churn), "neighbor_mi": Score(mi), "lost": Score(lost)})
+        for step, churn, mi, lost in ((10, 0.3, 0.1, math.nan), (20, 0.2, 0.3, math.nan))
+    ]
+    run = _run(records, Decision(False, 10, "so", 20), decides="neighbor_mi")
+    data = page_data(run, 1, "run")
+    rows = [
+        (one["name"], one["decides"], one["pick"], one["higher_is_better"], one["agrees"])
+        for one in data["criteria"]
+    ]
+    assert rows == [("neighbor_mi", True, 10, True, True), ("churn", False, 20, False, False)]
+    assert "low" not in data["curves"][0]  # of a single resample
+    alone = [replace(record, scores={"churn": record.scores["churn"]}) for record in records]
+    data = page_data(_run(alone, Decision(False, 20, "so", 20), decides="churn"), 1, "run")
+    assert data["criteria"] == []
+    assert [curve["name"] for curve in data["curves"]] == ["churn"]
+
+
 def test_nothing_scored():
-    run = _run([Record(10, None, math.nan)], Decision(False, None, "nothing measured yet", 10))
-    data = run_data(run, 1, "run")
+    records = [Record(10, None, {"separability": Score(math.nan)})]
+    data = page_data(_run(records, Decision(False, None, "nothing measured yet", 10)), 1, "run")
     json.dumps(data, allow_nan=False)
     assert data["curves"] == []
     assert data["summary"] == "There is no checkpoint to recommend."
@@ -341,69 +384,91 @@ def test_nothing_scored():
 
 def test_frames_of_a_run(run_dir):
     before = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
-    run = look_at(run_dir, labels="topic")
+    run = collect(run_dir, labels="topic")
     after = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
     assert after == before  # only the cache is new
-    assert run.monitored
+    assert run.is_monitored
     assert run.decision.stop
-    assert [frame.step for frame in run.frames] == [record.step for record in run.history]
-    assert run.mapped == len(POOL)
-    for frame, record in zip(run.frames, run.history, strict=True):
-        assert frame.places.shape == (len(POOL), 2)
+    records = run.history.records
+    assert [frame.step for frame in run.frames] == [record.step for record in records]
+    assert run.num_mapped == len(POOL)
+    for frame, record in zip(run.frames, records, strict=True):
+        assert frame.positions.shape == (len(POOL), 2)
         empty = 1 - (frame.deaths / frame.deaths[-1]).mean()
-        assert empty == pytest.approx(record.resamples[0], abs=1e-5)  # the barcode is the score
-        assert 0 <= frame.supervised["the model's own predictions"] <= 1
-    assert set(run.others) == {"stable_rank", "infomax"}
-    data = run_data(run, 1, "run")
-    assert [way["title"][:5] for way in data["ways"]] == ["class", "class", "label"]
-    label, first = data["ways"][2], data["ways"][0]
-    assert label["names"] == first["names"]  # so they have the same colours
-    assert [other["agrees"] for other in data["others"] if other["decided"]] == [True]
+        own = record.scores["separability"].resample_values[0]
+        assert empty == pytest.approx(own, abs=1e-5)  # the barcode is the score
+        assert 0 <= frame.supervised["accuracy of the model"] <= 1
+    data = page_data(run, 1, "run")
+    assert [curve["name"] for curve in data["curves"]] == ["separability", "neighbor_mi"]
+    names = [one["name"] for one in data["criteria"]]
+    assert names == ["separability", "neighbor_mi", "infomax"]  # the last was not recorded
+    assert [way["title"][:5] for way in data["groupings"]] == ["class", "class", "given"]
+    label, first = data["groupings"][2], data["groupings"][0]
+    assert label["names"] == first["names"]  # so they have the same colors
+    assert [one["agrees"] for one in data["criteria"] if one["decides"]] == [True]
     policy = dict(dict(data["settings"])["Decision"])["policy"]
     assert "patience 2" in policy
 
 
+def test_all_criteria_take_one_forward_pass(run_dir, monkeypatch):
+    from sepstop.measure.monitor import Monitor
+
+    passes, observe = [], Monitor.observe
+    monkeypatch.setattr(
+        Monitor, "observe", lambda self, model: passes.append(1) or observe(self, model)
+    )
+    names = ["infomax", "entropy", "sepstop.bench.criteria:RankMe"]
+    run = collect(run_dir, extra_criteria=names, cache=False)
+    assert len(passes) == len(run.frames) == 3
+    assert not (run_dir / "sepstop_cache").exists()
+    shown = [one["name"] for one in page_data(run, 1, "run")["criteria"]]
+    assert shown == ["separability", "neighbor_mi", "infomax", "entropy", "rankme"]
+
+
 def test_the_barcode_is_of_the_texts_that_are_scored():
     points = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
-    camera = Camera(sample(40), torch.arange(20))
-    camera(1, _seen(points, points[:, :3]))
-    deaths = camera.frames[0].deaths
+    recorder = FrameRecorder(sample(40), torch.arange(20))
+    recorder(1, _seen(points, points[:, :3]))
+    deaths = recorder.frames[0].deaths
     assert 1 - (deaths / deaths[-1]).mean() == pytest.approx(float(h0_separability(points[:20])))
-    assert camera.frames[0].groups.tolist() == points[:, :3].argmax(dim=-1).tolist()
+    assert recorder.frames[0].groups.tolist() == points[:, :3].argmax(dim=-1).tolist()
 
 
-def test_another_pick_afterwards_is_said(run_dir):
+def test_another_pick_afterwards_is_noted(run_dir):
     recorded = read_run(run_dir)
     best = recorded.decision.best_step
     other = 4 if best != 4 else 8
     decision = replace(recorded.decision, best_step=other)
     changed = replace(recorded, decisions=(*recorded.decisions[:-1], decision))
-    write_run(run_dir / HISTORY_FILE, changed)
-    notes = run_data(look_at(run_dir, criteria=[], ties="best"), 1, "run")["notes"]
-    assert f"scored afterwards, the checkpoint of step {best} is the better one" in notes[0]
+    write_history(run_dir / HISTORY_FILE, changed)
+    notes = page_data(collect(run_dir, extra_criteria=[], ties="best"), 1, "run")["notes"]
+    assert f"scored now, the pick is the checkpoint of step {best}" in notes[0]
     assert f"the run itself kept step {other}" in notes[0]
 
 
 def test_a_checkpoint_that_is_gone_has_no_frame(run_dir):
     shutil.rmtree(run_dir / "checkpoint-8")
-    run = look_at(run_dir, criteria=[])
-    assert 8 in [record.step for record in run.history]
-    assert [frame.step for frame in run.frames] == [
-        record.step for record in run.history if record.step != 8
-    ]
-    assert run_data(run, 1, "run")["others"] == []
+    run = collect(run_dir, extra_criteria=[])
+    steps = [record.step for record in run.history.records]
+    assert 8 in steps
+    assert [frame.step for frame in run.frames] == [step for step in steps if step != 8]
+    names = [one["name"] for one in page_data(run, 1, "run")["criteria"]]
+    assert names == ["separability", "neighbor_mi"]  # those recorded
 
 
-def test_a_model_without_predictions_is_coloured_by_components(tmp_path, tokenizer):
+def test_a_model_without_predictions_is_colored_by_components(tmp_path, tokenizer):
     for step in (1, 2):
         make_encoder(seed=step).bert.save_pretrained(tmp_path / f"checkpoint-{step}")
         tokenizer.save_pretrained(tmp_path / f"checkpoint-{step}")
-    run = look_at(tmp_path, _pool_file(tmp_path))
-    assert not run.monitored
-    assert set(run.others) == {"stable_rank"}
-    (way,) = run_data(run, 1, "run")["ways"]
-    assert way["title"].startswith("component of the embedding at step")
-    assert len(way["of"]) == 1
+    run = collect(tmp_path, _pool_file(tmp_path))
+    assert not run.is_monitored
+    assert run.history.decides == "component_mi"
+    assert run.decision == run.selection.decision
+    data = page_data(run, 1, "run")
+    assert [one["name"] for one in data["criteria"]] == ["component_mi", "separability"]
+    (way,) = data["groupings"]
+    assert way["title"].startswith("component of the embeddings at step")
+    assert len(way["indices"]) == 1
 
 
 def _pool_file(folder):
@@ -416,35 +481,53 @@ def test_several_runs(run_dir, tmp_path):
     other = tmp_path / "other"
     _write_history(other)
     path = tmp_path / "report.html"
-    write_page([run_dir, other], path, criteria=[])
+    write_page([run_dir, other], path, extra_criteria=[])
     found = path.read_text()
     assert found.count("<section") == 3
     assert '<a href="#run-2">other</a>' in found
     assert "No run is named the best: not all have a pool" in found
     again = Path(shutil.copytree(run_dir, tmp_path / "again"))
-    write_page([run_dir, again], path, criteria=[])
-    assert "Of all, keep the checkpoint of step" in path.read_text()
+    write_page([run_dir, again], path, extra_criteria=[])
+    assert "Of all runs, keep the checkpoint of step" in path.read_text()
     assert "It is not significantly better than again." in path.read_text()
     (again / "pool.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
-    write_page([run_dir, again], path, criteria=[])
+    write_page([run_dir, again], path, extra_criteria=[])
     assert "on different pools, so their scores do not compare" in path.read_text()
+
+
+def test_runs_are_compared_by_a_score_that_all_have():
+    decision = Decision(False, 30, "x", 30)
+    by_mi = _run(RECORDS, decision, decides="neighbor_mi")
+    by_separability = _run(RECORDS, decision, decides="separability")
+    own = [Record(10, None, {"churn": Score(0.5)}), Record(30, None, {"churn": Score(0.4)})]
+    by_churn = _run(own, decision, decides="churn")
+    for runs, name, values in (
+        ([by_mi, by_mi], "neighbor_mi", [0.5, None, 0.9]),
+        ([by_separability, by_mi], "separability", [0.3, None, 0.6]),
+        ([by_mi, by_churn], "churn or neighbor_mi", [0.5, None, 0.9]),
+    ):
+        found = compare_runs(runs)
+        assert found["score_name"] == name
+        assert found["lines"][0]["values"] == values
+    assert found["lines"][1]["values"] == [0.5, 0.4]
+    assert compare_runs([by_mi]) is None
 
 
 def test_runs_of_the_same_name_are_told_apart():
     decision = Decision(False, 10, "x", 30)
-    runs = [replace(_run(HISTORY, decision), folder=Path(f) / "run") for f in ("a", "b")]
-    assert names_of(runs) == ["a/run", "b/run"]
-    assert names_of([runs[0], runs[0]]) == ["a/run (1)", "a/run (2)"]
-    assert names_of(runs[:1]) == ["run"]
+    runs = [replace(_run(RECORDS, decision), folder=Path(f) / "run") for f in ("a", "b")]
+    assert page_names(runs) == ["a/run", "b/run"]
+    assert page_names([runs[0], runs[0]]) == ["a/run (1)", "a/run (2)"]
+    assert page_names(runs[:1]) == ["run"]
 
 
 def test_a_run_of_which_no_checkpoint_can_be_scored_shows_its_history(run_dir):
     for weights in run_dir.glob("checkpoint-*/model.safetensors"):
         weights.write_bytes(b"")
-    run = look_at(run_dir)
-    assert len(run.history) == 3
+    run = collect(run_dir)
+    assert len(run.history.records) == 3
     assert run.frames == ()
-    (note,) = run_data(run, 1, "run")["notes"]
+    (note,) = page_data(run, 1, "run")["notes"]
     assert note.startswith(f"none of the 3 checkpoints in {run_dir.name} could be scored; ")
 
 
@@ -455,7 +538,7 @@ def test_texts_only_if_asked_for_and_escaped(finished, page, tmp_path):
     assert "&lt;script&gt;window.hacked = 1&lt;/script&gt;" in found
     assert "secret_place" not in found
     path = tmp_path / "without.html"
-    write_page([finished], path, criteria=[])
+    write_page([finished], path, extra_criteria=[])
     without = path.read_text()
     assert "window.hacked = 1&lt;/script" not in without
     assert TEXTS[0] not in without
@@ -472,12 +555,12 @@ def command(*arguments):
 
 def test_the_command(run_dir, tmp_path):
     out = tmp_path / "deep" / "er" / "run.html"
-    options = ["--criteria", "rankme, entropy", "--labels", "topic", "--texts"]
+    options = ["--extra-criteria", "infomax, entropy", "--labels", "topic", "--texts"]
     result, _ = command(run_dir, "-o", out, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"{out}, ")
     assert result.stdout.endswith(" MB\n")
-    assert ">rankme<" in out.read_text()
+    assert ">entropy<" in out.read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ["run.html"]
 
 
@@ -487,7 +570,7 @@ def test_errors_are_a_sentence_and_status_two(run_dir, tmp_path, monkeypatch):
         ([tmp_path], "no scores in"),
         ([run_dir, "--labels", "none"], "has no column 'none'; its columns are text, topic"),
         ([run_dir, "--pool", tmp_path / "x.txt"], "no pool file at"),
-        ([run_dir, "--criteria", "best"], "unknown criterion 'best'"),
+        ([run_dir, "--extra-criteria", "best"], "unknown criterion 'best'"),
         ([run_dir, "--map", "tsne"], "unknown map 'tsne'"),
     ):
         result, said = command(*arguments, "-o", tmp_path / "x.html")
@@ -590,10 +673,12 @@ def test_points_are_drawn_where_the_data_says(opened, page):
 
 def test_it_plays_and_pauses(opened, page):
     tab = opened(page)
+    tab.clock.install()  # time goes on as told, however slow the machine is
     button = tab.get_by_role("button", name="Play")
     button.focus()
     button.press("Space")
     assert tab.get_by_role("slider").input_value() == "0"  # from the start
+    tab.clock.run_for(1000)  # a checkpoint takes 900 ms
     expect(tab.get_by_role("slider")).to_have_value("1")
     pause = tab.get_by_role("button", name="Pause")
     assert pause.get_attribute("aria-pressed") == "true"
@@ -601,10 +686,10 @@ def test_it_plays_and_pauses(opened, page):
     assert tab.get_by_role("button", name="Play").is_visible()
 
 
-def test_colours_are_chosen_and_groups_singled_out(opened, page):
+def test_colors_are_chosen_and_groups_highlighted(opened, page):
     tab = opened(page)
     before = data_of(tab, "run-1-map")[0]["marker"]
-    tab.get_by_label("Colours:").select_option(label="label that was given")
+    tab.get_by_label("Colors:").select_option(label="given label")
     after = data_of(tab, "run-1-map")[0]["marker"]
     assert after["color"] != before["color"]
     bad = tab.locator("#run-1-legend button", has_text="bad")
@@ -667,10 +752,10 @@ def test_light_and_dark(opened, page, scheme):
 
 
 def contrast(one, other):
-    """WCAG's contrast ratio of two CSS colours, as computed styles have them."""
+    """WCAG's contrast ratio of two CSS colors, as computed styles have them."""
 
-    def luminance(colour):
-        parts = np.array([int(part) for part in colour[4:-1].split(",")]) / 255
+    def luminance(color):
+        parts = np.array([int(part) for part in color[4:-1].split(",")]) / 255
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -710,9 +795,35 @@ def test_everything_has_a_name_and_the_tables_unfold(opened, page):
 
 def test_a_history_alone_and_several_runs_in_a_browser(opened, finished, tmp_path):
     for name in ("one", "two"):
-        _write_history(tmp_path / name, [replace(r, information=math.nan) for r in HISTORY])
+        _write_history(tmp_path / name, [_only_separability(r) for r in RECORDS])
     write_page([tmp_path / "one", tmp_path / "two"], tmp_path / "report.html")
     tab = opened(tmp_path / "report.html")
     assert data_of(tab, "compared-plot")[0]["y"] == [0.3, None, 0.6]
     assert len(data_of(tab, "run-2-curve")) == 4  # two pieces of the band, the line, the pick
     assert tab.get_by_role("slider").count() == 0
+
+
+def _only_separability(record):
+    return replace(record, scores={"separability": record.scores["separability"]})
+
+
+def test_each_recorded_score_has_a_panel(opened, tmp_path):
+    records = [
+        replace(record, scores={**record.scores, "entropy": Score(-0.1 * record.step)})
+        for record in RECORDS
+    ]
+    _write_history(tmp_path / "run", records, decides="neighbor_mi")
+    write_page([tmp_path / "run"], tmp_path / "report.html")
+    tab = opened(tmp_path / "report.html")
+    layout = tab.evaluate("document.getElementById('run-1-curve').layout")
+    titles = [title["text"] for title in layout["annotations"]]
+    assert titles == [
+        "<b>neighbor_mi</b> (decides), 95 % interval",
+        "<b>separability</b>, 95 % interval",
+        "<b>entropy</b>",
+    ]
+    domains = [layout[f"yaxis{i}"]["domain"] for i in ("", 2, 3)]
+    assert domains == sorted(domains, reverse=True)
+    assert all(above[0] > below[1] for above, below in pairwise(domains))
+    heading = tab.locator("#run-1-records thead").text_content().split("\n")
+    assert [name.strip() for name in heading if "decides" in name] == ["neighbor_mi (decides)"]

@@ -1,102 +1,135 @@
 """Scores of checkpoints beside those of the run's own log."""
 
-import json
 import math
-from dataclasses import replace
 
 import pytest
 from conftest import make_encoder
+from helpers.training import train
 from safetensors.torch import load_file, save_file
-from test_select import train
-from typer.testing import CliRunner
 
-from sepstop import SepStopCallback, select_checkpoint
-from sepstop.cli.main import app
+from sepstop import Record, Score, SepStopCallback, select_checkpoint
 from sepstop.runs.agreement import differences_from_log
-from sepstop.types import Record
+from sepstop.runs.history import read_online
 
 SETTINGS = {
-    "criterion": {"name": "separability"},
-    "embedder": {"name": "auto"},
-    "resamples": 10,
+    "criterion": {"name": "neighbor_mi"},
+    "extra_criteria": [{"name": "separability"}, {"name": "mine:Own", "power": 2}],
+    "pooling": {"name": "auto"},
+    "num_resamples": 10,
     "resample_size": 40,
     "seed": 0,
     "max_length": 128,
     "pool": "abc",
 }
-OWN = Record(5, 0.5, score=0.4, information=0.8, resample_size=40)
+VALUES = {"neighbor_mi": 0.8, "separability": 0.4, "own": 0.1}
+
+
+def record(step=5, **values):
+    scores = {name: Score(value) for name, value in (VALUES | values).items()}
+    return Record(step, 0.5, scores, resample_size=40)
+
+
+OWN = record()
 
 
 @pytest.mark.parametrize(
-    ("change", "half", "said"),
+    ("values", "half", "said"),
     [
         ({}, False, None),
-        ({"score": 0.4009}, False, None),
-        ({"score": 0.4011}, False, "separability 0.4011, in the run's log 0.4000"),
-        ({"score": 0.4049}, True, None),
-        ({"score": 0.4051}, True, "separability 0.4051, in the run's log 0.4000"),
-        ({"score": math.nan}, False, "separability nan, in the run's log 0.4000"),
-        ({"information": 0.849}, False, None),  # two of 40 texts
-        ({"information": 0.851}, False, "information 0.8510, in the run's log 0.8000"),
-        (
-            {"information_of": "components", "information": 0.8},
-            False,
-            "information of components, in the run's log of classes",
-        ),
-        ({"step": 6, "score": 0.1}, False, None),  # the run has no score there
+        ({"separability": 0.4009}, False, None),
+        ({"separability": 0.4011}, False, "separability 0.4011, in the run's log 0.4000"),
+        ({"separability": 0.4049}, True, None),
+        ({"separability": 0.4051}, True, "separability 0.4051, in the run's log 0.4000"),
+        ({"separability": math.nan}, False, "separability nan, in the run's log 0.4000"),
+        ({"separability": math.inf}, False, "separability inf, in the run's log 0.4000"),
+        ({"neighbor_mi": 0.849}, False, None),  # two of 40 texts
+        ({"neighbor_mi": 0.851}, False, "neighbor_mi 0.8510, in the run's log 0.8000"),
+        ({"own": 0.102}, False, "own 0.1020, in the run's log 0.1000"),
+        ({"recorded_only_here": 0.3}, False, None),
+        ({"step": 6, "separability": 0.1}, False, None),  # the run has no score there
     ],
+    ids=str,
 )
-def test_what_is_more_than_rounding_is_said(change, half, said):
-    found = differences_from_log([replace(OWN, **change)], [OWN], SETTINGS, SETTINGS, half)
+def test_what_differs_by_more_than_rounding(values, half, said):
+    found = differences_from_log([record(**values)], [OWN], SETTINGS, SETTINGS, half)
     assert list(found) == ([5] if said else [])
     assert said is None or found[5].startswith(f"{said}: the model loaded here is not the one")
 
 
-def test_both_scores_are_compared_whichever_decides():
-    other = replace(OWN, score=0.1, information=0.1)
-    (said,) = differences_from_log([other], [OWN], SETTINGS, SETTINGS).values()
-    assert "separability 0.1000" in said
-    assert "information 0.1000" in said
+def test_all_scores_are_compared_whichever_decides():
+    other = record(separability=0.1, neighbor_mi=0.1, own=0.2)
+    chosen = SETTINGS | {
+        "criterion": SETTINGS["extra_criteria"][0],
+        "extra_criteria": [SETTINGS["extra_criteria"][1], SETTINGS["criterion"]],
+    }
+    for settings in (SETTINGS, chosen):
+        (said,) = differences_from_log([other], [OWN], settings, SETTINGS).values()
+        assert "neighbor_mi 0.1000, in the run's log 0.8000" in said
+        assert "separability 0.1000, in the run's log 0.4000" in said
+        assert "own 0.2000, in the run's log 0.1000" in said
 
 
-@pytest.mark.parametrize("setting", ["pool", "seed", "max_length", "embedder", "resamples"])
+@pytest.mark.parametrize("setting", ["pool", "seed", "max_length", "pooling", "num_resamples"])
 def test_only_what_was_measured_alike_is_compared(setting):
-    other = replace(OWN, score=0.1)
+    other = record(separability=0.1)
     assert differences_from_log([other], [OWN], SETTINGS | {setting: "another"}, SETTINGS) == {}
+    assert differences_from_log([other], [OWN], SETTINGS, {}) == {}
 
 
-def test_information_that_refers_to_other_neighbors_is_not_compared():
-    other = replace(OWN, information=0.1)
-    assert differences_from_log([other], [OWN], SETTINGS, SETTINGS, same_neighbors=False) == {}
-    other = replace(OWN, information_of="components")
-    assert differences_from_log([other], [OWN], SETTINGS, SETTINGS, same_neighbors=False)
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("separability", [{"name": "separability", "log_base": 2}, {"name": "mine:Own"}]),
+        ("own", [{"name": "separability"}, {"name": "mine:Own", "power": 3}]),
+        ("own", [{"name": "separability"}, {"name": "another:Own", "power": 2}]),
+        ("own", [{"name": "separability"}]),
+    ],
+)
+def test_scores_of_a_criterion_with_other_parameters_are_not_compared(name, extra):
+    settings = SETTINGS | {"extra_criteria": extra}
+    assert differences_from_log([record(**{name: 9.0})], [OWN], settings, SETTINGS) == {}
+    assert differences_from_log([record(neighbor_mi=9.0)], [OWN], settings, SETTINGS)
 
 
-def test_scores_that_were_not_finite_are_the_same():
-    nothing = replace(OWN, score=math.nan, information=math.nan)
-    assert differences_from_log([nothing], [nothing], SETTINGS, SETTINGS) == {}
+def test_scores_that_depend_on_more_than_the_model_can_be_left_out():
+    other, left_out = record(neighbor_mi=0.1), ["neighbor_mi"]
+    assert differences_from_log([other], [OWN], SETTINGS, SETTINGS, left_out=left_out) == {}
+    other = record(neighbor_mi=0.1, separability=0.1)
+    (said,) = differences_from_log([other], [OWN], SETTINGS, SETTINGS, left_out=left_out).values()
+    assert "neighbor_mi" not in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])  # both are null in the log
+def test_scores_that_were_not_finite_are_the_same(value):
+    nothing = record(**dict.fromkeys(VALUES, math.nan))
+    here = record(**dict.fromkeys(VALUES, value))
+    assert differences_from_log([here], [nothing], SETTINGS, SETTINGS) == {}
 
 
 def test_weights_that_are_not_those_of_the_run_are_noticed(tmp_path, tokenizer, train_rows, pool):
-    pool_file = tmp_path / "pool.txt"
-    pool_file.write_text("\n".join(pool))
-    folder = tmp_path / "run"
-    callback = SepStopCallback(pool_file, every_n_steps=4)
-    train(folder, tokenizer, train_rows, callback, make_encoder(), max_steps=12)
-    assert select_checkpoint(folder, pool_file, progress=False).differences == {}
-    path = folder / "checkpoint-8" / "model.safetensors"
+    callback = SepStopCallback(
+        pool, extra_criteria=["entropy", "sepstop.bench.criteria:StableRank"], every_n_steps=4
+    )
+    train(tmp_path, tokenizer, train_rows, callback, make_encoder(), max_steps=12)
+    names = {"neighbor_mi", "entropy", "stable_rank"}
+    assert read_online(tmp_path).records[0].scores.keys() == names
+
+    def select():
+        extra = ["entropy", "sepstop.bench.criteria:StableRank"]
+        return select_checkpoint(tmp_path, pool, extra_criteria=extra, progress=False)
+
+    assert select().differences == {}
+    path = tmp_path / "checkpoint-8" / "model.safetensors"
     tensors = load_file(path)
     tensors["bert.encoder.layer.1.output.dense.weight"] *= 5
+    tensors["classifier.weight"] *= 5
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match=r"checkpoint-8: separability .* in the run's log"):
-        selection = select_checkpoint(folder, pool_file, progress=False)
+    with pytest.warns(UserWarning, match=r"^sepstop: checkpoint-8: .* in the run's log") as caught:
+        selection = select()
+    assert caught[0].filename == __file__  # select() above
     assert list(selection.differences) == [8]
-
-    arguments = ["select", str(folder), "--pool", str(pool_file)]
-    result = CliRunner().invoke(app, [*arguments, "--strict"])
-    assert result.exit_code == 3
-    assert "sepstop: checkpoint-8: separability" in " ".join(result.stderr.split())
-    assert result.stdout.count("≠ log") == 1
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0
-    assert list(json.loads(result.stdout)["differences"]) == [str(folder / "checkpoint-8")]
+    for name in ("entropy", "stable_rank"):  # none of them decided
+        assert (
+            f"{name} {selection.series_of(name).score_at(8).value:.4f}, in the run's log"
+            in (selection.differences[8])
+        )

@@ -6,12 +6,15 @@ import shutil
 import pytest
 import torch
 from conftest import make_encoder
+from transformers import BertForSequenceClassification
 
 from sepstop import Monitor, select_checkpoint
 from sepstop.measure.embedding import Observation
-from sepstop.runs.cache import STORE, ObservationStore
+from sepstop.runs.cache import CACHE_FOLDER, ObservationCache
+from sepstop.runs.loading import Loading
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no trace of the model before training")
 
 
 @pytest.fixture
@@ -33,8 +36,12 @@ def observed(monkeypatch):
     return seen
 
 
+def own_pooling(model, input_ids, attention_mask):
+    return model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1][:, 0]
+
+
 def numbers(selection):
-    return [(r.step, r.score, r.low, r.information) for r in selection.records]
+    return [(record.step, record.scores) for record in selection.records]
 
 
 def test_a_second_call_embeds_what_is_new(run, pool, observed):
@@ -48,23 +55,66 @@ def test_a_second_call_embeds_what_is_new(run, pool, observed):
     shutil.copytree(run / "checkpoint-1", run / "checkpoint-4")
     third = select_checkpoint(run, pool)
     assert len(observed) == 4  # the fourth is the first once more
-    scores = [record.score for record in third.records]
-    assert scores[0] == scores[3] == first.records[0].score
-    assert scores[1] != first.records[1].score
+    scores = [record.scores["separability"] for record in third.records]
+    assert scores[0] == scores[3] == first.records[0].scores["separability"]
+    assert scores[1] != first.records[1].scores["separability"]
+
+
+@pytest.fixture
+def passes():
+    """The forward passes of whole models, as the batch sizes."""
+    sizes = []
+
+    def count(module, args, output):
+        if isinstance(module, BertForSequenceClassification):
+            sizes.append(len(output.logits))
+
+    # With with_kwargs=True, torch keeps a trace of a removed hook, and torch.compile warns of it.
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    yield sizes
+    handle.remove()
+
+
+def test_any_number_of_criteria_takes_one_forward_pass(run, pool, passes):
+    one = select_checkpoint(run, pool, extra_criteria=(), cache=False)
+    alone = list(passes)
+    assert sum(alone) >= 3 * len(pool)
+    assert [list(record.scores) for record in one.records] == 3 * [["neighbor_mi"]]
+    passes.clear()
+    extra = ["separability", "infomax", "entropy", "sepstop.bench.criteria:StableRank"]
+    many = select_checkpoint(run, pool, extra_criteria=extra, cache=False)
+    assert passes == alone
+    names = ["neighbor_mi", "separability", "infomax", "entropy", "stable_rank"]
+    assert [list(record.scores) for record in many.records] == 3 * [names]
+    for few, more in zip(one.records, many.records, strict=True):
+        assert few.scores["neighbor_mi"] == more.scores["neighbor_mi"]
+
+
+def test_another_criterion_runs_no_model(run, pool, passes):
+    select_checkpoint(run, pool)
+    passes.clear()
+    found = select_checkpoint(run, pool, criterion="entropy", extra_criteria=["infomax"])
+    assert passes == []
+    assert (found.decides, len(found.records)) == ("entropy", 3)
 
 
 def test_another_criterion_embeds_nothing(run, pool, observed):
     select_checkpoint(run, pool)
-    found = select_checkpoint(run, pool, criterion="infomax", resamples=3)
+    found = select_checkpoint(run, pool, criterion="infomax", num_resamples=3)
     assert len(observed) == 3
-    uncached = select_checkpoint(run, pool, criterion="infomax", resamples=3, cache=False)
+    uncached = select_checkpoint(run, pool, criterion="infomax", num_resamples=3, cache=False)
     assert len(observed) == 6
     assert numbers(found) == numbers(uncached)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_length": 9}, {"embedder": "cls"}, {"criterion": "consistency"}, {"padding": False}],
+    [
+        {"max_length": 9},
+        {"pooling": "cls"},
+        {"criterion": "sepstop.bench.criteria:Consistency"},
+        {"padding": False},
+    ],
 )
 def test_what_looks_otherwise_is_observed_again(run, pool, observed, options):
     select_checkpoint(run, pool)
@@ -77,26 +127,26 @@ def test_what_looks_otherwise_is_observed_again(run, pool, observed, options):
 def test_an_interrupted_call_goes_on(run, pool, observed, monkeypatch):
     whole = select_checkpoint(run, pool, cache=False)
     observed.clear()
-    put = ObservationStore.put
+    put = ObservationCache.put
 
     def interrupted(self, *args):
         put(self, *args)
         if len(observed) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ObservationStore, "put", interrupted)
+    monkeypatch.setattr(ObservationCache, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         select_checkpoint(run, pool)
-    monkeypatch.setattr(ObservationStore, "put", put)
+    monkeypatch.setattr(ObservationCache, "put", put)
     assert numbers(select_checkpoint(run, pool)) == numbers(whole)
     assert len(observed) == 3
 
 
 def test_the_cache_may_lie_elsewhere_or_nowhere(run, pool, tmp_path):
     select_checkpoint(run, pool, cache=False)
-    assert not (run / STORE).exists()
+    assert not (run / CACHE_FOLDER).exists()
     select_checkpoint(run, pool, cache=tmp_path / "there")
-    assert not (run / STORE).exists()
+    assert not (run / CACHE_FOLDER).exists()
     assert len(list((tmp_path / "there").glob("*.npz"))) == 3
 
 
@@ -105,7 +155,7 @@ def test_a_broken_file_is_as_good_as_none(run, pool, observed, content):
     import numpy as np
 
     first = select_checkpoint(run, pool)
-    for path in (run / STORE).iterdir():
+    for path in (run / CACHE_FOLDER).iterdir():
         if content == "other":
             np.savez(path, something=np.arange(3))
         elif content == "pickle":
@@ -125,7 +175,7 @@ def test_a_base_is_a_part_of_its_adapter(tmp_path):
     (checkpoint / "topics").mkdir(parents=True)
     config = checkpoint / "topics" / "adapter_config.json"
     config.write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    contents = ObservationStore(None).content
+    contents = ObservationCache(None).content
     found = {
         contents(checkpoint),
         contents(checkpoint, tmp_path / "moved"),
@@ -133,34 +183,38 @@ def test_a_base_is_a_part_of_its_adapter(tmp_path):
         contents(checkpoint, "org/model"),
     }
     (base / "model.safetensors").write_text("changed")
-    assert len({*found, ObservationStore(None).content(checkpoint)}) == 5
+    assert len({*found, ObservationCache(None).content(checkpoint)}) == 5
 
 
 def test_a_model_class_of_ones_own_is_asked_every_time(run, pool, observed):
+    loading = Loading(model_class="transformers:BertForSequenceClassification")
     for _ in range(2):
-        select_checkpoint(run, pool, model_class="transformers:BertForSequenceClassification")
+        select_checkpoint(run, pool, loading=loading)
     assert len(observed) == 6
-    assert not (run / STORE).exists()
+    assert not (run / CACHE_FOLDER).exists()
 
 
-def test_an_embedder_of_ones_own_is_asked_every_time(run, pool, observed):
-    def first(model, input_ids, attention_mask):
-        return model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1][:, 0]
+def test_a_pooling_of_ones_own_is_asked_every_time(run, pool, observed):
+    def local(*inputs):
+        return own_pooling(*inputs)
 
     for _ in range(2):
-        select_checkpoint(run, pool, embedder=first)
-    assert len(observed) == 6
-    assert not (run / STORE).exists()
+        select_checkpoint(run, pool, pooling=local)
+    named = f"{__name__}:own_pooling"  # its code may change between two calls
+    for _ in range(2):
+        select_checkpoint(run, pool, pooling=named)
+    assert len(observed) == 12
+    assert not (run / CACHE_FOLDER).exists()
 
 
 def test_a_folder_that_can_not_be_written_is_a_warning(run, pool):
-    (run / STORE).write_text("a file where the folder would be")
+    (run / CACHE_FOLDER).write_text("a file where the folder would be")
     with pytest.warns(RuntimeWarning, match="could not write"):
         assert select_checkpoint(run, pool).best_step
 
 
 def test_what_is_put_comes_back(tmp_path):
-    store = ObservationStore(tmp_path / "new")
+    store = ObservationCache(tmp_path / "new")
     assert store.get("a" * 64, CPU) is None
     seen = Observation(torch.randn(4, 3), None, torch.randn(4, 2))
     store.put("a" * 64, seen)

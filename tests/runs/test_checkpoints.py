@@ -1,10 +1,10 @@
-"""What a user may name to be compared."""
+"""Checkpoint discovery."""
 
 import pytest
 from conftest import make_encoder
 
 from sepstop import select_checkpoint
-from sepstop.runs.cache import STORE
+from sepstop.runs.cache import CACHE_FOLDER
 from sepstop.runs.checkpoints import find_run, find_runs
 
 
@@ -106,12 +106,12 @@ def test_a_list_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "lists nothing"),
-        (b"# nothing\n", "lists nothing"),
+        (b"", "expected one folder or hub name per line in .*, found none"),
+        (b"# nothing\n", "expected one folder or hub name per line in .*, found none"),
         (b"\xff\xfe\x00", "expected a folder or a text file that lists models"),
-        (b"../elsewhere\n", "lies outside its folder"),
-        (b"nobody\n", "neither a folder beside it nor the name of a model"),
-        (b"/etc\n", "lies outside its folder"),
+        (b"../elsewhere\n", "which is outside its folder"),
+        (b"nobody\n", "neither a folder beside it nor a model's name on the hub"),
+        (b"/etc\n", "which is outside its folder"),
     ],
 )
 def test_a_file_that_is_no_list(tmp_path, content, message):
@@ -137,9 +137,9 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch, model, pool):
     assert find_run("org/model@v2").checkpoints == found.checkpoints
     selection = select_checkpoint("org/model", pool)
     assert selection.best == found.checkpoints[1]
-    assert not (repository / "snapshots" / STORE).exists()
+    assert not (repository / "snapshots" / CACHE_FOLDER).exists()
     assert list((tmp_path / "assets").rglob("*.npz"))
-    with pytest.raises(FileNotFoundError, match="no folder at org/none, and no model of that name"):
+    with pytest.raises(FileNotFoundError, match="no folder and no model on the hub at org/none: "):
         find_run("org/none")
 
 

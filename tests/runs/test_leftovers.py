@@ -6,16 +6,23 @@ import warnings
 
 import pytest
 from conftest import make_encoder
-from test_select import train
+from helpers.training import TRAINS_AGAIN, train
 
 from sepstop import SepStopCallback, select_checkpoint
 from sepstop.runs.checkpoints import find_checkpoints
-from sepstop.runs.history import HISTORY_FILE, KEY, to_dict, write_history
-from sepstop.types import Record
+from sepstop.runs.history import HISTORY_FILE, KEY, write_history
+from sepstop.runs.records import RunHistory, record_to_dict
+from sepstop.types import Record, Score
 
 
 def record(step, run):
-    return Record(step, float("nan"), score=step / 100 + run)
+    return Record(step, float("nan"), {"separability": Score(step / 100 + run)})
+
+
+def write_records(folder, run):
+    records = tuple(record(step, run) for step in (6, 12, 18, 24))
+    history = RunHistory(records, (None,) * 4, decides="separability")
+    write_history(folder / HISTORY_FILE, history)
 
 
 def rows(until, run, scored=True):
@@ -24,7 +31,7 @@ def rows(until, run, scored=True):
     for step in range(6, until + 1, 6):
         found.append({"step": step, "loss": run + 1 / step, "grad_norm": float("nan")})
         if scored:
-            found.append({"step": step, KEY: {"record": to_dict(record(step, run))}})
+            found.append({"step": step, KEY: {"record": record_to_dict(record(step, run))}})
     return found
 
 
@@ -74,7 +81,7 @@ def test_the_history_decides_and_not_the_clock(tmp_path, save):
     """As in a copy."""
     save([6, 12, 18], run=2, at=5)
     save([24, 30, 36], run=1, at=7)
-    write_history(tmp_path / HISTORY_FILE, [record(step, 2) for step in (6, 12, 18, 24)])
+    write_records(tmp_path, run=2)
     assert steps_in(tmp_path)[0] == [6, 12, 18]
     save([24, 30, 36], run=1, at=5)
     assert steps_in(tmp_path)[0] == [6, 12, 18]
@@ -82,7 +89,7 @@ def test_the_history_decides_and_not_the_clock(tmp_path, save):
 
 def test_a_newer_run_without_the_callback_leaves_the_old_history(tmp_path, save):
     save([6, 12, 18, 24], run=1)
-    write_history(tmp_path / HISTORY_FILE, [record(step, 1) for step in (6, 12, 18, 24)])
+    write_records(tmp_path, run=1)
     save([6, 12], run=2, scored=False)
     assert steps_in(tmp_path)[0] == [6, 12]
 
@@ -103,7 +110,7 @@ def test_where_nothing_tells_all_stay(tmp_path, save):
     save([6, 12], run=2, at=5)
     found, said = steps_in(tmp_path)
     assert found == [6, 12, 24, 30]
-    assert "more than one run, and neither a history nor their times tell" in said
+    assert "several runs, and neither the history nor the file times tell" in said
 
 
 def test_checkpoints_without_a_history_stay(tmp_path, save):
@@ -134,7 +141,7 @@ def test_a_run_that_logged_nothing_yet_may_be_the_newest(tmp_path, save):
     save([6, 12], run=2, log=silent)
     found, said = steps_in(tmp_path)
     assert found == [6, 12, 18, 24]
-    assert "more than one run, and neither" in said
+    assert "several runs, and neither" in said
 
 
 def test_where_nothing_was_logged_the_time_is_a_warning(tmp_path, save):
@@ -148,6 +155,7 @@ def test_where_nothing_was_logged_the_time_is_a_warning(tmp_path, save):
     assert "were written before checkpoint-12" in said
 
 
+@TRAINS_AGAIN
 def test_a_real_run_begun_again(tmp_path, tokenizer, train_rows, pool):
     """Saving and scoring at the same steps makes each history begin the next."""
     for steps, seed in ((16, 0), (8, 1)):

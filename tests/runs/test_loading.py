@@ -9,8 +9,16 @@ import transformers
 from conftest import WORDS, make_decoder, make_encoder
 from safetensors.torch import load_file, save_file
 
-from sepstop.measure.embedding import embed, mean_pooling
-from sepstop.runs.loading import Bases, MisfitError, load_model, load_start, weights_that_differ
+from sepstop.measure.embedding import embed
+from sepstop.measure.pooling import mean_pooling
+from sepstop.runs.loading import (
+    BaseCache,
+    Loading,
+    MisfitError,
+    load_base_model,
+    load_model,
+    weights_that_differ,
+)
 
 SIZES = {"vocab_size": len(WORDS), "pad_token_id": 0}
 BERT = SIZES | {
@@ -22,6 +30,10 @@ BERT = SIZES | {
 }
 T5 = SIZES | {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 IDS = torch.tensor([[2, 5, 9, 12, 3], [2, 7, 15, 20, 3]])
+
+
+def load(folder, bases=None, **options):
+    return load_model(folder, Loading(device="cpu", **options), bases)
 
 
 def bert(**options):
@@ -96,7 +108,7 @@ def test_the_class_is_the_one_that_was_trained(tmp_path, name):
     torch.manual_seed(0)
     model = MODELS[name]()
     model.save_pretrained(tmp_path)
-    found = load_model(tmp_path)
+    found = load(tmp_path)
     assert type(found).__name__ == name
     assert weights_that_differ(found, tmp_path) == []
     assert weights_that_differ(model, tmp_path) == []
@@ -118,13 +130,13 @@ def test_weights_that_do_not_fit_are_named(tmp_path, encoder, change, message):
     encoder.save_pretrained(tmp_path)
     edit(tmp_path, change)
     with pytest.raises(MisfitError, match=f"BertForSequenceClassification does not .*{message}"):
-        load_model(tmp_path)
+        load(tmp_path)
 
 
 def test_a_body_that_was_saved_without_a_pooler_has_none(tmp_path):
     model = transformers.BertModel(bert(), add_pooling_layer=False)
     model.save_pretrained(tmp_path)
-    assert load_model(tmp_path).pooler is None
+    assert load(tmp_path).pooler is None
 
 
 @pytest.mark.parametrize("labels", [2, 5])
@@ -138,12 +150,12 @@ def test_a_head_of_another_size_than_the_configuration_says(tmp_path, labels):
     config.num_labels = 2
     model.save_pretrained(tmp_path)
     assert transformers.AutoConfig.from_pretrained(tmp_path).num_labels == 3
-    found = load_model(tmp_path)
+    found = load(tmp_path)
     assert logits(found).shape == (2, labels)
     assert torch.equal(logits(found), logits(model))
     edit(tmp_path, lambda t: t.update({"classification_head.dense.weight": torch.zeros(8, 16)}))
     with pytest.raises(MisfitError, match=r"another shape: classification_head\.dense\.weight"):
-        load_model(tmp_path)
+        load(tmp_path)
 
 
 def test_without_the_name_of_a_class_the_body_has_to_fit(tmp_path):
@@ -155,31 +167,31 @@ def test_without_the_name_of_a_class_the_body_has_to_fit(tmp_path):
     make_encoder().save_pretrained(tmp_path / "whole")
     forget(tmp_path / "body")
     forget(tmp_path / "whole")
-    assert type(load_model(tmp_path / "body")) is transformers.BertModel
+    assert type(load(tmp_path / "body")) is transformers.BertModel
     with pytest.raises(MisfitError, match=r"without a place in it: classifier\.bias"):
-        load_model(tmp_path / "whole")
+        load(tmp_path / "whole")
 
 
 def test_a_class_of_ones_own_is_asked_for(tmp_path):
     model = Own(bert())
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"as Own, which transformers does not .*model_class="):
-        load_model(tmp_path)
-    found = load_model(tmp_path, model_class=Own)
+        load(tmp_path)
+    found = load(tmp_path, model_class=Own)
     assert weights_that_differ(found, tmp_path) == []
-    named = load_model(tmp_path, model_class=f"{__name__}:Own")
+    named = load(tmp_path, model_class=f"{__name__}:Own")
     assert type(named).__name__ == "Own"
     with pytest.raises(MisfitError, match=r"BertModel does not fit .*head\.bias, head\.weight"):
-        load_model(tmp_path, model_class="transformers:BertModel")
+        load(tmp_path, model_class="transformers:BertModel")
 
 
 def test_a_class_of_another_library_is_checked_too(tmp_path):
     save_file(Elsewhere().state_dict(), tmp_path / "model.safetensors")
-    found = load_model(tmp_path, model_class=Elsewhere)
+    found = load(tmp_path, model_class=Elsewhere)
     assert weights_that_differ(found, tmp_path) == []
     edit(tmp_path, lambda tensors: tensors.pop("layer.bias"))
     with pytest.raises(MisfitError, match=r"Elsewhere does not fit .*layer\.bias"):
-        load_model(tmp_path, model_class=Elsewhere)
+        load(tmp_path, model_class=Elsewhere)
 
 
 def test_a_start_may_hold_more_than_is_taken(tmp_path):
@@ -188,12 +200,12 @@ def test_a_start_may_hold_more_than_is_taken(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["architectures"] = ["BertForMaskedLM"]  # as many pretrained models on the hub
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert type(load_start(tmp_path)) is transformers.BertForMaskedLM
+    assert type(load_base_model(tmp_path)) is transformers.BertForMaskedLM
     with pytest.raises(MisfitError, match=r"without a place in it: bert\.pooler\.dense\.bias"):
-        load_model(tmp_path)
+        load(tmp_path)
     edit(tmp_path, lambda tensors: tensors.pop("bert.embeddings.LayerNorm.bias"))
     with pytest.raises(MisfitError, match=r"missing there.*: bert\.embeddings\.LayerNorm\.bias"):
-        load_start(tmp_path)
+        load_base_model(tmp_path)
 
 
 # What a live model and a checkpoint do not share.
@@ -206,7 +218,7 @@ def test_each_tensor_is_compared_bit_for_bit(tmp_path, encoder, saved_as):
         (tmp_path / "model.safetensors").unlink()
         torch.save(encoder.state_dict(), tmp_path / "pytorch_model.bin")
     assert weights_that_differ(encoder, tmp_path) == []
-    assert weights_that_differ(load_model(tmp_path), tmp_path) == []
+    assert weights_that_differ(load(tmp_path), tmp_path) == []
     with torch.no_grad():
         encoder.classifier.bias[0] += 1e-7
     assert weights_that_differ(encoder, tmp_path) == ["classifier.bias"]
@@ -260,14 +272,14 @@ def test_a_sentence_transformer_is_compared_module_by_module(tmp_path, tokenizer
     model = library.SentenceTransformer(modules=[*body, dense], device="cpu")
     model.save_pretrained(str(tmp_path / "whole"))
     assert weights_that_differ(model, tmp_path / "whole") == []
-    assert weights_that_differ(load_model(tmp_path / "whole"), tmp_path / "whole") == []
+    assert weights_that_differ(load(tmp_path / "whole"), tmp_path / "whole") == []
     with torch.no_grad():
         model[2].linear.bias += 1
         model[0].auto_model.pooler.dense.bias += 1
     assert weights_that_differ(model, tmp_path / "whole") == ["pooler.dense.bias", "linear.bias"]
     edit(tmp_path / "whole" / "2_Dense", lambda tensors: tensors.pop("linear.bias"))
     with pytest.raises((MisfitError, RuntimeError), match=r"linear\.bias"):
-        load_model(tmp_path / "whole")
+        load(tmp_path / "whole")
 
 
 def test_a_sentence_transformer_may_lack_a_pooler_and_hold_positions(tmp_path, tokenizer):
@@ -283,10 +295,10 @@ def test_a_sentence_transformer_may_lack_a_pooler_and_hold_positions(tmp_path, t
         del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
 
     edit(whole, change)
-    assert load_model(whole).transformers_model.pooler is None
+    assert load(whole).transformers_model.pooler is None
     edit(whole, lambda tensors: tensors.update({"embeddings.position_ids": torch.ones(1, 64)}))
     with pytest.raises(MisfitError, match=r"SentenceTransformer differ: embeddings\.position_ids"):
-        load_model(whole)
+        load(whole)
 
 
 def test_an_adapter_inside_a_sentence_transformer(tmp_path, tokenizer):
@@ -298,7 +310,7 @@ def test_an_adapter_inside_a_sentence_transformer(tmp_path, tokenizer):
     trained(model)
     model.save_pretrained(str(tmp_path / "whole"))
     assert weights_that_differ(model, tmp_path / "whole") == []
-    found = load_model(tmp_path / "whole")
+    found = load(tmp_path / "whole")
     assert found.encode("good film").tolist() == model.encode("good film").tolist()
 
 
@@ -344,19 +356,20 @@ def test_a_base_is_reused_only_as_it_was(tmp_path, peft, base, monkeypatch, init
         trained(model, step).save_pretrained(tmp_path / f"checkpoint-{step}")
         expected[step] = logits(model)
     loaded = []
-    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    original = transformers.AutoModelForSequenceClassification.from_pretrained
     monkeypatch.setattr(
         transformers.AutoModelForSequenceClassification,
         "from_pretrained",
-        lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs),
+        lambda *args, **kwargs: loaded.append(args) or original(*args, **kwargs),
     )
-    bases = Bases()
+    bases = BaseCache()
     for step in (1, 2, 3):
-        found = load_model(tmp_path / f"checkpoint-{step}", bases=bases)
+        found = load(tmp_path / f"checkpoint-{step}", bases=bases)
         assert torch.allclose(logits(found), expected[step], atol=1e-5)
     assert len(loaded) == loads  # the first time twice, to see that it comes out the same
 
 
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
 def test_a_residual_saved_by_conversion_is_a_plain_adapter(tmp_path, peft, base):
     body = transformers.BertModel.from_pretrained(base)
     config = peft.LoraConfig(r=4, init_lora_weights="pissa", target_modules=["query"])
@@ -368,7 +381,7 @@ def test_a_residual_saved_by_conversion_is_a_plain_adapter(tmp_path, peft, base)
     model.save_pretrained(
         tmp_path / "checkpoint-1", path_initial_model_for_weight_conversion=tmp_path / "initial"
     )
-    found = load_model(tmp_path / "checkpoint-1")
+    found = load(tmp_path / "checkpoint-1")
     assert torch.allclose(found(IDS).last_hidden_state, expected, atol=1e-5)
 
 
@@ -376,8 +389,8 @@ def test_an_initialisation_that_is_random_can_not_be_repeated(tmp_path, peft, ba
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights="pissa_niter_0")
     model = peft.get_peft_model(classifier(base), config)
     trained(model).save_pretrained(tmp_path / "checkpoint-1")
-    with pytest.raises(MisfitError, match=r"drawn at random .*'pissa_niter_0' cannot be repeated"):
-        load_model(tmp_path / "checkpoint-1")
+    with pytest.raises(MisfitError, match=r"drawn at random .*'pissa_niter_0' can't be repeated"):
+        load(tmp_path / "checkpoint-1")
 
 
 def test_a_base_changed_by_gradients_can_not_be_had_again(tmp_path, peft, base):
@@ -386,7 +399,7 @@ def test_a_base_changed_by_gradients_can_not_be_had_again(tmp_path, peft, base):
     model.peft_config["default"].init_lora_weights = "lora_ga"
     model.save_pretrained(tmp_path / "checkpoint-1")
     with pytest.raises(MisfitError, match="LoRA-GA changes the base by gradients"):
-        load_model(tmp_path / "checkpoint-1")
+        load(tmp_path / "checkpoint-1")
 
 
 def resized(peft, base, options):
@@ -415,10 +428,10 @@ def decoder_base(tmp_path):
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_resized_embeddings_are_resized(tmp_path, peft, decoder_base, how):
     model = resized(peft, decoder_base, RESIZED[how])
-    bases = Bases()
+    bases = BaseCache()
     for step in (1, 2):
         trained(model, step).save_pretrained(tmp_path / f"checkpoint-{step}")
-        found = load_model(tmp_path / f"checkpoint-{step}", bases=bases)
+        found = load(tmp_path / f"checkpoint-{step}", bases=bases)
         assert len(found.get_base_model().get_input_embeddings().weight) == len(WORDS) + 2
         ids = [torch.tensor([2, 5, len(WORDS), len(WORDS) + 1, 3])]
         texts = (ids, lambda m, i, a: mean_pooling(m.get_base_model().model(i, a)[0], a))
@@ -432,7 +445,7 @@ def test_rows_that_were_never_saved_are_an_error(tmp_path, peft, decoder_base, i
     model = resized(peft, decoder_base, options)
     model.save_pretrained(tmp_path / "checkpoint-1", save_embedding_layers=False)
     if len(indices) == 2:
-        found = load_model(tmp_path / "checkpoint-1")
+        found = load(tmp_path / "checkpoint-1")
         ids = [torch.tensor([2, 5, len(WORDS), len(WORDS) + 1, 3])]
         texts = (ids, lambda m, i, a: mean_pooling(m.get_base_model().model(i, a)[0], a))
         assert torch.equal(embed(found, *texts), embed(model, *texts))
@@ -442,7 +455,7 @@ def test_rows_that_were_never_saved_are_an_error(tmp_path, peft, decoder_base, i
     saved["trainable_token_indices"] = {"embed_tokens": [len(WORDS) + 1]}  # not the one before
     config.write_text(json.dumps(saved))
     with pytest.raises(MisfitError, match=r"neither the adapter nor .*model\.embed_tokens\.weight"):
-        load_model(tmp_path / "checkpoint-1")
+        load(tmp_path / "checkpoint-1")
 
 
 def test_a_head_that_was_never_saved(tmp_path, peft, base):
@@ -452,14 +465,14 @@ def test_a_head_that_was_never_saved(tmp_path, peft, base):
     headless = peft.get_peft_model(classifier(tmp_path / "body"), peft.LoraConfig(**config))
     headless.save_pretrained(tmp_path / "checkpoint-1")
     with pytest.raises(MisfitError, match=r"classifier\.bias, classifier\.weight.*no trained head"):
-        load_model(tmp_path / "checkpoint-1")
+        load(tmp_path / "checkpoint-1")
     whole = trained(peft.get_peft_model(classifier(base), peft.LoraConfig(**config)))
     whole.save_pretrained(tmp_path / "checkpoint-2")
-    assert torch.equal(logits(load_model(tmp_path / "checkpoint-2")), logits(whole))
+    assert torch.equal(logits(load(tmp_path / "checkpoint-2")), logits(whole))
     body = transformers.BertModel.from_pretrained(tmp_path / "body")
     body = trained(peft.get_peft_model(body, peft.LoraConfig(**config)))
     body.save_pretrained(tmp_path / "checkpoint-3")
-    found = load_model(tmp_path / "checkpoint-3")
+    found = load(tmp_path / "checkpoint-3")
     assert torch.equal(found(IDS).last_hidden_state, body.eval()(IDS).last_hidden_state)
 
 
@@ -472,7 +485,7 @@ def test_no_other_class_stands_in_for_a_head_that_peft_does_not_know(tmp_path, p
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"])
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "checkpoint-1")
     with pytest.raises(MisfitError, match=r"classification_head\.dense\.bias.*no trained head"):
-        load_model(tmp_path / "checkpoint-1")
+        load(tmp_path / "checkpoint-1")
 
 
 def test_no_base_hands_a_head_on_to_the_next(tmp_path, peft, base):
@@ -486,10 +499,10 @@ def test_no_base_hands_a_head_on_to_the_next(tmp_path, peft, base):
         lambda tensors: tensors.pop("base_model.model.classifier.weight"),
         "adapter_model.safetensors",
     )
-    bases = Bases()
-    load_model(tmp_path / "checkpoint-1", bases=bases)
+    bases = BaseCache()
+    load(tmp_path / "checkpoint-1", bases=bases)
     with pytest.raises(MisfitError, match=r"lacks 'base_model\.model\.classifier\.weight'"):
-        load_model(tmp_path / "checkpoint-2", bases=bases)
+        load(tmp_path / "checkpoint-2", bases=bases)
 
 
 @pytest.mark.parametrize("labels", [2, 5])
@@ -507,12 +520,12 @@ def test_heads_of_any_name_have_their_size(tmp_path, peft, labels):
     )
     model = trained(peft.get_peft_model(model, adapter))
     model.save_pretrained(tmp_path / "checkpoint-1")
-    assert torch.equal(logits(load_model(tmp_path / "checkpoint-1")), logits(model))
+    assert torch.equal(logits(load(tmp_path / "checkpoint-1")), logits(model))
     key = "base_model.model.pre_classifier.weight"
     name = "adapter_model.safetensors"
     edit(tmp_path / "checkpoint-1", lambda t: t.update({key: torch.zeros(7, 16)}), name)
     with pytest.raises(MisfitError, match=r"does not fit .*pre_classifier\.weight"):
-        load_model(tmp_path / "checkpoint-1")
+        load(tmp_path / "checkpoint-1")
 
 
 def test_an_adapter_of_any_name_is_found(tmp_path, peft, base):
@@ -520,17 +533,19 @@ def test_an_adapter_of_any_name_is_found(tmp_path, peft, base):
     model = peft.get_peft_model(classifier(base), config, adapter_name="topics")
     trained(model).save_pretrained(tmp_path / "checkpoint-1")
     assert not (tmp_path / "checkpoint-1" / "adapter_config.json").exists()
-    found = load_model(tmp_path / "checkpoint-1")
+    found = load(tmp_path / "checkpoint-1")
     assert torch.equal(logits(found), logits(model))
     assert weights_that_differ(model, tmp_path / "checkpoint-1") == []
     model.add_adapter("other", config)
     model.save_pretrained(tmp_path / "checkpoint-1")
-    with pytest.raises(ValueError, match="2 adapters, other, topics, and does not say which"):
-        load_model(tmp_path / "checkpoint-1")
-    found = load_model(tmp_path / "checkpoint-1", adapter="topics")
+    with pytest.raises(ValueError, match=r"expected one adapter .*, found 2: other, topics"):
+        load(tmp_path / "checkpoint-1")
+    found = load(tmp_path / "checkpoint-1", adapter="topics")
     assert torch.equal(logits(found), logits(model))
-    with pytest.raises(ValueError, match=r"no adapter called 'mine' .* there is other, topics"):
-        load_model(tmp_path / "checkpoint-1", adapter="mine")
+    with pytest.raises(
+        ValueError, match=r"no adapter 'mine' in the checkpoint; found other, topics"
+    ):
+        load(tmp_path / "checkpoint-1", adapter="mine")
 
 
 def test_an_adapter_with_a_configuration_or_a_whole_model_beside_it(tmp_path, peft, base):
@@ -538,12 +553,12 @@ def test_an_adapter_with_a_configuration_or_a_whole_model_beside_it(tmp_path, pe
     model = trained(peft.get_peft_model(classifier(base), config))
     model.save_pretrained(tmp_path / "checkpoint-1")
     model.config.save_pretrained(tmp_path / "checkpoint-1")
-    assert torch.equal(logits(load_model(tmp_path / "checkpoint-1")), logits(model))
+    assert torch.equal(logits(load(tmp_path / "checkpoint-1")), logits(model))
     expected = logits(model)
     model.merge_and_unload().save_pretrained(tmp_path / "checkpoint-1")
-    with pytest.raises(ValueError, match="or merged already; move one of them elsewhere"):
-        load_model(tmp_path / "checkpoint-1")
-    found = load_model(tmp_path / "checkpoint-1", adapter="default")
+    with pytest.raises(ValueError, match=r"which may be merged already .*--adapter"):
+        load(tmp_path / "checkpoint-1")
+    found = load(tmp_path / "checkpoint-1", adapter="default")
     assert torch.equal(logits(found), expected)
 
 
@@ -552,9 +567,9 @@ def test_a_base_that_was_moved_can_be_named(tmp_path, peft, base):
     model = trained(peft.get_peft_model(classifier(base), config))
     model.save_pretrained(tmp_path / "checkpoint-1")
     base.rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=r"base, .*, can't be read; if .*--base-model"):
-        load_model(tmp_path / "checkpoint-1")
-    found = load_model(tmp_path / "checkpoint-1", base_model=tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"base model .* can't be read. If .*--base-model"):
+        load(tmp_path / "checkpoint-1")
+    found = load(tmp_path / "checkpoint-1", base_model=tmp_path / "moved")
     assert torch.equal(logits(found), logits(model))
 
 
@@ -567,16 +582,16 @@ def test_adapters_on_a_class_that_the_task_does_not_name(tmp_path, peft, named):
     model = trained(peft.get_peft_model(model, config))
     model.save_pretrained(tmp_path / "checkpoint-1")
     options = {"model_class": transformers.T5EncoderModel} if named else {}
-    found = load_model(tmp_path / "checkpoint-1", **options)
+    found = load(tmp_path / "checkpoint-1", **options)
     assert torch.equal(found(IDS).last_hidden_state, model.eval()(IDS).last_hidden_state)
 
 
 def test_prompts_are_put_on_the_base_one_after_the_other(tmp_path, peft, base):
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     model = peft.get_peft_model(classifier(base), config)
-    bases = Bases()
+    bases = BaseCache()
     for step in (1, 2):
         trained(model, step).save_pretrained(tmp_path / f"checkpoint-{step}")
-        found = load_model(tmp_path / f"checkpoint-{step}", bases=bases)
+        found = load(tmp_path / f"checkpoint-{step}", bases=bases)
         assert torch.equal(logits(found), logits(model))
         assert weights_that_differ(model, tmp_path / f"checkpoint-{step}") == []

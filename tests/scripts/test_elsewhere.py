@@ -1,21 +1,18 @@
 """Everything that scores keeps to the device of its points, tried without a GPU."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import make_decoder_classifier
-from elsewhere import DEVICE, Elsewhere, other_device
+from conftest import make_decoder_classifier, make_monitor
+from gpu_check import score_inputs, trap_clouds
+from helpers.other_device import DEVICE, Elsewhere, other_device
 
-from sepstop import Monitor, h0_deaths, h0_tree
+from sepstop import h0_deaths, h0_tree
+from sepstop.bench.criteria import COMPARED
 from sepstop.criteria import CRITERIA
 from sepstop.homology import h0_dendrogram
 from sepstop.measure.resampling import draw_resamples, score_resamples
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from gpu_check import score_inputs, trap_clouds
+KNOWN = CRITERIA | COMPARED
 
 
 @pytest.fixture
@@ -59,9 +56,9 @@ def test_resamples_and_dendrograms_keep_to_the_device(there):
     assert order.device == gaps.device == DEVICE
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA.keys() - {"weightwatcher"}))
+@pytest.mark.parametrize("name", sorted(KNOWN))
 def test_criteria_keep_to_the_device(name, there):
-    criterion = CRITERIA[name]()
+    criterion = KNOWN[name]()
     inputs = score_inputs(120, 24, classes=4)
     resamples = draw_resamples(120, 3, 60, seed=0)
     expected = score_resamples(criterion, inputs, resamples)
@@ -69,19 +66,31 @@ def test_criteria_keep_to_the_device(name, there):
     assert score_resamples(criterion, inputs, resamples) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("criterion", ["separability", "component_information", "consistency"])
-def test_a_measurement_keeps_to_the_device(criterion, there):
+@pytest.mark.parametrize(
+    ("criterion", "outputs"),
+    [
+        ("auto", "classes"),
+        ("auto", "labels"),
+        ("auto", "none"),
+        ("infomax", "classes"),
+        ("sepstop.bench.criteria:Consistency", "classes"),
+    ],
+)
+def test_a_measurement_keeps_to_the_device(criterion, outputs, there):
     pool = [list(range(4, 4 + length)) for length in range(3, 13)]
     model = make_decoder_classifier()
-    monitor = Monitor(pool, criterion=criterion, progress=False)
-    monitor.remember(model)
-    expected = monitor.measure(model, 1)
+
+    def record():
+        monitor = make_monitor(pool, criterion=criterion, outputs=outputs, progress=False)
+        monitor.prepare(model)
+        monitor.set_reference(model)
+        return monitor.measure(model, 1)
+
+    expected = record()
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             held |= {name: there(each.detach()) for name, each in held.items() if each is not None}
-    monitor = Monitor(pool, criterion=criterion, progress=False)
-    monitor.prepare(model)
-    monitor.remember(model)
-    record = monitor.measure(model, 1)
-    assert record.score == pytest.approx(expected.score, rel=1e-5)
-    assert record.information == pytest.approx(expected.information, rel=1e-5)
+    found = record()
+    assert found.scores.keys() == expected.scores.keys()
+    for name, score in expected.scores.items():
+        assert found.scores[name].value == pytest.approx(score.value, rel=1e-5)

@@ -11,9 +11,18 @@ import time
 import warnings
 from pathlib import Path
 
+import finetune
 import pytest
 import torch
-from conftest import WORDS, make_decoder, make_decoder_classifier, make_encoder, make_texts
+import yaml
+from conftest import (
+    WORDS,
+    make_decoder,
+    make_decoder_classifier,
+    make_encoder,
+    make_texts,
+    make_tokenizer,
+)
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import (
     AutoConfig,
@@ -32,14 +41,12 @@ from transformers import (
     XLNetModel,
 )
 
+from sepstop import select_checkpoint
+from sepstop.measure.pool import read_pool
+from sepstop.runs.history import read_history
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import finetune  # noqa: E402
-
-from sepstop import select_checkpoint  # noqa: E402
-from sepstop.measure.pool import read_pool  # noqa: E402
-from sepstop.runs.history import read_history  # noqa: E402
+UNNAMED_HEAD = pytest.mark.filterwarnings("ignore:sepstop. .* classes without names")
 
 
 @pytest.fixture
@@ -77,14 +84,16 @@ training:
     return path
 
 
+@UNNAMED_HEAD
 def test_a_run_stops_and_leaves_what_the_offline_pick_needs(settings, tmp_path, capsys):
-    trainer, callback = finetune.main([f"--config={settings}", "--sepstop.load_best_at_end=true"])
+    options = [f"--config={settings}", "--sepstop.load_best_model_at_end=true"]
+    trainer, callback = finetune.main(options)
     assert callback.decision.stop
     assert trainer.state.global_step < 60
-    assert "40 labelled rows, 2 classes, pool of 100 texts" in capsys.readouterr().out
+    assert "40 labeled rows, 2 classes, pool of 100 texts" in capsys.readouterr().out
     run = tmp_path / "run"
     assert (run / "model" / "model.safetensors").is_file()
-    assert read_history(run / "sepstop_history.jsonl") == callback.history
+    assert list(read_history(run / "sepstop_history.jsonl").records) == callback.history
     pool = [json.loads(line)["text"] for line in (run / "pool.jsonl").read_text().splitlines()]
     assert tuple(pool) == callback.monitor.pool.rows
     selection = select_checkpoint(run, run / "pool.jsonl", progress=False)
@@ -97,7 +106,7 @@ def load(settings, *options):
     return finetune.load_data(parser.instantiate(config).data)
 
 
-def test_labelled_rows_and_pool_are_disjoint(settings):
+def test_labeled_rows_and_pool_are_disjoint(settings):
     data = load(settings)
     assert not set(data.train["text"]) & set(data.pool["text"])
     assert data.pool.column_names == ["text"]
@@ -148,7 +157,7 @@ def test_rows_without_a_label_are_pool(settings, tmp_path):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("c", "has a label 'c' that is none of the classes 'bad', 'good'"),
+        ("c", "expected labels among 'bad', 'good', got 'c' in the data"),
         (None, "rows without a label"),
     ],
 )
@@ -208,6 +217,7 @@ def test_validation_labels_may_be_of_another_type(settings, tmp_path, train, val
     assert list(data.validation["label"]) == [1, 0] * 25
 
 
+@pytest.mark.filterwarnings("ignore:sepstop. none of the 40 labeled rows")
 def test_scores_as_labels_are_classes_with_a_warning(settings, tmp_path):
     rows = [{"body": f"text {i}", "topic": i / 4 + 0.1} for i in range(50)]
     train = write_rows(tmp_path / "train.jsonl", rows)
@@ -215,10 +225,10 @@ def test_scores_as_labels_are_classes_with_a_warning(settings, tmp_path):
         load(settings, f"--data.train={train}")
 
 
-def test_classes_without_a_labelled_row_are_named(settings, tmp_path):
+def test_classes_without_a_labeled_row_are_named(settings, tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text(rows.read_text() + "a film that was odd,odd\n")
-    with pytest.warns(UserWarning, match="none of the 4 labelled rows is of the class .*odd"):
+    with pytest.warns(UserWarning, match="none of the 4 labeled rows is of the class .*odd"):
         load(settings, "--data.labeled_rows=4")
 
 
@@ -230,6 +240,7 @@ def test_one_class_is_none(settings, tmp_path):
         load(settings, f"--data.train={train}")
 
 
+@UNNAMED_HEAD
 def test_the_pool_of_a_run_keeps_its_token_types(settings, tmp_path):
     ids = [[2, 4 + i % 9, 5 + i % 7, 3] for i in range(40)]
     types = [[0, 0, 1, 1] for _ in ids]
@@ -242,6 +253,7 @@ def test_the_pool_of_a_run_keeps_its_token_types(settings, tmp_path):
     assert callback.monitor.pool.token_type_ids == tuple(map(tuple, types))
 
 
+@UNNAMED_HEAD
 def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
     finetune.main([f"--config={settings}", "--training.max_steps=5"])
     with pytest.raises(SystemExit, match="holds checkpoints of an earlier run"):
@@ -251,6 +263,7 @@ def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
 
 
 @pytest.mark.parametrize("lora", [(), ("--model.lora", "{target_modules: [query]}")])
+@UNNAMED_HEAD
 def test_a_run_goes_on_with_the_classes_it_had(settings, tmp_path, lora):
     short = ["--config", str(settings), "--training.max_steps", "5", *lora]
     finetune.main(short)
@@ -258,10 +271,11 @@ def test_a_run_goes_on_with_the_classes_it_had(settings, tmp_path, lora):
     rows.write_text(
         rows.read_text().replace(",good", ",a good one")
     )  # the first, no longer the last
-    with pytest.raises(SystemExit, match="classes bad, good, the data have a good one, bad:"):
+    with pytest.raises(SystemExit, match="classes bad, good, but the data has a good one, bad:"):
         finetune.set_up([*short, "--resume", "true"])
 
 
+@UNNAMED_HEAD
 def test_validation_labels_can_be_watched_beside(settings, tmp_path):
     trainer, callback = finetune.main(
         [
@@ -288,7 +302,7 @@ def test_lora_on_a_decoder_without_padding_token(settings, tmp_path, bare_tokeni
             f"--config={settings}",
             f"--model.name={tmp_path}/decoder",
             '--model.lora={"r": 4, "target_modules": "all-linear"}',
-            "--sepstop.embedder=last",
+            "--sepstop.pooling=last",
             "--training.max_steps=20",
         ]
     )
@@ -296,6 +310,8 @@ def test_lora_on_a_decoder_without_padding_token(settings, tmp_path, bare_tokeni
     assert (Path(trainer.args.output_dir) / "checkpoint-5" / "adapter_config.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:sepstop. none of the 39 labeled rows")
+@pytest.mark.filterwarnings("ignore:sepstop. 1 empty row left out of .* split validation")
 def test_splits_of_a_data_set(settings, tmp_path):
     """From a folder, which `datasets` reads as it does one of the hub."""
     features = Features(text=Value("string"), label=ClassLabel(names=["z", "a", "m"]))
@@ -342,6 +358,7 @@ def make_encoder_decoder(kind):
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])
+@UNNAMED_HEAD
 def test_encoder_decoder_classifiers(settings, tmp_path, kind):
     make_encoder_decoder(kind).save_pretrained(tmp_path / "model")
     trainer, _ = finetune.main(
@@ -470,6 +487,7 @@ def test_weights_of_another_shape_are_refused(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5", "distilbert", "xlnet"])
+@pytest.mark.filterwarnings("ignore:sepstop. .* was fine-tuned for 2 labels")
 def test_lora_trains_the_whole_head(tmp_path, tokenizer, kind):
     """Also the heads that peft does not know, which would stay as they were drawn."""
     pytest.importorskip("peft")
@@ -492,9 +510,9 @@ def test_lora_trains_the_whole_head(tmp_path, tokenizer, kind):
     assert {name.split(".")[2] for name in whole} == heads
 
 
-def test_a_tokenizer_that_can_not_pad(tmp_path, tokenizer):
+def test_a_tokenizer_that_can_not_pad(tmp_path):
     make_decoder().save_pretrained(tmp_path / "model")
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    bare = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer)
     with pytest.raises(SystemExit, match="has no token to pad with: set its pad_token"):
         finetune.load_model(finetune.ModelSettings(str(tmp_path / "model")), ["a", "b"], bare)
 
@@ -505,7 +523,10 @@ def test_a_tokenizer_that_can_not_pad(tmp_path, tokenizer):
         ("--data.text_column=text", "has no column 'text'; its columns are body, topic"),
         ("--data.labeled_rows=140", "leaves no pool"),
         ("--data.labeled_rows=0", "expected data.labeled_rows >= 1, got 0"),
-        ("--data.label_column=body", "'body' can't be both texts and labels"),
+        (
+            "--data.label_column=body",
+            "expected different columns .*, got 'body' for both",
+        ),
         ("--data.train=none.csv", "no data file at none.csv"),
         ("--data.validation=test", "data.train is a file, which has no splits: .* got test$"),
     ],
@@ -515,10 +536,50 @@ def test_bad_settings_are_a_sentence(settings, option, message):
         finetune.main([f"--config={settings}", option])
 
 
-def test_unknown_settings_are_refused(settings, capsys):
-    with pytest.raises(SystemExit):
-        finetune.main([f"--config={settings}", "--training.learnin_rate=1"])
-    assert "learnin_rate" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--training.learnin_rate=1", "learnin_rate"),
+        ("--sepstop.num_resample=3", "num_resample"),
+        ("--sepstop.load_best_at_end=true", "load_best_at_end"),
+        ("--sepstop.num_resamples=many", "num_resamples"),
+        ("--sepstop.verbose=maybe", "verbose"),
+        ("--sepstop.precision=bf8", "precision"),
+        ("--sepstop.padding=some", "padding"),
+        ("--sepstop.every_n_steps=0", "every_n_steps"),
+        ("--data.max_length=long", "max_length"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_unknown_and_ill_typed_settings_are_refused(
+    settings, tmp_path, capsys, option, name, in_file
+):
+    if in_file:
+        key, _, value = option.removeprefix("--").partition("=")
+        part, _, field = key.partition(".")
+        lines = yaml.safe_load(settings.read_text())
+        lines[part][field] = yaml.safe_load(value)
+        settings.write_text(yaml.safe_dump(lines))
+    options = [] if in_file else [option]
+    with pytest.raises(SystemExit) as ended:
+        finetune.main([f"--config={settings}", *options])
+    assert name in capsys.readouterr().err + str(ended.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), (16, "text")),
+        (("--sepstop.max_length=9",), (9, "text")),
+        (('--sepstop={"every_n_steps": 7}',), (16, "text")),
+        (("--data.pool=pool.csv",), (16, "body")),
+        (("--data.pool=pool.csv", "--sepstop.text_column=words"), (16, "words")),
+    ],
+)
+def test_the_pool_is_read_like_the_data_unless_said_otherwise(settings, options, expected):
+    found = finetune.read_settings([f"--config={settings}", *options]).sepstop
+    assert (found.max_length, found.text_column) == expected
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
@@ -526,12 +587,12 @@ def test_the_configurations_are_valid(path):
     parser = finetune.build_parser()
     config = parser.instantiate(parser.parse_args([f"--config={path}"]))
     assert config.training.max_steps > 0
-    assert config.sepstop["load_best_at_end"] is True
+    assert config.sepstop.load_best_model_at_end is True
 
 
 def history_lines(tmp_path):
     path = tmp_path / "run" / "sepstop_history.jsonl"
-    return len(read_history(path)) if path.is_file() else 0
+    return len(read_history(path).records) if path.is_file() else 0
 
 
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(settings, tmp_path):
@@ -556,7 +617,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(settings
     subprocess.run([*script, f"--training.output_dir={tmp_path}/whole"], check=True, **quiet)
 
     def left(run):
-        records = read_history(tmp_path / run / "sepstop_history.jsonl")
+        records = read_history(tmp_path / run / "sepstop_history.jsonl").records
         state = json.loads((tmp_path / run / "checkpoint-60" / "trainer_state.json").read_text())
         return [dataclasses.replace(r, seconds=0) for r in records], state["best_global_step"]
 
@@ -572,5 +633,5 @@ def test_a_checkpoint_that_was_not_saved_whole_is_passed_over(tmp_path, left):
     if left is not None:
         (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(left)
     assert finetune.last_checkpoint(str(tmp_path), resume=True).endswith("checkpoint-5")
-    with pytest.raises(SystemExit, match="go on with --resume true"):
+    with pytest.raises(SystemExit, match="resume it with --resume true"):
         finetune.last_checkpoint(str(tmp_path), resume=False)

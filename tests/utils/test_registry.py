@@ -6,10 +6,10 @@ import pytest
 from sepstop import Patience, Plateau, h0_separability
 from sepstop.criteria import CRITERIA, Separability
 from sepstop.decide.policies import POLICIES
-from sepstop.measure.embedding import EMBEDDERS, CLSToken, MeanPooling
+from sepstop.measure.pooling import POOLINGS, CLSPooling, MeanPooling
 from sepstop.utils.registry import build, describe
 
-KNOWN = {**POLICIES, **CRITERIA, **EMBEDDERS}
+KNOWN = {**POLICIES, **CRITERIA, **POOLINGS}
 
 
 class Own:
@@ -30,6 +30,9 @@ class Threshold:
 
     level: float = 0.9
 
+    def passes(self, points):
+        return points > self.level
+
 
 @pytest.mark.parametrize(
     ("spec", "expected"),
@@ -37,7 +40,7 @@ class Threshold:
         ("patience", Patience()),
         ("plateau", Plateau()),
         ("separability", Separability()),
-        ({"name": "patience", "patience": 2, "mode": "min"}, Patience(patience=2, mode="min")),
+        ({"name": "patience", "patience": 2, "warmup": 1}, Patience(patience=2, warmup=1)),
         ({"name": "mean", "layer": 6}, MeanPooling(layer=6)),
         ("sepstop.decide.policies:Plateau", Plateau()),
         ({"name": "sepstop.decide.policies:Plateau", "window": 7}, Plateau(window=7)),
@@ -47,7 +50,6 @@ class Threshold:
         ("sepstop.criteria:h0_separability", h0_separability),
         ({"name": "math:hypot"}, math.hypot),
     ],
-    ids=str,
 )
 def test_build(spec, expected):
     assert build("policy", spec, KNOWN) == expected
@@ -70,17 +72,17 @@ def test_building_leaves_the_settings_alone():
     [
         (
             "patient",
-            "unknown policy 'patient'; known: auto, first_optimum, past_peak, patience, plateau",
+            "unknown policy 'patient'; known: first_optimum, past_peak, patience, plateau",
         ),
         ({"name": "patient", "patience": 2}, "unknown policy 'patient'"),
         ("", "unknown policy ''"),
-        ({"patience": 2}, "expected a `name` in the policy's settings, got {'patience': 2}"),
+        ({"patience": 2}, "expected a `name` in the settings of the policy, got {'patience': 2}"),
         (
             {"name": "patience", "window": 2},
             "policy 'patience' does not take these settings: .*win",
         ),
         ({"name": "patience", "patience": 0}, "expected `patience` >= 1 or None, got 0"),
-        ({"name": "math:hypot", "x": 1}, r"'math:hypot' is not a class and takes no \['x'\]"),
+        ({"name": "math:hypot", "x": 1}, r"'math:hypot' is not a class, so it takes no \['x'\]"),
         ("no_such_module:x", "could not import the policy 'no_such_module:x': No module named"),
         ("math:nothing", "could not import the policy 'math:nothing': .*no attribute 'nothing'"),
         ("math:", "could not import the policy 'math:'"),
@@ -104,14 +106,13 @@ def test_parameters_beside_an_object_are_an_error():
 @pytest.mark.parametrize(
     ("thing", "settings"),
     [
-        (CLSToken(layer=3), {"name": "cls", "layer": 3}),
+        (CLSPooling(layer=3), {"name": "cls", "layer": 3}),
         (Separability(normalize=False), {"name": "separability", "normalize": False}),
         (Plateau(), {"name": "plateau", "window": 3, "tolerance": 0.1, "warmup": 5}),
         (h0_separability, {"name": "sepstop.criteria.separability:h0_separability"}),
         (Threshold(level=0.5), {"name": f"{__name__}:Threshold", "level": 0.5}),
         (Threshold, {"name": f"{__name__}:Threshold"}),
     ],
-    ids=str,
 )
 def test_describe_is_what_build_takes(thing, settings):
     described = describe(thing, KNOWN)
@@ -125,6 +126,7 @@ def test_what_settings_can_not_make_again_has_no_name():
 
     for thing, path in (
         (Own(3), f"{__name__}:Own"),
+        (Threshold(0.5).passes, f"{__name__}:Threshold.passes"),  # of this object
         (lambda points: points, "<lambda>"),
         (nested, "<locals>.nested"),
         (Threshold(level=math.inf), f"{__name__}:Threshold"),  # not a JSON value

@@ -1,4 +1,4 @@
-"""Runs as one HTML page: scores, decision, and the pool's embedding moving over checkpoints."""
+"""HTML reports: scores, decision, and embeddings of the pool at each checkpoint."""
 
 from sepstop.report.html.write import write_page
 

@@ -1,7 +1,4 @@
-"""Labels that a user gives for the picture: read from the pool's file, and what they say.
-
-No decision sees any of this.
-"""
+"""Labels of the pool, for the page only: no decision uses them."""
 
 from __future__ import annotations
 
@@ -12,32 +9,35 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sepstop.criteria.supervised import cross_validated, thornton
 from sepstop.measure.pool import Pool
-from sepstop.utils import tables
+from sepstop.utils import labels as table_labels
 from sepstop.utils.tables import open_table
 
 _FOLDS = 3
 
 
 def read_labels(path: Path, column: str, pool: Pool) -> tuple[str, ...]:
-    """The label of each row of ``pool``, "" where there is none.
+    """The label of each text of ``pool``, "" where there is none.
 
     Args:
-        path: the file that ``pool`` was read from.
-        column: the file's column with the labels.
-        pool: says which rows of the file it holds in its ``row_numbers``; without those, it has
-            to hold all of them.
+        path: file that ``pool`` was read from.
+        column: column of the file with the labels.
+        pool: its ``row_numbers`` say which rows of the file it holds; without them, it must hold
+            all rows.
 
     Raises:
-        ValueError: no such column, or rows and labels that do not belong together.
+        ValueError: no such column, or labels that do not belong to these texts.
     """
-    labels = [value or "" for value in tables.read_labels(open_table(path, "pool"), column).values]
+    cells = table_labels.read_labels(open_table(path, "pool"), column).values
+    labels = [cell or "" for cell in cells]
     numbers: Sequence[int] = getattr(pool, "row_numbers", ())
     if not numbers:
         if len(labels) != len(pool):
             raise ValueError(
                 f"expected a label for each of the {len(pool)} texts of the pool, got "
-                f"{len(labels)} rows in {path.name}: rows were left out as empty or by sampling"
+                f"{len(labels)} rows in {path.name}: the pool lacks rows that are empty or were "
+                "not sampled"
             )
         return tuple(labels)
     if max(numbers) >= len(labels):
@@ -48,23 +48,27 @@ def read_labels(path: Path, column: str, pool: Pool) -> tuple[str, ...]:
 
 
 def label_classes(
-    labels: Sequence[str], names: Mapping[int, str], classes: int
+    labels: Sequence[str], class_names: Mapping[int, str], num_classes: int
 ) -> NDArray[np.int64] | None:
-    """The model's class of each label, -1 where there is no label; None if they do not match.
+    """The model's class of each label.
 
     Labels are names of classes or, failing that, their numbers.
 
     Args:
-        names: class -> name, as in a model's ``id2label``.
-        classes: how many the model tells apart.
+        labels: ``(N,)``, "" for none.
+        class_names: class -> name, as in a model's ``id2label``.
+        num_classes: number of classes of the model.
+
+    Returns:
+        ``(N,)`` int64, -1 where there is no label; None if labels are not classes.
 
     >>> label_classes(["sad", "", "glad"], {0: "glad", 1: "sad"}, 2)
     array([ 1, -1,  0])
     >>> label_classes(["1", "0"], {}, 2)
     array([1, 0])
     """
-    by_name = {name: number for number, name in names.items()}
-    by_number = {str(number): number for number in range(classes)}
+    by_name = {name: number for number, name in class_names.items()}
+    by_number = {str(number): number for number in range(num_classes)}
     for known in (by_name, by_number):
         if all(label in known for label in labels if label):
             return np.array([known.get(label, -1) if label else -1 for label in labels])
@@ -72,20 +76,26 @@ def label_classes(
 
 
 def accuracy(predicted: NDArray[np.integer], classes: NDArray[np.integer]) -> float:
-    """Share of the labelled texts whose predicted class is their own, ``(N,)``, ``(N,)``."""
+    """Share of labeled texts whose predicted class is their label's; NaN without labels.
+
+    Args:
+        predicted: ``(N,)`` predicted class.
+        classes: ``(N,)`` class of the label, -1 for none.
+    """
     known = classes >= 0
     return float((predicted[known] == classes[known]).mean()) if known.any() else float("nan")
 
 
-def separability_of(points: NDArray[np.floating], labels: Sequence[str]) -> dict[str, float]:
-    """What labels say of embeddings alone; empty where there are too few of them.
+def label_separability(points: NDArray[np.floating], labels: Sequence[str]) -> dict[str, float]:
+    """How well embeddings alone tell labels apart, by name of the measure.
 
     Args:
-        points: ``(m, D)``.
-        labels: of each point, "" for none; classes with fewer than three are left out.
-    """
-    from sepstop.criteria.supervised import cross_validated, thornton
+        points: ``(m, D)`` embeddings.
+        labels: ``(m,)``, "" for none. Labels with fewer than three texts are left out.
 
+    Returns:
+        Values in [0, 1]; empty with fewer than two labels left.
+    """
     counts = Counter(label for label in labels if label)
     kept = np.array([counts.get(label, 0) >= _FOLDS for label in labels])
     names = np.array(labels)[kept]
@@ -94,5 +104,5 @@ def separability_of(points: NDArray[np.floating], labels: Sequence[str]) -> dict
     classes = np.unique(names, return_inverse=True)[1]
     return {
         "logistic regression, cross-validated": cross_validated(points[kept], classes, _FOLDS)[0],
-        "nearest neighbour has the same label": thornton(points[kept], classes),
+        "nearest neighbor has the same label": thornton(points[kept], classes),
     }

@@ -1,36 +1,36 @@
-// Draws what is in #data with plotly, and lets the slider choose the checkpoint that is shown.
+// Draws the data in #data with plotly. The slider selects the checkpoint shown.
 "use strict";
 (() => {
-  const COLOURS = ["blue", "orange", "green", "red", "sky", "pink", "yellow"];
-  // A marker and the character that stands for it in the legend.
+  const COLORS = ["blue", "orange", "green", "red", "sky", "pink", "yellow"];
+  // A marker and its character in the legend.
   const MARKERS = [
     ["circle", "●"], ["square", "■"], ["diamond", "◆"], ["triangle-up", "▲"], ["cross", "✚"],
     ["star", "★"], ["triangle-down", "▼"],
   ];
   const DASHES = ["solid", "dash", "dot", "dashdot"];
-  const PLAIN = { displayModeBar: false, responsive: true };
-  const PLAY = 900; // milliseconds for each checkpoint
+  const OPTIONS = { displayModeBar: false, responsive: true };
+  const PLAY_INTERVAL = 900; // milliseconds per checkpoint
   const data = JSON.parse(document.getElementById("data").textContent);
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const mouse = matchMedia("(hover: hover)");
   const at = (run, part) => document.getElementById(`${run.id}-${part}`);
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  // What plotly writes into a hover label may hold tags of its own.
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  // plotly interprets tags in hover labels.
   const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const wrapped = (text) => (text.match(/.{1,60}(\s|$)|.{1,60}/gu) || [""]).map((line) => escaped(line.trim())).join("<br>");
 
-  // Colour and marker of each of a way's groups; those without a place of their own are grey dots.
-  function kinds(way) {
-    return way.names.map((name, i) => {
-      const rest = i === way.names.length - 1;
-      const [marker, sign] = rest ? MARKERS[0] : MARKERS[(i + Math.floor(i / COLOURS.length)) % MARKERS.length];
-      return { marker, sign, colour: rest ? "grey" : COLOURS[i % COLOURS.length] };
+  // Color and marker of each group; the last one, of all other texts, is gray dots.
+  function stylesOf(grouping) {
+    return grouping.names.map((name, i) => {
+      const rest = i === grouping.names.length - 1;
+      const [marker, sign] = rest ? MARKERS[0] : MARKERS[(i + Math.floor(i / COLORS.length)) % MARKERS.length];
+      return { marker, sign, color: rest ? "grey" : COLORS[i % COLORS.length] };
     });
   }
 
   function axis(more) {
     return {
-      gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, tickcolor: colour("line"),
+      gridcolor: color("line"), linecolor: color("line"), zeroline: false, tickcolor: color("line"),
       automargin: true, fixedrange: true, ...more,
     };
   }
@@ -39,10 +39,10 @@
     const family = getComputedStyle(document.body).fontFamily;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
-      font: { color: colour("text"), size: 13, family },
+      font: { color: color("text"), size: 13, family },
       margin: { l: 48, r: 12, t: 28, b: 88 },
       legend: { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)", itemclick: false, itemdoubleclick: false },
-      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("faint"), font: { color: colour("text"), family }, align: "left" },
+      hoverlabel: { bgcolor: color("card"), bordercolor: color("faint"), font: { color: color("text"), family }, align: "left" },
       ...more,
     };
   }
@@ -50,69 +50,78 @@
   function line(curve, name, more) {
     return {
       type: "scatter", mode: "lines+markers", x: curve.steps, y: curve.values, name: escaped(name),
-      line: { color: colour(name) }, hovertemplate: "step %{x}: %{y}<extra></extra>", connectgaps: false, ...more,
+      line: { color: color(name) }, hovertemplate: "step %{x}: %{y}<extra></extra>", connectgaps: false, ...more,
     };
   }
 
-  // The value of a curve at a step as a large marker.
+  // A large marker at the value of a curve at a step.
   function mark(curve, step, name, symbol, more, size = 15) {
-    const place = curve.steps.indexOf(step);
-    if (place < 0 || curve.values[place] === null) return [];
+    const index = curve.steps.indexOf(step);
+    if (index < 0 || curve.values[index] === null) return [];
+    const open = symbol.endsWith("open");
     return [{
-      type: "scatter", mode: "markers", x: [step], y: [curve.values[place]], name,
-      marker: { symbol, size: symbol.endsWith("open") ? 1.45 * size : size, color: symbol.endsWith("open") ? colour("text") : colour("orange"), line: { width: 1.5, color: colour("text") } },
+      type: "scatter", mode: "markers", x: [step], y: [curve.values[index]], name,
+      marker: { symbol, size: open ? 1.45 * size : size, color: color(open ? "text" : "orange"), line: { width: 1.5, color: color("text") } },
       hoverinfo: "text", hovertext: [name], ...more,
     }];
   }
 
-  function upright(step, more) {
+  function verticalLine(step, more) {
     return {
       type: "line", xref: "x", yref: "paper", x0: step, x1: step, y0: 0, y1: 1, layer: "below",
-      line: { color: colour("faint"), width: 1, ...more },
+      line: { color: color("faint"), width: 1, ...more },
     };
   }
 
   const marksOf = (run) => [
-    run.marks.pick === null ? null : upright(run.marks.pick, {}),
-    run.marks.stop === null ? null : upright(run.marks.stop, { dash: "dash" }),
+    run.marks.pick === null ? null : verticalLine(run.marks.pick, {}),
+    run.marks.stop === null ? null : verticalLine(run.marks.stop, { dash: "dash" }),
   ].filter(Boolean);
 
   const shapesOf = (run) => run.frames.length === 0 ? marksOf(run) :
-    [...marksOf(run), upright(run.frames[run.shown].step, { dash: "dot", width: 2, color: colour("red") })];
+    [...marksOf(run), verticalLine(run.frames[run.shown].step, { dash: "dot", width: 2, color: color("red") })];
 
+  // The recorded scores, one panel each, the deciding one on top.
   function drawCurve(run) {
-    const traces = [], axes = {}, titles = [];
-    const why = (mark) => [`${mark}<br>${wrapped(run.reason)}`];
+    const traces = [], axes = {}, titles = [], count = run.curves.length;
+    const reason = (name) => [`${name}<br>${wrapped(run.reason)}`];
     run.curves.forEach((curve, i) => {
-      const name = i === 0 ? "" : `${i + 1}`, first = i === 0;
-      const on = { xaxis: "x", yaxis: `y${name}` };
+      const suffix = i === 0 ? "" : `${i + 1}`, first = i === 0;
+      const on = { xaxis: "x", yaxis: `y${suffix}` };
       if (curve.low) {
-        // A band is drawn between gaps, as a polygon cannot have any.
+        // A band per piece, since a polygon can't have gaps.
         pieces(curve).forEach(([x, low, high]) => traces.push({
           type: "scatter", mode: "lines", x: [...x, ...x.toReversed()], y: [...high, ...low.toReversed()],
-          fill: "toself", fillcolor: translucent(colour("blue")), line: { width: 0 }, hoverinfo: "skip", showlegend: false, ...on,
+          fill: "toself", fillcolor: translucent(color("blue")), line: { width: 0 }, hoverinfo: "skip", showlegend: false, ...on,
         }));
       }
-      traces.push(line(curve, "", { ...on, showlegend: false, line: { color: colour("blue"), width: 2 }, marker: { size: 6 } }));
-      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first, hovertext: why("the pick") }));
-      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first, hovertext: why("the stop") }));
-      const top = run.curves.length === 1 ? [0, 1] : [[0.56, 1], [0, 0.44]][i];
-      axes[`yaxis${name}`] = axis({ domain: top, anchor: "x" });
+      traces.push(line(curve, "", { ...on, showlegend: false, line: { color: color("blue"), width: 2 }, marker: { size: 6 } }));
+      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first, hovertext: reason("the pick") }));
+      traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first, hovertext: reason("the stop") }));
+      const domain = panel(i, count);
+      axes[`yaxis${suffix}`] = axis({ domain, anchor: "x", nticks: count > 2 ? 4 : 6 });
       titles.push({
-        text: `<b>${escaped(curve.title)}</b>${curve.low ? ", 95 % interval" : ""}`, showarrow: false, xref: "paper", yref: "paper",
-        x: 0, xanchor: "left", y: top[1], yanchor: "bottom", yshift: 3,
+        text: `<b>${escaped(curve.name)}</b>${curve.decides ? " (decides)" : ""}${curve.low ? ", 95 % interval" : ""}`, showarrow: false,
+        xref: "paper", yref: "paper", x: 0, xanchor: "left", y: domain[1], yanchor: "bottom", yshift: 3,
       });
     });
     if (run.frames.length) {
       traces.push({
         type: "scatter", mode: "lines", x: [null], y: [null], name: "the checkpoint shown below",
-        line: { color: colour("red"), dash: "dot", width: 2 },
+        line: { color: color("red"), dash: "dot", width: 2 },
       });
     }
     Plotly.react(at(run, "curve"), traces, layout({
       ...axes, annotations: titles, shapes: shapesOf(run),
-      xaxis: axis({ title: { text: "optimizer step" }, anchor: `y${run.curves.length > 1 ? 2 : ""}` }),
-    }), PLAIN);
+      xaxis: axis({ title: { text: "optimizer step" }, anchor: `y${count > 1 ? count : ""}` }),
+    }), OPTIONS);
+  }
+
+  // Lower and upper end of the i-th of count panels, from the top, with room for a title above each.
+  function panel(i, count) {
+    const gap = 0.12 / Math.max(1, count - 1), height = count > 1 ? (1 - 0.12) / count : 1;
+    const top = 1 - i * (height + gap);
+    return [Math.max(0, top - height), top];
   }
 
   // The parts of a curve that have an interval: [[steps, low, high], ...].
@@ -136,76 +145,76 @@
     if (!run.supervised.length) return;
     const names = ["orange", "green", "pink"];
     const traces = run.supervised.map((curve, i) => line(curve, curve.name, {
-      line: { color: colour(names[i % 3]), dash: DASHES[i % 4], width: 2 }, marker: { symbol: MARKERS[i][0], size: 7 },
+      line: { color: color(names[i % 3]), dash: DASHES[i % 4], width: 2 }, marker: { symbol: MARKERS[i][0], size: 7 },
     }));
     Plotly.react(at(run, "supervised"), traces, layout({
       xaxis: axis({ title: { text: "optimizer step" } }), yaxis: axis({}), shapes: marksOf(run),
-      annotations: [{ text: "<b>share of texts that are right</b>", showarrow: false, xref: "paper", yref: "paper", x: 0, xanchor: "left", y: 1, yanchor: "bottom", yshift: 3 }],
-    }), PLAIN);
+      annotations: [{ text: "<b>agreement with given labels</b>", showarrow: false, xref: "paper", yref: "paper", x: 0, xanchor: "left", y: 1, yanchor: "bottom", yshift: 3 }],
+    }), OPTIONS);
   }
 
-  function drawOthers(run) {
-    run.others.forEach((other, i) => {
-      Plotly.react(at(run, `other-${i}`), [
-        line(other, "", { line: { color: colour("blue"), width: 2 }, marker: { size: 5 } }),
-        ...mark(other, other.pick, `picks step ${other.pick}`, "star", {}),
+  function drawCriteria(run) {
+    run.criteria.forEach((one, i) => {
+      Plotly.react(at(run, `criterion-${i}`), [
+        line(one, "", { line: { color: color("blue"), width: 2 }, marker: { size: 5 } }),
+        ...mark(one, one.pick, `picks step ${one.pick}`, "star", {}),
       ], layout({
         xaxis: axis({ nticks: 5 }), yaxis: axis({ nticks: 4 }), showlegend: false, margin: { l: 44, r: 10, t: 10, b: 28 },
         shapes: marksOf(run).slice(0, 1),
-      }), PLAIN);
+      }), OPTIONS);
     });
   }
 
   function drawMap(run) {
-    const frame = run.frames[run.shown], way = run.ways[run.way];
-    const group = way.of[Math.min(run.shown, way.of.length - 1)], kind = kinds(way);
-    const colours = kind.map((k) => colour(k.colour));
-    const hover = group.map((g, i) => escaped(way.names[g]) + (run.words ? `<br>${wrapped(run.words[i])}` : ""));
+    const frame = run.frames[run.shown], grouping = run.groupings[run.grouping];
+    const groups = grouping.indices[Math.min(run.shown, grouping.indices.length - 1)], styles = stylesOf(grouping);
+    const colors = styles.map((style) => color(style.color));
+    const hover = groups.map((g, i) => escaped(grouping.names[g]) + (run.words ? `<br>${wrapped(run.words[i])}` : ""));
     const trace = {
       type: "scatter", mode: "markers", x: frame.x, y: frame.y, ids: frame.x.map((_, i) => `${i}`),
       hoverinfo: "text", hovertext: hover,
       marker: {
-        size: 7, color: group.map((g) => colours[g]), symbol: group.map((g) => kind[g].marker),
-        opacity: group.map((g) => run.single === null || run.single === g ? 0.85 : 0.08),
-        line: { width: 0.5, color: colour("edge") },
+        size: 7, color: groups.map((g) => colors[g]), symbol: groups.map((g) => styles[g].marker),
+        opacity: groups.map((g) => run.highlighted === null || run.highlighted === g ? 0.85 : 0.08),
+        line: { width: 0.5, color: color("edge") },
       },
     };
     const empty = { range: [-1060, 1060], showticklabels: false, ticks: "", showgrid: false, fixedrange: !mouse.matches };
     Plotly.react(at(run, "map"), [trace], layout({
       xaxis: axis(empty), yaxis: axis({ ...empty, scaleanchor: "x" }), showlegend: false, margin: { l: 4, r: 4, t: 4, b: 4 },
       dragmode: mouse.matches ? "zoom" : false, uirevision: "kept",
-      shapes: [{ type: "rect", xref: "paper", yref: "paper", x0: 0, x1: 1, y0: 0, y1: 1, line: { color: colour("line"), width: 1 } }],
+      shapes: [{ type: "rect", xref: "paper", yref: "paper", x0: 0, x1: 1, y0: 0, y1: 1, line: { color: color("line"), width: 1 } }],
       transition: { duration: calm.matches ? 0 : 350, easing: "cubic-in-out" },
-    }), PLAIN);
-    at(run, "rest").textContent = way.rest;
-    drawLegend(run, way, kind, group);
+    }), OPTIONS);
+    at(run, "note").textContent = grouping.note;
+    drawLegend(run, grouping, styles, groups);
   }
 
-  // A button for each group in use, which singles it out.
-  function drawLegend(run, way, kind, group) {
-    const counts = way.names.map(() => 0);
-    group.forEach((g) => { counts[g] += 1; });
+  // A button for each group in use, which highlights it.
+  function drawLegend(run, grouping, styles, groups) {
+    const counts = grouping.names.map(() => 0);
+    groups.forEach((g) => { counts[g] += 1; });
     const list = at(run, "legend");
-    if (list.dataset.way !== `${run.way}`) {
-      list.dataset.way = `${run.way}`;
-      list.replaceChildren(...way.names.map((name, g) => {
+    if (list.dataset.grouping !== `${run.grouping}`) {
+      list.dataset.grouping = `${run.grouping}`;
+      list.replaceChildren(...grouping.names.map((name, g) => {
         const item = document.createElement("li"), button = document.createElement("button"), swatch = document.createElement("span");
         swatch.className = "swatch";
         swatch.ariaHidden = "true";
-        swatch.textContent = kind[g].sign;
+        swatch.textContent = styles[g].sign;
         button.type = "button";
         button.append(swatch, document.createElement("bdi"));
-        button.addEventListener("click", () => { run.single = run.single === g ? null : g; drawMap(run); });
+        button.addEventListener("click", () => { run.highlighted = run.highlighted === g ? null : g; drawMap(run); });
         item.append(button);
         return item;
       }));
     }
     [...list.children].forEach((item, g) => {
       const button = item.firstChild;
-      item.hidden = !way.of.some((groups) => groups.includes(g));
-      button.ariaPressed = `${run.single === g}`;
-      button.firstChild.style.color = colour(kind[g].colour);
-      button.lastChild.textContent = `${way.names[g]}: ${counts[g]}`;
+      item.hidden = !grouping.indices.some((frame) => frame.includes(g));
+      button.ariaPressed = `${run.highlighted === g}`;
+      button.firstChild.style.color = color(styles[g].color);
+      button.lastChild.textContent = `${grouping.names[g]}: ${counts[g]}`;
     });
   }
 
@@ -214,34 +223,34 @@
     const longest = frame.deaths[frame.deaths.length - 1];
     const shape = (deaths) => ({ type: "scatter", mode: "lines", x: [...deaths], y: rows, hovertemplate: "row %{y} ends at distance %{x}<extra></extra>" });
     const traces = [
-      { ...shape(frame.deaths), name: "the checkpoint shown", fill: "tozerox", fillcolor: translucent(colour("blue")), line: { color: colour("blue"), shape: "hv", width: 1.5 } },
+      { ...shape(frame.deaths), name: "the checkpoint shown", fill: "tozerox", fillcolor: translucent(color("blue")), line: { color: color("blue"), shape: "hv", width: 1.5 } },
     ];
     if (run.shown !== run.start) {
-      traces.push({ ...shape(run.frames[run.start].deaths), name: `for comparison, step ${run.frames[run.start].step}`, hoverinfo: "skip", hovertemplate: null, line: { color: colour("orange"), shape: "hv", width: 2, dash: "dot" } });
+      traces.push({ ...shape(run.frames[run.start].deaths), name: `for comparison, step ${run.frames[run.start].step}`, hoverinfo: "skip", hovertemplate: null, line: { color: color("orange"), shape: "hv", width: 2, dash: "dot" } });
     }
     Plotly.react(at(run, "bars"), traces, layout({
       xaxis: axis({ title: { text: "distance at which clusters join" }, range: [0, run.longest * 1.03] }),
-      yaxis: axis({ title: { text: "clusters, the longest-lived on top" }, range: [0, rows.length + 1] }),
+      yaxis: axis({ title: { text: "clusters, longest row on top" }, range: [0, rows.length + 1] }),
       margin: { l: 56, r: 12, t: 36, b: 44 }, showlegend: traces.length > 1,
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)", itemclick: false, itemdoubleclick: false },
-      shapes: [{ type: "line", xref: "x", yref: "paper", x0: longest, x1: longest, y0: 0, y1: 1, line: { color: colour("faint"), width: 1.5, dash: "dash" } }],
-    }), PLAIN);
+      shapes: [{ type: "line", xref: "x", yref: "paper", x0: longest, x1: longest, y0: 0, y1: 1, line: { color: color("faint"), width: 1.5, dash: "dash" } }],
+    }), OPTIONS);
   }
 
   function drawCompared() {
-    if (!data.compared) return;
-    const traces = data.compared.lines.flatMap((run, i) => {
-      const ink = colour(COLOURS[i % COLOURS.length]);
+    if (!data.comparison) return;
+    const traces = data.comparison.lines.flatMap((run, i) => {
+      const ink = color(COLORS[i % COLORS.length]);
       return [
-        line(run, run.name, { line: { color: ink, dash: DASHES[Math.floor(i / COLOURS.length) % 4], width: 2 }, marker: { symbol: MARKERS[i % MARKERS.length][0], size: 6 } }),
+        line(run, run.name, { line: { color: ink, dash: DASHES[Math.floor(i / COLORS.length) % 4], width: 2 }, marker: { symbol: MARKERS[i % MARKERS.length][0], size: 6 } }),
         ...mark(run, run.pick, "pick", "star", { showlegend: false }, 10),
         ...mark(run, run.stop, "stop", "circle-open", { showlegend: false }, 10),
       ];
     });
-    Plotly.react("compared-plot", traces, layout({ xaxis: axis({ title: { text: "optimizer step" } }), yaxis: axis({ title: { text: escaped(data.compared.by) } }) }), PLAIN);
+    Plotly.react("compared-plot", traces, layout({ xaxis: axis({ title: { text: "optimizer step" } }), yaxis: axis({ title: { text: escaped(data.comparison.score_name) } }) }), OPTIONS);
   }
 
-  // Shows a frame everywhere: pictures, marker and words.
+  // Shows a frame in all figures, the slider and the captions.
   function show(run, place) {
     run.shown = Math.max(0, Math.min(run.frames.length - 1, place));
     const frame = run.frames[run.shown], slider = at(run, "slider");
@@ -250,8 +259,8 @@
     at(run, "value").textContent = `${frame.value} (${run.shown + 1} of ${run.frames.length})`;
     at(run, "map").ariaLabel = frame.map_alt;
     at(run, "bars").ariaLabel = frame.bars_alt;
-    if (frame.shown) at(run, "shown").textContent = `Here it shows ${frame.shown} of their variance.`;
-    at(run, "spread").textContent = frame.spread;
+    if (frame.explained) at(run, "explained").textContent = `Here it shows ${frame.explained} of their variance.`;
+    at(run, "separability").textContent = frame.separability;
     drawMap(run);
     drawBars(run);
     if (at(run, "curve").data) Plotly.relayout(at(run, "curve"), { shapes: shapesOf(run) });
@@ -266,14 +275,14 @@
       run.timer = setInterval(() => {
         show(run, run.shown + 1);
         if (run.shown === run.frames.length - 1) play(run, false);
-      }, PLAY);
+      }, PLAY_INTERVAL);
     }
     button.ariaPressed = `${wanted}`;
     button.textContent = wanted ? "Pause" : "Play";
   }
 
   function prepare(run) {
-    Object.assign(run, { shown: run.start, way: 0, single: null, timer: null });
+    Object.assign(run, { shown: run.start, grouping: 0, highlighted: null, timer: null });
     if (!run.frames.length) return;
     const cells = document.querySelectorAll(`#${run.id}-texts td.text`);
     run.words = cells.length ? [...cells].map((cell) => cell.textContent) : null;
@@ -282,8 +291,8 @@
     at(run, "back").addEventListener("click", () => step(run.shown - 1));
     at(run, "next").addEventListener("click", () => step(run.shown + 1));
     at(run, "play").addEventListener("click", () => play(run, run.timer === null));
-    at(run, "way").addEventListener("change", (event) => {
-      Object.assign(run, { way: Number(event.target.value), single: null });
+    at(run, "grouping").addEventListener("change", (event) => {
+      Object.assign(run, { grouping: Number(event.target.value), highlighted: null });
       drawMap(run);
     });
   }
@@ -291,7 +300,7 @@
   function drawRun(run) {
     drawCurve(run);
     drawSupervised(run);
-    drawOthers(run);
+    drawCriteria(run);
     if (run.frames.length) show(run, run.shown);
   }
 
@@ -300,16 +309,16 @@
     data.runs.forEach(drawRun);
   }
 
-  // A link to a folded table unfolds it.
-  function unfold() {
+  // A link to a closed table opens it.
+  function openTarget() {
     const target = location.hash && document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) target.open = true;
   }
 
   data.runs.forEach(prepare);
   drawAll();
-  unfold();
-  addEventListener("hashchange", unfold);
+  openTarget();
+  addEventListener("hashchange", openTarget);
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", drawAll);
   document.documentElement.dataset.ready = "true";
 })();

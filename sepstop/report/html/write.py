@@ -1,18 +1,21 @@
-"""The page as one file that asks nothing of any network."""
+"""The page as one file that needs no network."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sepstop.utils.files import write_atomically
+
 if TYPE_CHECKING:
-    from sepstop.report.html.run import Run
+    from sepstop.report.html.report_data import ReportData
+
+_ONLY_IN_TABLES = ("settings", "records", "texts", "score_names")  # parts that no script needs
 
 
 def write_page(
@@ -22,53 +25,49 @@ def write_page(
     map_name: str = "pca",
     **options: Any,
 ) -> list[str]:
-    """Write the report of runs to one HTML file, which is replaced as a whole or not at all.
+    """Write the report of runs as one HTML file, all or nothing.
 
     Args:
         run_dirs: folders of runs.
-        output: the file; folders above it are made.
-        map_name: how texts come into the plane: "pca", "umap" or "pacmap".
-        **options: of `sepstop.report.html.run.look_at`.
+        output: file to write; its folders are made.
+        map_name: projection of texts to the plane: "pca", "umap" or "pacmap".
+        **options: of `sepstop.report.html.collect.collect`.
 
     Returns:
-        What there is to say besides, as on the page.
+        The notes on the page.
 
     Raises:
         ImportError: a package is missing; the message names it.
         OSError, ValueError: nothing to show in a folder, or something unusable.
     """
     _check_installed()
+    from sepstop.report.html.collect import collect
     from sepstop.report.html.maps import check_map
-    from sepstop.report.html.run import look_at
 
     check_map(map_name)
-    page, notes = render([look_at(path, map_name=map_name, **options) for path in run_dirs])
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8", newline="\n")
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    page, notes = render([collect(path, map_name=map_name, **options) for path in run_dirs])
+    write_atomically(output, page.encode())
     return notes
 
 
-def render(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """The page, and the notes on it."""
+def render(runs: Sequence[ReportData]) -> tuple[str, list[str]]:
+    """The page and the notes on it.
+
+    Raises:
+        ImportError: a package is missing; the message names it.
+    """
     _check_installed()
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    from sepstop.report.html.data import run_data
-    from sepstop.report.html.overview import names_of, overview
+    from sepstop.report.html.comparison import compare_runs, page_names
+    from sepstop.report.html.page_data import page_data
 
-    names = names_of(runs)
-    shown = [
-        run_data(run, i, name) for i, (run, name) in enumerate(zip(runs, names, strict=True), 1)
-    ]
-    compared = overview(runs)
-    scripts = [_script(get_plotlyjs()), _script(_part("page.js"))]
+    names = page_names(runs)
+    positions = range(1, len(runs) + 1)
+    parts = [page_data(*one) for one in zip(runs, positions, names, strict=True)]
+    comparison = compare_runs(runs)
+    scripts = [_checked_script(get_plotlyjs()), _checked_script(_read("page.js"))]
     environment = Environment(
         loader=PackageLoader("sepstop.report.html", "."),
         autoescape=True,
@@ -77,19 +76,23 @@ def render(runs: Sequence[Run]) -> tuple[str, list[str]]:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html.j2").render(
-        runs=shown,
-        compared=compared,
+        runs=parts,
+        comparison=comparison,
         scripts=scripts,
-        style=_part("page.css"),
-        policy=_content_policy(scripts),
+        style=_read("page.css"),
+        content_policy=_content_policy(scripts),
         today=date.today().isoformat(),
-        data={"runs": [_for_script(run) for run in shown], "compared": compared},
+        data={"runs": [_for_script(part) for part in parts], "comparison": comparison},
     )
-    notes = [note for run in shown for note in run["notes"]]
-    return page, [*notes, *(compared["notes"] if compared else [])]
+    notes = [note for part in parts for note in part["notes"]]
+    return page, [*notes, *(comparison["notes"] if comparison else [])]
 
 
 def _check_installed() -> None:
+    """
+    Raises:
+        ImportError: a package of the extra "report" is missing.
+    """
     try:
         import jinja2  # noqa: F401
         import plotly  # noqa: F401
@@ -97,29 +100,28 @@ def _check_installed() -> None:
         raise ImportError(f"a report needs {error.name}: pip install 'sepstop[report]'") from error
 
 
-def _for_script(run: dict[str, Any]) -> dict[str, Any]:
-    """Without what is in the page's tables."""
-    return {key: value for key, value in run.items() if key not in ("settings", "records", "texts")}
+def _for_script(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in _ONLY_IN_TABLES}
 
 
-def _part(name: str) -> str:
+def _read(name: str) -> str:
     return (files("sepstop.report.html") / name).read_text(encoding="utf-8")
 
 
-def _script(text: str) -> str:
-    """What may stand between script tags as it is, and hashes as the browser will hash it.
+def _checked_script(text: str) -> str:
+    """A script that can stand between script tags, with line ends as the browser hashes them.
 
     Raises:
-        ValueError: it would end the script or open a comment that hides its end.
+        ValueError: it contains text that ends a script or opens a comment.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "</script" in text.lower() or "<!--" in text:
-        raise ValueError("this version of plotly cannot be written into a page; take another")
+        raise ValueError("this version of plotly can't be embedded in a page; install another one")
     return text
 
 
 def _content_policy(scripts: Sequence[str]) -> str:
-    """No network, and no script but these: one that came by a text would not run."""
+    """Content security policy: no network, and no scripts but these."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in scripts

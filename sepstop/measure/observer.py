@@ -1,0 +1,269 @@
+"""Forward passes over the pool, with the batching and the precision of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sepstop.config import Precision, SepStopConfig
+from sepstop.measure.embedding import Batching, Observation, observe, training_precision
+from sepstop.measure.pool import Pool
+from sepstop.measure.pooling import POOLINGS
+from sepstop.measure.token_checks import check_tokens
+from sepstop.measure.tokens import DROP_RATE, Tokens, load_tokenizer, tokenize
+from sepstop.types import Pooling
+from sepstop.utils.distributed import Ranks
+from sepstop.utils.registry import build, describe
+
+logger = logging.getLogger(__name__)
+
+_LONG_POOL = 2000  # texts from which on a progress bar is worth its line
+# Settings that embeddings depend on.
+_OF_EMBEDDINGS = ("pool", "pool_size", "pooling", "max_length")
+
+
+def embedding_key(settings: Mapping[str, Any]) -> str:
+    """What embeddings, and so neighbors, depend on besides the model, as JSON.
+
+    Args:
+        settings: as `sepstop.measure.monitor.Monitor.settings`, in any order of keys.
+
+    Returns:
+        The key; empty if the settings lack one of these.
+    """
+    if not all(name in settings for name in _OF_EMBEDDINGS):
+        return ""
+    return json.dumps({name: settings[name] for name in _OF_EMBEDDINGS}, sort_keys=True)
+
+
+class Observer:
+    """Runs a model over the pool. Tokens, padding and precision are settled once a run.
+
+    Args:
+        pool: the texts.
+        config: its pooling, tokenizer, max_length, batch_size, padding, precision, seed (of dropped
+            tokens) and progress count.
+        distributed: divide the texts over the processes of torch.distributed, which all make the
+            same calls and get the same observation.
+
+    Attributes:
+        pooling: computes the points of a batch.
+        padding: True to pad texts of a batch to one length; None until the first model.
+        precision: autocast of the forward pass; None until the first model.
+        batch_size: texts in a forward pass; halved when memory runs out.
+        tokenizer: the configuration's; None if it names none.
+        progress: True to show a progress bar for long pools.
+
+    Raises:
+        ValueError: an unknown pooling, or a tokenizer that cannot be loaded.
+    """
+
+    def __init__(self, pool: Pool, config: SepStopConfig, distributed: bool = False) -> None:
+        self.pool, self.config, self.distributed = pool, config, distributed
+        self.pooling: Pooling = build("pooling", config.pooling, POOLINGS)
+        named = isinstance(config.tokenizer, (str, Path))
+        self.tokenizer = load_tokenizer(config.tokenizer) if named else config.tokenizer
+        self.batch_size, self.progress = config.batch_size, config.progress
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the tokens, padding and precision of an earlier model."""
+        self.padding, self.precision = self.config.padding, self.config.precision
+        self._tokens: Tokens | None = None
+        self._one_by_one = False  # a head that takes no batches
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that divide the work."""
+        return Ranks.of_run() if self.distributed else Ranks()
+
+    @property
+    def embedding_key(self) -> str:
+        """`embedding_key` of this observer's settings."""
+        return embedding_key(
+            {
+                "pool": self.pool.fingerprint,
+                "pool_size": len(self.pool),
+                "pooling": describe(self.pooling, POOLINGS),
+                "max_length": self.config.max_length,
+            }
+        )
+
+    @property
+    def token_fingerprint(self) -> str:
+        """SHA-256 of the pool's token ids; empty before a tokenizer is known."""
+        if self._tokens is None and self.tokenizer is None and not self.pool.is_tokenized:
+            return ""
+        tokens = self._tokens or tokenize(self.pool, None, self.tokenizer, self.config.max_length)
+        digest = hashlib.sha256()
+        for ids in tokens:
+            digest.update(ids.numpy().tobytes() + b";")
+        return digest.hexdigest()
+
+    def tokens(self, model: nn.Module, tokenizer: Any = None) -> Tokens:
+        """The pool's tokens, checked against the first model.
+
+        Args:
+            model: reads the tokens.
+            tokenizer: used if the configuration names none.
+
+        Raises:
+            ValueError: no tokenizer, or a text that the model cannot read.
+        """
+        if self._tokens is None:
+            tokenizer = self.tokenizer or tokenizer
+            tokens = tokenize(self.pool, model, tokenizer, self.config.max_length)
+            check_tokens(tokens, self.pool, model)
+            self._tokens = tokens
+        return self._tokens
+
+    def check_same_pool(self) -> None:
+        """Compare the pools of all ranks.
+
+        Raises:
+            ValueError: they differ.
+        """
+        ranks, key = self.ranks, self.embedding_key
+        first = ranks.of_first(key)
+        if key != first:
+            raise ValueError(
+                f"expected the same pool on all {ranks.size} ranks; rank {ranks.rank} has {key} "
+                f"and rank 0 has {first}"
+            )
+
+    def corrupted(self, model: nn.Module, with_logits: bool) -> Observation:
+        """`observe` of the texts without a share of `DROP_RATE` of their tokens."""
+        tokens = self.tokens(model).corrupted(DROP_RATE, self.config.seed)
+        return self.observe(model, tokens, with_logits, progress=self.progress)
+
+    def observe(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        with_logits: bool,
+        *,
+        progress: bool = False,
+        settle: bool = True,
+    ) -> Observation:
+        """One forward pass over ``tokens``, divided over the ranks.
+
+        Args:
+            model: on its device; left as it was.
+            tokens: N texts.
+            with_logits: compute the logits as well.
+            progress: show a progress bar if N is large.
+            settle: keep what is found out about padding. A pass without logits does not show what
+                padding does to them.
+
+        Returns:
+            ``(N, D)`` points and, with logits, ``(N, k)`` float32, on the model's device.
+
+        Raises:
+            ValueError: as `sepstop.measure.embedding.observe`.
+        """
+        self._settle_precision(model)
+        batching = self._batching(model, with_logits)
+        if settle:
+            self.padding = batching.padding
+        ranks = self.ranks
+        seen = ranks.together(
+            lambda: observe(
+                model,
+                tokens.at(ranks.share(len(tokens))),
+                self.pooling,
+                batching,
+                progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
+                with_logits=with_logits,
+                on_smaller_batch=self._take_smaller_batches,
+            )
+        )
+        points = ranks.gathered(seen.points, len(tokens))
+        if seen.logits is None:
+            return Observation(points, None)
+        return Observation(points, ranks.gathered(seen.logits, len(tokens)))
+
+    def try_texts(self, model: nn.Module, with_logits: bool) -> Observation:
+        """The observation of the shortest and the longest text, each in a pass of its own."""
+        tokens = self.tokens(model)
+        shortest, *_, longest = _by_length(tokens)
+        batching = Batching(1, precision=self._settle_precision(model))
+        return self.ranks.together(
+            lambda: observe(
+                model,
+                tokens.at([shortest, longest]),
+                self.pooling,
+                batching,
+                with_logits=with_logits,
+            )
+        )
+
+    def longest_texts(self, model: nn.Module) -> Tokens:
+        """The tokens of the two longest texts."""
+        tokens = self.tokens(model)
+        return tokens.at(_by_length(tokens)[-2:])
+
+    def _settle_precision(self, model: nn.Module) -> Precision:
+        if self.precision is None:
+            self.precision = training_precision(model)
+        return self.precision
+
+    def _batching(self, model: nn.Module, with_logits: bool) -> Batching:
+        """The batching of the pool. If padding is not settled, a few texts are tried."""
+        size = 1 if self._one_by_one and with_logits else self.batch_size
+        batching = Batching(size, self.padding is not False, self.precision or "no")
+        if self.padding is not None:
+            return batching
+        tokens = self.tokens(model)
+        shortest, *_, longest = _by_length(tokens)
+
+        def is_alike(*indices: int) -> bool:
+            """True if the first of these texts has the same results in a batch as alone."""
+
+            def seen(indices: Sequence[int]) -> Observation:
+                few = tokens.at(indices)
+                return observe(model, few, self.pooling, batching, with_logits=with_logits)
+
+            alone = seen(indices[:1])
+            try:
+                return _is_close(seen(indices), alone, model, batching.precision)
+            except (RuntimeError, ValueError):
+                return False
+
+        ranks = self.ranks
+        if ranks.of_first(ranks.together(lambda: is_alike(shortest, longest))):
+            return batching
+        logger.info("padding changes the model's results: texts of one length share a batch")
+        if with_logits:
+            takes_batches = ranks.of_first(ranks.together(lambda: is_alike(shortest, shortest)))
+            self._one_by_one = not takes_batches
+        return replace(batching, padding=False, size=1 if self._one_by_one else size)
+
+    def _take_smaller_batches(self, size: int) -> None:
+        logger.info("out of memory: %d texts in a forward pass from now on", size)
+        self.batch_size = size
+
+
+def _by_length(tokens: Tokens) -> list[int]:
+    """Indices of the texts, the shortest first."""
+    return sorted(range(len(tokens)), key=lambda index: len(tokens.ids[index]))
+
+
+def _is_close(
+    batch: Observation, alone: Observation, model: nn.Module, precision: Precision
+) -> bool:
+    """True if the first text of a batch has the results that it has alone, up to rounding."""
+    half = precision != "no" or next(model.parameters()).dtype.itemsize < 4
+    for one, other in zip(batch[:2], alone[:2], strict=True):
+        if one is None or other is None:
+            continue
+        mine, its = one[0].cpu().double(), other[0].cpu().double()  # "mps" has no float64
+        if (mine - its).norm() > (0.05 if half else 1e-3) * its.norm():
+            return False
+    return True

@@ -1,0 +1,112 @@
+"""The command `sepstop bench`."""
+
+import json
+
+import pytest
+from conftest import make_texts
+from helpers.recorded import save_model, toy_run
+from typer.testing import CliRunner
+
+from sepstop.bench.judge import JUDGED, JUDGED_POLICIES
+from sepstop.bench.recorded_run import save_run
+from sepstop.cli.main import app
+
+
+def bench(*arguments):
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+def test_record_and_judge(tmp_path, tokenizer):
+    model = save_model(tmp_path / "model", tokenizer)
+    texts, labels = make_texts(160)
+    rows = [json.dumps({"body": t, "topic": y}) for t, y in zip(texts, labels, strict=True)]
+    (tmp_path / "toy.jsonl").write_text("\n".join(rows))
+    command = ["record", "--data", tmp_path / "toy.jsonl", "--model", model]
+    command += ["--text-column", "body", "--label-column", "topic", "--out", tmp_path / "runs"]
+    command += ["--labeled-rows", 32, "--learning-rate", 3e-3, "--steps", 16, "--pooling", "cls"]
+    command += ["--evaluate-every", 4, "--pool-rows", 60, "--max-length", 16]
+    result = bench(*command)
+    assert result.exit_code == 2
+    assert "leave" in result.stderr  # validation takes the rest by default
+    command += ["--validation-rows", 20]
+    result = bench(*command)
+    assert result.exit_code == 0
+    assert "toy-n32-lr0.003-noise0.0-base-cls-seed0-" in result.stdout.replace("\n", "")
+    assert "is already recorded" in bench(*command).stderr.replace("\n", " ")
+    answer = json.loads(bench("judge", tmp_path / "runs", "--json").stdout)
+    judged = {(row["criterion"], row["policy"]) for row in answer["rows"]}
+    assert judged >= {(name, policy) for name in JUDGED for policy in JUDGED_POLICIES}
+
+
+def test_keys_of_the_answer(tmp_path):
+    """Scripts read these; they stay as they are."""
+    for name in ("one", "two"):
+        save_run(tmp_path, toy_run(name))
+    command = ("judge", tmp_path, "--json", "--criterion", "infomax", "--criterion", "rankme")
+    result = bench(*command)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    answer = json.loads(result.stdout)
+    assert list(answer) == ["default", "label_regrets", "rows", "runs"]
+    default = answer["default"]
+    assert list(default) == [
+        "criterion",
+        "policy",
+        "regret_mean",
+        "regret_p90",
+        "regret_max",
+        "regret_stop_mean",
+        "steps_saved_mean",
+        "label_equivalent",
+        "label_equivalent_stop",
+    ]
+    assert (default["criterion"], default["policy"]) == ("default", "auto")
+    rows = {(row["criterion"], row["policy"]): row for row in answer["rows"]}
+    assert default["regret_mean"] == rows["default", "hindsight"]["regret_mean"]
+    assert default["regret_stop_mean"] == rows["default", "auto"]["regret_mean"]
+    assert default["steps_saved_mean"] == rows["default", "auto"]["steps_saved_mean"]
+    assert set(answer["label_regrets"]) == {"5", "10", "25"}  # of a pool of 40
+    summary = [
+        "criterion",
+        "policy",
+        "label_free",
+        "regret_mean",
+        "regret_low",
+        "regret_high",
+        "regret_p90",
+        "regret_max",
+        "steps_saved_mean",
+        "spearman_mean",
+        "weighted_spearman_mean",
+        "label_equivalent",
+    ]
+    compared = ["against", "difference_mean", "difference_low", "difference_high"]
+    best = rows["default", "hindsight"]["against"]
+    for (criterion, policy), row in rows.items():
+        is_best = (criterion, policy) == (best, "hindsight")
+        assert list(row) == (summary if is_best else summary + compared)
+    assert list(answer["runs"]) == ["one", "two"]
+    for outcomes in answer["runs"].values():
+        assert list(outcomes) == [f"{criterion} / {policy}" for criterion, policy in rows]
+        assert list(outcomes["default / auto"]) == ["regret", "pick", "steps_saved"]
+
+
+@pytest.mark.parametrize("name", ["infomax", "rankme", "sepstop.bench.criteria:RankMe"])
+def test_one_criterion(tmp_path, name):
+    save_run(tmp_path, toy_run())
+    shown = bench("judge", tmp_path, "--criterion", name, "--cache", tmp_path / "kept")
+    assert shown.exit_code == 0
+    assert name.rpartition(":")[2].lower() in shown.stdout
+    assert "bnm" not in shown.stdout
+    assert "picking by validation accuracy on m labels" in shown.stdout
+    assert len(list((tmp_path / "kept").iterdir())) == 2  # the default's as well
+
+
+def test_errors_are_a_sentence_and_status_two(tmp_path):
+    result = bench("judge", tmp_path)
+    assert result.exit_code == 2
+    assert "no recorded runs" in result.stderr
+    save_run(tmp_path, toy_run())
+    result = bench("judge", tmp_path, "--criterion", "depth")
+    assert result.exit_code == 2
+    assert "unknown criterion 'depth'" in result.stderr

@@ -1,0 +1,112 @@
+"""`sepstop plot`, `card` and `--version`."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_encoder
+from helpers.training import train
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sepstop import Plateau, SepStopCallback, select_checkpoint
+from sepstop.cli.errors import user_errors
+from sepstop.cli.main import app
+from sepstop.report.scored_run import read_scored_run
+from sepstop.runs.checkpoints import find_checkpoints
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tokenizer, train_rows, pool):
+    """A stopped run and its callback."""
+    callback = SepStopCallback(
+        pool,
+        policy=Plateau(window=2, tolerance=0.3, warmup=3),
+        pooling={"name": "cls", "layer": 1},
+        every_n_steps=4,
+        num_resamples=7,
+    )
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(folder, tokenizer, train_rows, callback, make_encoder())
+    assert callback.decision.stop
+    return folder, callback
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def sepstop(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
+    result = sepstop("card", run)
+    assert result.exit_code == 0, result.output
+    callback = finished[1]
+    best = next(r for r in callback.history if r.step == callback.decision.best_step)
+    assert f"from step {best.step} of {callback.history[-1].step} training steps" in result.output
+    assert f"| separability (decides) | {best.scores['separability']} |" in result.output
+    assert f"| neighbor_mi | {best.scores['neighbor_mi']} |" in result.output
+    assert result.output.index("(decides)") < result.output.index("| neighbor_mi")
+    assert callback.decision.reason in result.output
+    assert "(pooling cls, layer 1)" in result.output
+    assert "The policy (plateau, " in result.output
+    figure = tmp_path / "card" / "scores.svg"
+    figure.parent.mkdir()
+    result = sepstop("card", run, "--figure", figure)
+    assert "](scores.svg)" in result.output
+    assert "<svg" in figure.read_text()
+    encoder.save_pretrained(tmp_path / "plain" / "checkpoint-1")
+    for folder in (tmp_path / "plain", tmp_path / "none"):
+        result = sepstop("card", folder)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("sepstop: no ")
+
+
+@pytest.mark.filterwarnings("ignore:.* has no trace of the model before training")
+@pytest.mark.parametrize(
+    "options", [{}, {"criterion": "sepstop.bench.criteria:TotalPersistence"}], ids=["auto", "lower"]
+)
+def test_a_selection_is_shown_alike(tmp_path, tokenizer, train_rows, pool, options):
+    run = tmp_path / "run"
+    train(run, tokenizer, train_rows, None, make_encoder(), max_steps=16)
+    selection = select_checkpoint(run, pool, progress=False, **options)
+    shown, decision = read_scored_run(run), selection.decision
+    assert repr(shown.records) == repr(selection.records)
+    assert shown.decision == decision
+    assert shown.decides == selection.decides
+    assert shown.higher_is_better == selection.higher_is_better
+    assert shown.settings == selection.settings
+    said = sepstop("card", run).output
+    assert f"The choice: {decision.reason}" in " ".join(said.split())
+    assert f"from step {selection.best_step} of 16 training steps" in said
+    assert f"| {selection.decides} (decides) | {selection.pick} |" in said
+
+
+def test_a_figure_of_a_run(run, finished, tmp_path):
+    shown = read_scored_run(run)
+    assert shown.decides == "separability"
+    assert list(shown.records) == finished[1].history
+    assert shown.decision == finished[1].decision
+    figure = tmp_path / "run.png"
+    result = sepstop("plot", run, "-o", figure)
+    assert result.exit_code == 0, result.output
+    assert figure.stat().st_size > 5000
+    for checkpoint in find_checkpoints(run).values():
+        shutil.rmtree(checkpoint)
+    assert read_scored_run(run) == shown
+    result = sepstop("plot", tmp_path)
+    assert result.exit_code == 2
+    assert "no scores in" in result.stderr
+
+
+def test_version():
+    assert sepstop("--version").stdout.startswith("sepstop 0.")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), user_errors(Console(file=io.StringIO())):
+        1 / 0  # noqa: B018

@@ -1,0 +1,1 @@
+"""Models, runs and scripts that several test files share."""

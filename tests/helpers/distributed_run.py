@@ -1,0 +1,171 @@
+"""The processes of test_distributed.py: each trains and measures, and writes what it found.
+
+torchrun --nproc-per-node 2 tests/helpers/distributed_run.py OUT
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import datasets
+import torch
+import torch.distributed as dist
+from conftest import make_decoder, make_encoder, make_texts, make_tokenizer
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import Trainer, TrainingArguments
+
+from sepstop import Monitor, SepStopCallback, SepStopConfig
+from sepstop.criteria import Separability
+from sepstop.runs.history import read_run
+
+POOL = 41  # no multiple of the processes
+
+
+class Broken(Separability):
+    """Fails on the last rank once the pool has been scored ``left`` times."""
+
+    left = 1
+
+    def on_resamples(self, points: torch.Tensor, resample_indices: torch.Tensor) -> torch.Tensor:
+        Broken.left -= 1
+        if Broken.left < 0 and dist.get_rank() == dist.get_world_size() - 1:
+            raise ZeroDivisionError("broken on purpose")
+        return super().on_resamples(points, resample_indices)
+
+
+def train(out: Path, *, resume: bool = False, pool_seed: int = 3, **options: Any) -> dict[str, Any]:
+    """A run, and what this rank knows of it."""
+    tokenizer = make_tokenizer()
+    texts, labels = make_texts(64)
+    rows = datasets.Dataset.from_dict({"text": texts, "label": labels}).map(
+        lambda batch: tokenizer(batch["text"]), batched=True
+    )
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=12,
+        learning_rate=1e-3,
+        max_grad_norm=0,  # Trainer scales the loss by the number of processes; Adam does not mind
+        eval_strategy="steps",
+        eval_steps=3,
+        save_steps=3,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,  # none without torchrun
+        ddp_timeout=60,
+    )
+    # The same batches whatever the number of processes.
+    arguments.per_device_train_batch_size = 8 // arguments.world_size
+    callback = SepStopCallback(
+        make_texts(POOL, seed=pool_seed)[0],
+        num_resamples=5,
+        max_length=16,
+        verbose=False,
+        **({"policy": {"name": "patience", "patience": None}} | options),
+    )
+    trainer = Trainer(
+        make_encoder(dropout=0.0),
+        arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    failed = None
+    try:
+        trainer.train(resume_from_checkpoint=resume or None)
+    except Exception as error:
+        failed = f"{type(error).__name__}: {error}"
+    decision = callback.decision and dataclasses.asdict(callback.decision)
+    return {
+        "failed": failed,
+        "steps": trainer.state.global_step,
+        "decision": decision,
+        "history": [dataclasses.asdict(record) for record in callback.history],
+    }
+
+
+def broken(out: Path, on_error: str) -> dict[str, Any]:
+    Broken.left = 1
+    return train(out, criterion=Broken(), on_error=on_error)
+
+
+def measuring() -> SepStopConfig:
+    return SepStopConfig(num_resamples=5, tokenizer=make_tokenizer())
+
+
+def measure(model: nn.Module, wrap: Callable[[nn.Module], Any] | None = None) -> dict[str, Any]:
+    model = copy.deepcopy(model)
+    if wrap is not None:
+        wrap(model)
+    monitor = Monitor(make_texts(POOL)[0], measuring(), distributed=True)
+    return dataclasses.asdict(monitor.measure(model, step=1))
+
+
+def alone(model: nn.Module) -> float:
+    """The score of a DDP model that the first rank alone measures, as many loops do."""
+    buffered = nn.parallel.DistributedDataParallel(model)
+    monitor = Monitor(make_texts(POOL)[0], measuring())
+    score = 0.0
+    if dist.get_rank() == 0:
+        score = monitor.measure(buffered, step=1).scores["separability"].value
+    dist.barrier()
+    return score
+
+
+def shard(model: nn.Module) -> None:
+    """FSDP2, as accelerate does it: each layer, then what is left."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    body: Any = model.base_model
+    for layer in body.encoder.layer if hasattr(body, "encoder") else body.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def main(out: Path) -> None:
+    warnings.simplefilter("ignore")
+    found = {
+        "run": train(out / "run"),
+        "stop": train(out / "stop", policy={"name": "patience", "patience": 1}),
+    }
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    found["stop again"] = train(
+        out / "stop", resume=True, policy={"name": "patience", "patience": 1}
+    )
+    found["encoder"] = measure(make_encoder())
+    found["causal"] = measure(make_decoder())
+    if dist.is_initialized():
+        found["skip"] = broken(out / "skip", "skip")
+        found["raise"] = broken(out / "raise", "raise")
+        found["other pool"] = train(out / "other", pool_seed=rank)
+        found["ddp on one rank"] = alone(make_encoder())
+        found["sharded encoder"] = measure(make_encoder(), shard)
+        found["sharded causal"] = measure(make_decoder(), shard)
+    if rank == 0:  # which writes the history files
+        found["recorded"] = {
+            "run": dataclasses.asdict(read_run(out / "run")),
+            "stop again": dataclasses.asdict(read_run(out / "stop")),
+        }
+    (out / f"rank{rank}.json").write_text(json.dumps(found))
+    # gloo's threads now and then abort a process that is torn down with many groups behind it.
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    while len(list(out.glob("rank*.json"))) < ranks:
+        time.sleep(0.05)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

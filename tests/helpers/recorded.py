@@ -1,0 +1,70 @@
+"""Recorded runs: hand-made ones, and settings of a tiny real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from conftest import make_encoder
+
+from sepstop.bench.record import RunSettings
+from sepstop.bench.recorded_run import RecordedRun
+
+
+def toy_run(
+    name: str = "toy",
+    accuracy: Sequence[float] = (0.1, 0.5, 0.9, 0.7),
+    scores: Sequence[float] = (0, 1, 2, 3),
+    pool: int = 40,
+) -> RecordedRun:
+    """A run of two classes, evaluated every 10 steps.
+
+    Args:
+        accuracy: of the predictions on the test set and on the pool, by evaluation.
+        scores: scale of the logits less 1, which `infomax` follows.
+        pool: number of texts; their embeddings are random.
+    """
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, pool)
+    logits = np.zeros((len(accuracy), pool, 2), np.float32)
+    for t, share in enumerate(accuracy):
+        right = np.arange(pool) < share * pool
+        logits[t, np.arange(pool), np.where(right, y, 1 - y)] = 1 + scores[t]
+    arrays = {
+        "steps": np.arange(len(accuracy)) * 10,
+        "pool_e": rng.normal(size=(len(accuracy), pool, 3)).astype(np.float16),
+        "pool_l": logits,
+        "y": y,
+        "te_acc": np.array(accuracy),
+    }
+    return RecordedRun(name, arrays)
+
+
+def without_logits(run: RecordedRun) -> RecordedRun:
+    arrays = {key: array for key, array in run.arrays.items() if key != "pool_l"}
+    return RecordedRun(run.name, arrays, run.settings)
+
+
+def save_model(folder: Path, tokenizer) -> Path:
+    """A tiny pretrained model."""
+    make_encoder().bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def short_settings(model: Path, **changes) -> RunSettings:
+    """A run that takes about a second; it needs 152 texts."""
+    options = {
+        "data": "toy",
+        "labeled_rows": 32,
+        "learning_rate": 1e-2,
+        "model": str(model),
+        "steps": 44,
+        "evaluate_every": 16,
+        "max_length": 16,
+        "pool_rows": 60,
+        "validation_rows": 20,
+        "test_rows": 40,
+    }
+    return RunSettings(**(options | changes))
