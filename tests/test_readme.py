@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, one block after the other."""
+"""The Python in the README and in docs/usage.md runs as it stands."""
 
 import re
 from pathlib import Path
@@ -6,24 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_encoder
-from lightning_module import Classifier
+from helpers.lightning_module import Classifier
 from torch.utils.data import DataLoader
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"<!-- run by [^\n]* -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+MARK = re.compile(r"<!-- run by [^\n]* -->\n```python\n(.*?)```", re.DOTALL)
+README = MARK.findall((ROOT / "README.md").read_text())
+USAGE = MARK.findall((ROOT / "docs/usage.md").read_text())
 
 
-def test_all_python_is_run():
-    assert len(BLOCKS) == README.read_text().count("```python") == 4
-
-
-@pytest.mark.filterwarnings("error:sepstop")
-def test_the_examples_run(tmp_path, monkeypatch, pool, train_rows, tokenizer):
+@pytest.fixture
+def names(tmp_path, monkeypatch, pool, train_rows, tokenizer):
+    """What the examples take for granted."""
     monkeypatch.chdir(tmp_path)
     model = make_encoder()
     columns = ["input_ids", "attention_mask", "labels"]
     rows = train_rows.rename_column("label", "labels").with_format("torch", columns)
-    names = {
+    return {
         "model": model,
         "tokenizer": tokenizer,
         "pool": pool,
@@ -32,17 +31,31 @@ def test_the_examples_run(tmp_path, monkeypatch, pool, train_rows, tokenizer):
         "optimizer": torch.optim.AdamW(model.parameters()),
         "loader": DataLoader(rows, batch_size=2),
     }
-    exec(BLOCKS[0], names)
+
+
+def test_all_python_is_run():
+    assert len(README) == (ROOT / "README.md").read_text().count("```python") == 1
+    assert len(USAGE) == 3
+
+
+def test_the_readme_is_short_and_its_example_runs(names):
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    exec(README[0], names)
+    callback, trainer = names["callback"], names["trainer"]
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{callback.decision.best_step}")
+
+
+def test_the_example_with_evaluations_runs(names):
+    exec(USAGE[0], names)
     assert names["callback"].decision.best_step == names["trainer"].state.best_global_step
-    exec(BLOCKS[1], names)
-    assert names["callback"].history
-    assert names["trainer"].state.best_model_checkpoint
-    exec(BLOCKS[2], names)
-    assert names["history"][0].step == 5
 
 
-@pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, few batches
+def test_the_loop_runs(names):
+    exec(USAGE[2], names)
+    assert names["records"][0].step == 5
+
+
 def test_the_lightning_example_runs(tmp_path, monkeypatch, pool, tokenizer, batches):
     monkeypatch.chdir(tmp_path)
     names = {"pool": pool, "tokenizer": tokenizer, "module": Classifier(), "loader": batches}
-    exec(BLOCKS[3], names | {"eval_loader": batches})
+    exec(USAGE[1], names | {"eval_loader": batches})
