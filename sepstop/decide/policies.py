@@ -105,11 +105,8 @@ class Patience:
         reference: tuple[int, Score] | None = None  # the last improvement that counted
         floor = -math.inf if self.baseline is None else sign * self.baseline
         waited = rest = seen = 0
-        for step, score in series.trained:
-            if not score.is_finite:
-                if self.nonfinite == "stop":
-                    return _nonfinite_stop(series, step)
-                continue
+        finite, stop = _finite_part(series, self.nonfinite)
+        for step, score in finite:
             seen += 1
             value = sign * score.value
             is_warm = seen > self.warmup
@@ -134,7 +131,7 @@ class Patience:
             why = f"{waited} of {self.patience or 'any number of'} evaluations without improvement"
         else:
             why = "improving" if rest == self.cooldown else "cooling down"
-        return _decision(series, None, why)
+        return stop or _decision(series, None, why)
 
     def _threshold_passed(self, series: Series, step: int, value: float) -> str:
         """Why a score stops the run at once; empty if it does not."""
@@ -201,11 +198,8 @@ class Plateau:
         needed = max(self.warmup, self.window + 1)
         values: list[float] = []
         why = "nothing measured yet"
-        for step, score in series.trained:
-            if not score.is_finite:
-                if self.nonfinite == "stop":
-                    return _nonfinite_stop(series, step)
-                continue
+        finite, stop = _finite_part(series, self.nonfinite)
+        for step, score in finite:
             values.append(series.sign * score.value)
             if len(values) < needed:
                 why = f"warm-up, evaluation {len(values)} of {needed}"
@@ -224,7 +218,7 @@ class Plateau:
             )
             if share <= self.tolerance:
                 return _decision(series, step, f"{why}, at most {self.tolerance:.1%} is a plateau")
-        return _decision(series, None, why)
+        return stop or _decision(series, None, why)
 
 
 @dataclass(frozen=True)
@@ -256,11 +250,8 @@ class FirstOptimum:
     def __call__(self, series: Series) -> Decision:
         values: list[float] = []
         why = "nothing measured yet"
-        for step, score in series.trained:
-            if not score.is_finite:
-                if self.nonfinite == "stop":
-                    return _nonfinite_stop(series, step)
-                continue
+        finite, stop = _finite_part(series, self.nonfinite)
+        for step, score in finite:
             values.append(series.sign * score.value)
             if len(values) <= self.window:
                 why = f"warm-up, evaluation {len(values)} of {self.window}"
@@ -270,7 +261,7 @@ class FirstOptimum:
             why = f"the average of {self.window} evaluations changed by {series.sign * change:.3g}"
             if change < 0:
                 return _decision(series, step, f"{why}, its first turn")
-        return _decision(series, None, why)
+        return stop or _decision(series, None, why)
 
 
 @dataclass(frozen=True)
@@ -314,11 +305,8 @@ class PastPeak:
         best: tuple[int, float] | None = None
         since, lowest = 0, math.inf
         why = "nothing measured yet"
-        for step, score in series.trained:
-            if not score.is_finite:
-                if self.nonfinite == "stop":
-                    return _nonfinite_stop(series, step)
-                continue
+        finite, stop = _finite_part(series, self.nonfinite)
+        for step, score in finite:
             value = score.value
             if self.since_lowest and value < lowest:
                 lowest, best = value, None
@@ -333,7 +321,7 @@ class PastPeak:
                 why = f"{drop:.0%} below step {best[0]}, {age:.0%} of the steps ago"
                 if drop >= self.max_drop or (age >= self.max_age and since >= self.min_evaluations):
                     return _decision(series, step, why)
-        return _decision(series, None, why)
+        return stop or _decision(series, None, why)
 
 
 POLICIES: dict[str, type] = {
@@ -377,8 +365,21 @@ def _score_text(series: Series, step: int) -> str:
     return f"{series.name} {series.score_at(step).value:.4f} at step {step}"
 
 
-def _nonfinite_stop(series: Series, step: int) -> Decision:
-    return _decision(series, step, f"{series.name} at step {step} is not a finite number")
+def _finite_part(
+    series: Series, nonfinite: NonFinite
+) -> tuple[list[tuple[int, Score]], Decision | None]:
+    """The finite scores after step 0, and the stop at the first that is not finite, if asked for.
+
+    With such a stop, only the scores before it.
+    """
+    finite: list[tuple[int, Score]] = []
+    for step, score in series.trained:
+        if score.is_finite:
+            finite.append((step, score))
+        elif nonfinite == "stop":
+            why = f"{series.name} at step {step} is not a finite number"
+            return finite, _decision(series, step, why)
+    return finite, None
 
 
 def _decision(series: Series, stop_step: int | None, why: str) -> Decision:
