@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Each adds to the first."""
 
-SHOWN = ("separability", "neighbor_mi")
+SHOWN = ("separability", "robust_mi")
 
 
 def main() -> None:

@@ -39,8 +39,8 @@ def main() -> None:
     for path in paths:
         run = load_run(path)
         suite = "development" if path.parent.name == "development" else "others"
-        for name, series in ScoreCache(path.parent / "scores")(run, criteria).items():
-            losses[name, suite].append(lost(run, series.trained))
+        for name, scored in ScoreCache(path.parent / "scores")(run, criteria).items():
+            losses[name, suite].append(lost(run, scored.series.trained))
     Console(width=120).print(table(losses))
 
 

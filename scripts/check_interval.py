@@ -3,8 +3,9 @@
     python scripts/check_interval.py
 
 Pools are drawn from a mixture of Gaussians, so many draws give the expected score: the separability
-of n fresh points, and the mutual information of a classifier's neighbors in a pool of N. A 95 %
-interval should contain it in 95 % of the pools.
+of n fresh points, and the scores of a classifier's predictions in a pool of N. A corrupted copy is
+a point moved by half the spread. A 95 % interval should contain the expected score in 95 % of the
+pools.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 
 from sepstop import h0_separability
 from sepstop.criteria.neighbor_mi import neighbor_mi
+from sepstop.criteria.robust_mi import robust_mi
 from sepstop.measure.neighbors import nearest_neighbors
 from sepstop.measure.resampling import draw_resamples
 from sepstop.statistics import interval
@@ -49,11 +51,25 @@ class Mixture:
         return h0_separability(points[resample_indices])
 
     def neighbor_mi(self, points: Tensor, resample_indices: Tensor) -> Tensor:
-        """``(N, D)`` -> ``(B,)``, by a classifier with errors."""
-        guess = torch.randn(self.centers.shape, generator=self.generator)
-        logits = -torch.cdist(points, self.centers + 0.5 * guess)
-        near = logits.argmax(dim=-1)[nearest_neighbors(points)][:, None]  # (N, 1, m)
+        """``(N, D)`` -> ``(B,)``"""
+        logits, _, near = self.predictions(points)
         return neighbor_mi(logits[resample_indices], near[resample_indices])
+
+    def robust_mi(self, points: Tensor, resample_indices: Tensor) -> Tensor:
+        """``(N, D)`` -> ``(B,)``"""
+        return robust_mi(*(part[resample_indices] for part in self.predictions(points)))
+
+    def predictions(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of a classifier with errors for points and for their corrupted copies, ``(N, k)``
+        each, and the classes of the neighbors, ``(N, 1, m)``.
+        """
+        guess = torch.randn(self.centers.shape, generator=self.generator)
+        noise = torch.randn(points.shape, generator=self.generator)
+        copies = points + self.spread / 2 * noise
+        logits, of_copies = (
+            -torch.cdist(one, self.centers + 0.5 * guess) for one in (points, copies)
+        )
+        return logits, of_copies, logits.argmax(dim=-1)[nearest_neighbors(points)][:, None]
 
 
 def main() -> None:
@@ -73,14 +89,15 @@ def main() -> None:
         centers = torch.randn(classes, given.dimensions, generator=generator)
         mixture = Mixture(centers, spread, generator)
         fresh = torch.stack([mixture.draw(size) for _ in range(given.draws)])
-        many = [
-            float(mixture.neighbor_mi(mixture.draw(given.pool_size), chosen).mean())
-            for _ in range(given.draws)
-        ]
         scores: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
-            "separability": (mixture.separability, float(h0_separability(fresh).mean())),
-            "neighbor_mi": (mixture.neighbor_mi, float(np.mean(many))),
+            "separability": (mixture.separability, float(h0_separability(fresh).mean()))
         }
+        for score in (mixture.robust_mi, mixture.neighbor_mi):
+            many = [
+                float(score(mixture.draw(given.pool_size), chosen).mean())
+                for _ in range(given.draws)
+            ]
+            scores[score.__name__] = (score, float(np.mean(many)))
         for name, (score, expected) in scores.items():
             bounds = [
                 interval(

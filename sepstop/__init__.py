@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sepstop.criteria import h0_separability
     from sepstop.decide.policies import FirstOptimum, PastPeak, Patience, Plateau, replay
     from sepstop.homology import h0_deaths, h0_tree
+    from sepstop.measure.average import RunningAverages
     from sepstop.measure.monitor import Monitor
     from sepstop.measure.scorer import Scorer
     from sepstop.runs.loading import Loading
@@ -29,6 +30,7 @@ _MODULES = {
     "Patience": "decide.policies",
     "Plateau": "decide.policies",
     "Record": "types",
+    "RunningAverages": "measure.average",
     "Score": "types",
     "Scorer": "measure.scorer",
     "SepStopCallback": "callbacks.trainer",
@@ -50,6 +52,7 @@ __all__ = [
     "Patience",
     "Plateau",
     "Record",
+    "RunningAverages",
     "Score",
     "Scorer",
     "SepStopCallback",

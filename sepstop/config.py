@@ -19,7 +19,14 @@ PolicySpec = str | dict[str, Any] | Callable[[Series], Decision]
 
 AUTO: Final = "auto"
 
-_AT_LEAST_ONE = ("num_resamples", "max_length", "batch_size", "pool_size", "every_n_steps")
+_AT_LEAST_ONE = (
+    "num_resamples",
+    "max_length",
+    "batch_size",
+    "pool_size",
+    "every_n_steps",
+    "average_every_n_steps",
+)
 _MAY_BE_NONE = ("resample_size", "pool_size", "every_n_steps")
 
 
@@ -36,12 +43,10 @@ class SepStopConfig:
             a `sepstop.types.Series` that returns a `sepstop.types.Decision`. "auto" is the policy
             that `sepstop.decide.policies.default_policy` gives for the score that decides.
         criterion: the score that decides, one of `sepstop.criteria.CRITERIA` or your own. "auto"
-            is the mutual information between each text's group and its neighbors' groups:
-            ``neighbor_mi`` for one class out of k, ``label_mi`` for labels that do not exclude
-            each other, ``component_mi`` for models without either. With a policy of your own,
-            "auto" is ``separability``.
-        extra_criteria: scores to record beside the one that decides, from the same forward pass.
-            "auto" is the mutual information, as above. Those for other outputs are left out.
+            is ``robust_mi`` for one class out of k, ``label_mi`` for labels that do not exclude
+            each other, ``component_mi`` for models without either.
+        extra_criteria: scores to record beside the one that decides, from the same forward passes.
+            "auto" is as above. Those for other outputs are left out.
         pooling: "auto" (a SentenceTransformer's own pooling, "mean" for other models), "mean",
             "cls", "last", a mapping such as ``{"name": "mean", "layer": 6}``, or a function
             ``(model, input_ids, attention_mask) -> (b, D)``.
@@ -61,6 +66,12 @@ class SepStopConfig:
             precision of the training.
         outputs: "classes" (one class out of k), "labels" (yes or no for each) or "none" (a
             regression, a reward, no logits). "auto" finds out, see `sepstop.measure.outputs`.
+        average: score and keep running averages of the trained weights, which are better than
+            single checkpoints. False scores and keeps the checkpoints themselves.
+        score_checkpoints: score the checkpoint beside its averages, by one more pass over the pool.
+            The best of them is kept.
+        average_every_n_steps: number of steps between updates of the averages.
+        average_device: device of the averages, such as "cpu". Default: that of the weights.
         every_n_steps: minimum number of steps between scores. Default: every evaluation. Without
             evaluations, the number of steps between scores. Default: each epoch.
         load_best_model_at_end: load the best checkpoint when training ends, for runs without
@@ -77,19 +88,23 @@ class SepStopConfig:
 
     policy: PolicySpec = AUTO
     criterion: CriterionSpec = AUTO
-    extra_criteria: Sequence[CriterionSpec] = (AUTO, "separability")
+    extra_criteria: Sequence[CriterionSpec] = ("separability",)
     pooling: PoolingSpec = AUTO
     num_resamples: int = 20
     resample_size: int | None = None
     seed: int = 0
     tokenizer: Any = None
     text_column: str = "text"
-    pool_size: int | None = 2000
+    pool_size: int | None = 1000
     max_length: int = 256
     batch_size: int = 64
     padding: bool | None = None
     precision: Precision | None = None
     outputs: Literal["auto", "classes", "labels", "none"] = AUTO
+    average: bool = True
+    score_checkpoints: bool = False
+    average_every_n_steps: int = 1
+    average_device: str | None = None
     every_n_steps: int | None = None
     load_best_model_at_end: bool = False
     continue_after_stop: bool = False
@@ -109,6 +124,8 @@ class SepStopConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"expected `seed` from 0 to 2**63 - 1, got {self.seed}")
         for name, known in (
+            ("average", (True, False)),
+            ("score_checkpoints", (True, False)),
             ("padding", (True, False, None)),
             ("precision", (*get_args(Precision), None)),
             ("outputs", (AUTO, *get_args(Outputs))),

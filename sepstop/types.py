@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -49,9 +49,43 @@ NO_SCORE = Score(math.nan)
 """The score of a pool that could not be scored."""
 
 
+CHECKPOINT = "checkpoint"
+"""The name of a step's own weights among the candidates of a step; the others are averages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """An average of a run's weights.
+
+    ``str(average)`` is ``"cumulative average of steps 20 to 140"``.
+
+    Attributes:
+        name: how the steps are weighted; see `sepstop.measure.average.AVERAGES` and, for averages
+            of checkpoints on disk, `sepstop.runs.averaging`.
+        first_step, last_step: the first and the last step in it.
+        count: number of steps in it.
+    """
+
+    name: str
+    first_step: int
+    last_step: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.name} average of steps {self.first_step} to {self.last_step}"
+
+
+def candidate_name(average: Average | None) -> str:
+    """The name of a candidate: that of the average, or `CHECKPOINT`."""
+    return CHECKPOINT if average is None else average.name
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One measurement of the pool.
+
+    At each step the candidates are the step's own weights, averages of the weights up to it, or
+    both. The record is that of the best candidate.
 
     Attributes:
         step: optimizer steps taken; 0 is before training.
@@ -60,6 +94,9 @@ class Record:
         seconds: wall time of embedding the pool and scoring it.
         resample_size: points in a resample.
         pool_size: points in the pool.
+        average: the average that the scores are of; None for the step's own weights.
+        others: scores of the other candidates of this step, by the candidate's name, then by the
+            criterion's. The step's own weights are called `CHECKPOINT`.
     """
 
     step: int
@@ -68,6 +105,18 @@ class Record:
     seconds: float = 0.0
     resample_size: int = 0
     pool_size: int = 0
+    average: Average | None = None
+    others: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> Mapping[str, Mapping[str, Score]]:
+        """Scores of all candidates of this step, by name, the best one first."""
+        return {candidate_name(self.average): self.scores, **self.others}
+
+    @property
+    def has_average_candidates(self) -> bool:
+        """True if an average was a candidate, whether or not it was the best."""
+        return any(name != CHECKPOINT for name in self.candidates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ NEITHER = (
     "measure/test_pool.py::test_large_pools",
     "report/test_figures.py",
     "report/test_html.py",
+    "runs/test_average_files.py",
     "runs/test_cache.py",
     "runs/test_loading.py",
     "test_fuzz.py",

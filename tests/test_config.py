@@ -18,7 +18,7 @@ from sepstop.callbacks import lightning
 )
 def test_the_callbacks_take_the_fields_of_the_configuration(callback, left_out):
     parameters = dict(inspect.signature(callback).parameters)
-    for name in ("pool", "model"):
+    for name in ("pool", "model", "warmup_steps"):
         parameters.pop(name, None)
     taken = [(one.name, one.annotation, one.default) for one in parameters.values()]
     assert {one.kind for one in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
@@ -40,7 +40,7 @@ def test_the_callback_keeps_what_it_is_given(pool):
     ("options", "message"),
     [
         ({"policy": "patient"}, "unknown policy 'patient'; known: first_optimum, past_peak, pat"),
-        ({"criterion": "separation"}, "unknown criterion 'separation'; known: component_mi, ent"),
+        ({"criterion": "separation"}, "unknown criterion 'separation'; known: component_mi, cons"),
         ({"criterion": "rankme"}, "as 'sepstop.bench.criteria:RankMe'"),
         ({"extra_criteria": ["auto", "separation"]}, "unknown criterion 'separation'"),
         ({"extra_criteria": "separability"}, "expected a list of criteria as `extra_criteria`"),

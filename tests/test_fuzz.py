@@ -44,7 +44,7 @@ from sepstop.runs.history import (
     read_run,
 )
 from sepstop.runs.records import RunHistory, from_state, record_to_dict
-from sepstop.types import Decision, Score
+from sepstop.types import Average, Decision, Score
 from sepstop.utils.labels import read_labeled
 from sepstop.utils.registry import build
 
@@ -129,7 +129,8 @@ def command(*arguments):
 
 
 SCORES = {"neighbor_mi": Score(0.4, 0.3, 0.5, (0.3, 0.5)), "separability": Score(0.2)}
-RECORD = record_to_dict(Record(5, 0.5, SCORES, 1.0, 10, 20))
+OTHERS = {"checkpoint": SCORES, "recent": {"neighbor_mi": Score(0.3)}}
+RECORD = record_to_dict(Record(5, 0.5, SCORES, 1.0, 10, 20, Average("cumulative", 2, 5, 4), OTHERS))
 HEADER = {
     "settings": {
         "criterion": {"name": "neighbor_mi"},
@@ -150,7 +151,7 @@ HEADER = {
 }
 DECISION = {"stop": False, "best_step": 5, "reason": "improving", "step": 5}
 ROW = {"step": 5, "epoch": 0.5, KEY: {"record": RECORD, "decision": DECISION, **HEADER}}
-LINES = [{KEY: {"schema": 2, "count": 1, **HEADER}}, {**RECORD, "decision": DECISION}]
+LINES = [{KEY: {"schema": 3, "count": 1, **HEADER}}, {**RECORD, "decision": DECISION}]
 CONTENT = "\n".join(map(json.dumps, LINES)).encode()
 TRAINED = {"loss": 1.0, "learning_rate": 1e-5, "step": 5, "epoch": 0.5}
 STATE = {"max_steps": 9, "save_steps": 5, "log_history": [TRAINED, ROW]}
@@ -432,7 +433,7 @@ def test_recorded_settings_import_nothing(run, pool, marker, kind, file):
     else:
         (run / "checkpoint-2" / file).write_text(json.dumps(state))
     with pytest.raises(ValueError, match=f"the run.s {kind} is its own, trap:{kind}; pass"):
-        select_checkpoint(run, pool, progress=False)
+        select_checkpoint(run, pool, progress=False, average=False)
     command("card", run)
     assert not marker.exists()
 
@@ -442,7 +443,7 @@ def test_sharded_weights_outside_the_folder_are_not_read(run, saved, pool):
     (checkpoint / "model.safetensors").rename(run / "elsewhere.safetensors")
     index = {"metadata": {}, "weight_map": {"bert.pooler.dense.bias": "../elsewhere.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = select_checkpoint(run, pool, progress=False)
+    found = select_checkpoint(run, pool, progress=False, average=False)
     assert "outside" in found.skipped[checkpoint]
 
 
@@ -456,7 +457,7 @@ def test_modules_outside_the_folder_are_not_loaded(run, saved, pool):
         }
     ]
     (run / "checkpoint-2" / "modules.json").write_text(json.dumps(modules))
-    found = select_checkpoint(run, pool, progress=False)
+    found = select_checkpoint(run, pool, progress=False, average=False)
     assert "Invalid model path" in found.skipped[run / "checkpoint-2"]
 
 

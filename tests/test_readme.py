@@ -1,5 +1,6 @@
 """The Python in the README and in docs/usage.md runs as it stands."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,7 +8,13 @@ import pytest
 import torch
 from conftest import make_encoder
 from helpers.lightning_module import Classifier
+from torch.nn.utils import parameters_to_vector
+from torch.testing import assert_close
 from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification
+
+from sepstop.measure.average import AVERAGES
+from sepstop.runs.average_files import read_average
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- run by [^\n]* -->\n```python\n(.*?)```", re.DOTALL)
@@ -38,24 +45,51 @@ def test_all_python_is_run():
     assert len(USAGE) == 3
 
 
+def assert_holds(model, folder, step):
+    """``model`` has the weights of an average of this step, which ``folder`` holds."""
+    saved = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    assert all(torch.equal(weight, saved[name]) for name, weight in model.state_dict().items())
+    assert read_average(folder).last_step == step
+
+
 def test_the_readme_is_short_and_its_example_runs(names):
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     exec(README[0], names)
-    callback, trainer = names["callback"], names["trainer"]
-    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{callback.decision.best_step}")
+    kept, step = names["trainer"].state.best_model_checkpoint, names["callback"].decision.best_step
+    assert Path(kept) == Path("run") / f"average-{step}"
+    assert_holds(names["trainer"].model, kept, step)
 
 
 def test_the_example_with_evaluations_runs(names):
     exec(USAGE[0], names)
-    assert names["callback"].decision.best_step == names["trainer"].state.best_global_step
+    state, step = names["trainer"].state, names["callback"].decision.best_step
+    assert state.best_global_step == step
+    assert Path(state.best_model_checkpoint) == Path("run") / f"average-{step}"
+    assert_holds(names["trainer"].model, state.best_model_checkpoint, step)
 
 
 def test_the_loop_runs(names):
+    weights, model = [], names["model"]
+    names["optimizer"].register_step_post_hook(
+        lambda *_: weights.append(parameters_to_vector(model.parameters()).detach().double())
+    )
     exec(USAGE[2], names)
+    step = names["decision"].best_step
     assert names["records"][0].step == 5
+    (kept,) = (record.average for record in names["records"] if record.step == step)
+    decay = AVERAGES[kept.name]
+    shares = torch.tensor([math.prod(range(n, n + decay)) for n in range(1, step + 1)]).double()
+    mean = shares / shares.sum() @ torch.stack(weights[:step])
+    saved = AutoModelForSequenceClassification.from_pretrained("best")
+    assert_close(parameters_to_vector(saved.parameters()).double(), mean, atol=1e-6, rtol=0)
+    assert not torch.allclose(mean, weights[step - 1], atol=1e-4)
 
 
 def test_the_lightning_example_runs(tmp_path, monkeypatch, pool, tokenizer, batches):
     monkeypatch.chdir(tmp_path)
     names = {"pool": pool, "tokenizer": tokenizer, "module": Classifier(), "loader": batches}
-    exec(USAGE[1], names | {"eval_loader": batches})
+    names |= {"eval_loader": batches}
+    exec(USAGE[1], names)
+    step = names["callback"].decision.best_step
+    assert [path.name for path in tmp_path.glob("average-*")] == [f"average-{step}"]
+    assert_holds(names["module"].net, tmp_path / f"average-{step}", step)

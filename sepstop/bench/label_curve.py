@@ -26,7 +26,7 @@ def label_curve(run: RecordedRun) -> dict[int, float]:
     y = run.arrays["y"]
     right = run.arrays["pool_l"].argmax(axis=-1) == y  # (T, N)
     trained = np.flatnonzero(np.array(run.steps) > 0)
-    lost = run.test_accuracy.max() - run.test_accuracy[trained]
+    lost = run.best_accuracy - run.test_accuracy[trained]
     rng = np.random.default_rng(_SEED)
     orders = rng.permuted(np.tile(np.arange(len(y)), (_DRAWS, 1)), axis=1)  # (draws, N)
     curve = {}

@@ -1,7 +1,8 @@
 """Recording of runs: fine-tuning of a classifier, with the inputs of all criteria kept.
 
 The classifier is a transformers backbone with a linear head on its pooled embedding. AdamW trains
-it at a constant learning rate after 20 steps of warm-up.
+it, with 20 steps of warm-up. Each evaluation records the model and the running averages of its
+weights; the end of the run also records averages that need no pool, to compare with.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from sepstop.bench.plain_averages import PlainAverages
 from sepstop.bench.recorded_run import RecordedRun
+from sepstop.measure.average import RunningAverages
 from sepstop.measure.embedding import embed
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.tokens import DROP_RATE, drop_tokens
@@ -40,7 +43,8 @@ class RunSettings:
     Attributes:
         data: name of the data; part of the run's name.
         labeled_rows: rows to train on.
-        learning_rate: of AdamW, for all trained weights.
+        learning_rate: of AdamW, for all trained weights, after the warm-up.
+        schedule: of the learning rate after the warm-up: "constant", or "linear" or "cosine" to 0.
         noise: share of the labeled rows with a wrong label.
         noise_kind: wrong labels are any other class ("uniform") or always the next one ("class").
         imbalance: ratio of the most frequent class to the rarest among the labeled rows, as far as
@@ -65,6 +69,7 @@ class RunSettings:
     data: str
     labeled_rows: int
     learning_rate: float = 1e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     noise: float = 0.0
     noise_kind: Literal["uniform", "class"] = "uniform"
     imbalance: float = 1.0
@@ -86,6 +91,10 @@ class RunSettings:
             raise ValueError(f"expected `start` base, reset, head or lora, got {self.start!r}")
         if self.noise_kind not in ("uniform", "class"):
             raise ValueError(f"expected `noise_kind` uniform or class, got {self.noise_kind!r}")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(
+                f"expected `schedule` constant, linear or cosine, got {self.schedule!r}"
+            )
         if not 0 <= self.noise < 1:
             raise ValueError(f"expected `noise` from 0 to below 1, got {self.noise}")
         if self.imbalance < 1:
@@ -101,7 +110,11 @@ class RunSettings:
         parts.append(f"noise{self.noise}" + ("class" if self.noise_kind == "class" else ""))
         if self.imbalance > 1:
             parts.append(f"imbalance{self.imbalance:g}")
+        if self.schedule != "constant":
+            parts.append(self.schedule)
         settings = self.described()
+        if self.schedule == "constant":
+            del settings["schedule"]  # added later; constant runs keep their names
         settings["embedder"] = settings.pop("pooling")  # as in the names of runs recorded earlier
         digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:6]
         return "-".join([*parts, self.start, self.pooling, f"seed{self.seed}", digest])
@@ -168,28 +181,69 @@ def record_run(
     pooling = build("pooling", settings.pooling, POOLINGS)
     model = Classifier(prepare(backbone, settings), pooling, split.classes).to(device)
 
+    arrays, plain = _record(model, split, settings, progress)
+    arrays |= {"y": split.labels["pool"], "train_y": split.labels["train"]}
+    arrays["plain_te_acc"] = np.array(list(plain.values()))
+    described = settings.described() | {"plain": list(plain)}
+    return RecordedRun(settings.name, arrays, described)
+
+
+def _record(
+    model: Classifier, split: Split, settings: RunSettings, progress: bool
+) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Train; return the arrays of all evaluations, and the accuracy of `PlainAverages` at the end.
+
+    Averages begin at the end of the warm-up.
+    """
+    averages, plain = RunningAverages(model), PlainAverages(model)
     recorded: dict[str, list[Any]] = {}
     losses: list[float] = []
     training = train(model, split, settings)
     steps = tqdm(total=settings.steps, desc=settings.name, disable=not progress)
-    precision = torch.autocast(torch.device(device).type, torch.bfloat16, settings.bf16)
-    for step in range(settings.steps + 1):
-        if step % settings.evaluate_every == 0 or step == settings.steps:
-            with precision:
-                values = evaluate(model, split) | {"steps": step}
-            values["tr_loss"] = np.mean(losses) if losses else math.nan
-            losses.clear()
-            for key, value in values.items():
-                recorded.setdefault(key, []).append(value)
-            steps.set_postfix(accuracy=f"{values['te_acc']:.3f}")
-        if step < settings.steps:
-            losses.append(next(training))
-            steps.update()
-    steps.close()
+    device = model.head.weight.device.type
+    precision = torch.autocast(device, torch.bfloat16, settings.bf16)
+    with steps:
+        for step in range(settings.steps + 1):
+            if step % settings.evaluate_every == 0 or step == settings.steps:
+                with precision:
+                    values = evaluate(model, split)
+                    values |= _of_averages(model, split, averages, values)
+                values |= {"steps": step, "tr_loss": np.mean(losses) if losses else math.nan}
+                losses.clear()
+                for key, value in values.items():
+                    recorded.setdefault(key, []).append(value)
+                steps.set_postfix(accuracy=f"{values['te_acc']:.3f}")
+                if step > 0:
+                    plain.add_checkpoint()
+            if step < settings.steps:
+                losses.append(next(training))
+                plain.update()
+                if step + 1 >= min(_WARMUP, settings.steps):
+                    averages.update(model, step + 1)
+                steps.update()
+        with precision:
+            plain_results = dict(plain.results(lambda: test_accuracy(model, split)))
     arrays = {key: np.stack(values) for key, values in recorded.items()}
-    arrays |= {"y": split.labels["pool"], "train_y": split.labels["train"]}
     arrays["steps"] = arrays["steps"].astype(np.int64)
-    return RecordedRun(settings.name, arrays, settings.described())
+    return arrays, plain_results
+
+
+def _of_averages(
+    model: Classifier, split: Split, averages: RunningAverages, own: dict[str, Any]
+) -> dict[str, Any]:
+    """The arrays of one evaluation of each average, by name.
+
+    Args:
+        own: those of the model itself, which stand for the averages before the first.
+    """
+    found: dict[str, Any] = {}
+    for name in averages.decays:
+        values = {key: own[key] for key in ("pool_e", "pool_l", "pool_d", "te_acc", "pool_acc")}
+        if averages.count:
+            with averages.applied(model, name):
+                values = evaluate(model, split, ("pool", "corrupted", "test"))
+        found |= {f"{name}_{key}": value for key, value in values.items()}
+    return found
 
 
 def read_rows(
@@ -325,8 +379,8 @@ def _reset(module: nn.Module) -> None:
 def train(model: Classifier, split: Split, settings: RunSettings) -> Iterator[float]:
     """Take optimizer steps without end; yield the loss of each."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / _WARMUP))
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: rate_factor(n, settings))
     device = model.head.weight.device
     y = torch.from_numpy(split.labels["train"])
     generator = torch.Generator().manual_seed(settings.seed)
@@ -344,30 +398,52 @@ def train(model: Classifier, split: Split, settings: RunSettings) -> Iterator[fl
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            warmup.step()
+            rate.step()
             yield float(loss.detach())
 
 
-def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
-    """The arrays of one evaluation, by name: see `RecordedRun.arrays`."""
-    points = {
-        part: embed(model.backbone, tokens, model.pooling) for part, tokens in split.tokens.items()
-    }
+def rate_factor(step: int, settings: RunSettings) -> float:
+    """The learning rate of a step, from 0 on, in units of the settings' rate."""
+    if step < _WARMUP or settings.schedule == "constant":
+        return min(1.0, (step + 1) / _WARMUP)
+    left = max(0.0, (settings.steps - step) / (settings.steps - _WARMUP))
+    return left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+
+
+def evaluate(
+    model: Classifier,
+    split: Split,
+    parts: Sequence[str] = ("pool", "corrupted", "validation", "test"),
+) -> dict[str, Any]:
+    """The arrays of one evaluation, by name: see `RecordedRun.arrays`.
+
+    Args:
+        parts: of the split; pool, corrupted and test at least.
+    """
+    points = {part: embed(model.backbone, split.tokens[part], model.pooling) for part in parts}
     with torch.no_grad():
         logits = {part: model.head(cloud.float()).float().cpu() for part, cloud in points.items()}
 
     def accuracy(part: str) -> float:
         return float((logits[part].argmax(-1).numpy() == split.labels[part]).mean())
 
-    y = torch.from_numpy(split.labels["validation"])
-    return {
+    values = {
         "pool_e": points["pool"].half().cpu().numpy(),
         "pool_l": logits["pool"].numpy().astype(np.float32),
         "pool_d": logits["corrupted"].numpy().astype(np.float32),
-        "train_e": points["train"].half().cpu().numpy(),
-        "train_l": logits["train"].numpy().astype(np.float32),
         "te_acc": accuracy("test"),
         "pool_acc": accuracy("pool"),
-        "va_acc": accuracy("validation"),
-        "va_loss": float(nn.functional.cross_entropy(logits["validation"], y)),
     }
+    if "validation" in parts:
+        y = torch.from_numpy(split.labels["validation"])
+        values["va_acc"] = accuracy("validation")
+        values["va_loss"] = float(nn.functional.cross_entropy(logits["validation"], y))
+    return values
+
+
+def test_accuracy(model: Classifier, split: Split) -> float:
+    """Share of the test texts that the model classifies right."""
+    points = embed(model.backbone, split.tokens["test"], model.pooling)
+    with torch.no_grad():
+        classes = model.head(points.float()).argmax(-1).cpu().numpy()
+    return float((classes == split.labels["test"]).mean())

@@ -1,21 +1,20 @@
-"""Verdicts on criteria and policies: regret, steps saved and rank agreement over a set of runs."""
+"""Verdicts: one choice on a set of runs, with its regret, steps saved and rank agreement."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from sepstop.bench.label_curve import label_equivalent
-from sepstop.bench.recorded_run import RecordedRun
-from sepstop.types import Series
+from sepstop.bench.outcomes import Floats, Outcome
 
-Floats = NDArray[np.float64]
+Key = tuple[str, str, str]
+"""Criterion, policy and candidates of a verdict."""
 
 DEFAULT = "default"
 """In tables: what a user gets without choosing, the default criterion and its default policy."""
@@ -23,63 +22,23 @@ DEFAULT = "default"
 HINDSIGHT = "hindsight"
 """In tables: the best step of the whole run, no policy."""
 
-OURS = (
-    DEFAULT,
-    "neighbor_mi",
-    "component_mi",
-    "consistency",
-    "cluster_entropy",
-    "cluster_information",
-)
-"""Criteria of this project; all others are peers."""
+CHECKPOINTS = "checkpoints"
+"""In tables: only single checkpoints are candidates."""
+
+ALL = "all"
+"""In tables: every recorded candidate."""
+
+PLAIN = "plain"
+"""In tables: a single average that needs no pool."""
+
+RULE = "rule"
+"""In tables: whatever a rule of one's own chose among."""
+
+ORACLE = "oracle"
+"""In tables: the choice by test accuracy."""
 
 _BOOTSTRAP = 2000
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One criterion with one policy on one run.
-
-    Attributes:
-        pick: step of the checkpoint that is kept.
-        regret: best test accuracy of the run less that of the pick, from 0 to 1.
-        saved: share of the steps left out.
-        spearman, weighted_spearman: rank agreement of score and test accuracy after step 0; NaN if
-            either is constant.
-    """
-
-    pick: int
-    regret: float
-    saved: float
-    spearman: float
-    weighted_spearman: float
-
-    @classmethod
-    def of(
-        cls, run: RecordedRun, series: Series, pick: int | None, stop_step: int | None = None
-    ) -> Outcome:
-        """The outcome of a run that keeps ``pick`` and stops at ``stop_step``.
-
-        Args:
-            series: the scores, for the rank agreement.
-            pick: None is the last step: nothing could be scored.
-            stop_step: None is a run that was not stopped.
-        """
-        accuracy = dict(zip(run.steps, run.test_accuracy, strict=True))
-        end = run.steps[-1]
-        kept = end if pick is None else pick
-        finite = [(step, score) for step, score in series.trained if score.is_finite]
-        scores = np.array([series.sign * score.value for _, score in finite])
-        reached = np.array([accuracy[step] for step, _ in finite])
-        varies = len(finite) > 2 and np.ptp(scores) > 0 and np.ptp(reached) > 0
-        return cls(
-            pick=kept,
-            regret=float(run.test_accuracy.max() - accuracy[kept]),
-            saved=0.0 if stop_step is None else 1 - stop_step / end,
-            spearman=float(stats.spearmanr(scores, reached)[0]) if varies else math.nan,
-            weighted_spearman=weighted_spearman(scores, reached) if varies else math.nan,
-        )
 
 
 @dataclass(frozen=True)
@@ -87,172 +46,84 @@ class Verdict:
     """One criterion with one policy on all runs.
 
     Attributes:
-        criterion, policy: names in tables.
+        criterion, policy, candidates: names in tables.
         outcomes: one per run, ``(R,)``.
-        label_free: False for a reference that sees labels of its own.
+        label_free: it can be used without labels.
     """
 
     criterion: str
     policy: str
     outcomes: tuple[Outcome, ...]
     label_free: bool = True
+    candidates: str = CHECKPOINTS
+
+    @property
+    def key(self) -> Key:
+        return self.criterion, self.policy, self.candidates
+
+    @property
+    def label(self) -> str:
+        """A name for JSON: "infomax / plateau", "infomax of averages / hindsight"."""
+        of = "" if self.candidates in (CHECKPOINTS, PLAIN, RULE) else f" of {self.candidates}"
+        return f"{self.criterion}{of} / {self.policy}"
 
     @property
     def picks(self) -> list[int]:
-        return [outcome.pick for outcome in self.outcomes]
+        """Steps of what is kept, ``(R,)``."""
+        return [outcome.step for outcome in self.outcomes]
 
     @property
     def regrets(self) -> Floats:
         """``(R,)``"""
-        return self._values("regret")
+        return np.array([outcome.regret for outcome in self.outcomes])
 
     @property
     def saved(self) -> Floats:
         """``(R,)``"""
-        return self._values("saved")
+        return np.array([outcome.saved for outcome in self.outcomes])
 
     def summary(self) -> dict[str, Any]:
-        """Means over runs, the regret's with its 95 % interval."""
+        """Statistics over runs, the mean regret with its 95 % interval."""
         regrets = self.regrets
-        low, high = bootstrap_interval(regrets)
+        agreements = [outcome.agreement for outcome in self.outcomes]
         return {
             "criterion": self.criterion,
             "policy": self.policy,
+            "candidates": self.candidates,
             "label_free": self.label_free,
-            "regret_mean": float(regrets.mean()),
-            "regret_low": low,
-            "regret_high": high,
+            **with_interval("regret", regrets),
+            "regret_median": float(np.median(regrets)),
             "regret_p90": float(np.quantile(regrets, 0.9)),
             "regret_max": float(regrets.max()),
             "steps_saved_mean": float(self.saved.mean()),
-            "spearman_mean": _nanmean(self._values("spearman")),
-            "weighted_spearman_mean": _nanmean(self._values("weighted_spearman")),
+            "spearman_mean": _nanmean([one.spearman for one in agreements]),
+            "weighted_spearman_mean": _nanmean([one.weighted_spearman for one in agreements]),
         }
 
-    def _values(self, name: str) -> Floats:
-        return np.array([getattr(outcome, name) for outcome in self.outcomes])
 
+def with_interval(name: str, values: Floats) -> dict[str, float]:
+    """Mean over runs, ``(R,)``, and its `bootstrap_interval`, under names that begin with ``name``.
 
-@dataclass(frozen=True)
-class Judgement:
-    """All verdicts on a set of runs.
-
-    Attributes:
-        runs: names.
-        verdicts: references first, the default last.
-        label_regrets: m -> mean regret of picking by validation accuracy on m labels.
+    >>> with_interval("regret", np.array([0.25, 0.25]))
+    {'regret_mean': 0.25, 'regret_low': 0.25, 'regret_high': 0.25}
     """
-
-    runs: Sequence[str]
-    verdicts: Sequence[Verdict]
-    label_regrets: Mapping[int, float]
-
-    def find(self, criterion: str, policy: str = HINDSIGHT) -> Verdict:
-        """The verdict on a criterion with a policy.
-
-        Raises:
-            KeyError: it was not judged.
-        """
-        for verdict in self.verdicts:
-            if (verdict.criterion, verdict.policy) == (criterion, policy):
-                return verdict
-        raise KeyError(f"{criterion} with {policy} was not judged")
-
-    def summaries(self) -> list[dict[str, Any]]:
-        """One row per verdict, with its label equivalent and the difference to the best peer."""
-        peers = [
-            verdict
-            for verdict in self.verdicts
-            if verdict.label_free and verdict.policy == HINDSIGHT and verdict.criterion not in OURS
-        ]
-        best = min(peers, key=lambda verdict: verdict.regrets.mean(), default=None)
-        rows = []
-        for verdict in self.verdicts:
-            row = verdict.summary()
-            row["label_equivalent"] = label_equivalent(row["regret_mean"], self.label_regrets)
-            if best is not None and verdict is not best:
-                difference = verdict.regrets - best.regrets
-                low, high = bootstrap_interval(difference)
-                row |= {
-                    "against": best.criterion,
-                    "difference_mean": float(difference.mean()),
-                    "difference_low": low,
-                    "difference_high": high,
-                }
-            rows.append(row)
-        return rows
-
-    def as_json(self) -> dict[str, Any]:
-        """What `sepstop bench judge --json` prints; NaN and infinity are None."""
-        return _finite(
-            {
-                "default": self._default(),
-                "label_regrets": {str(m): regret for m, regret in self.label_regrets.items()},
-                "rows": self.summaries(),
-                "runs": {
-                    run: {
-                        f"{verdict.criterion} / {verdict.policy}": {
-                            "regret": verdict.outcomes[i].regret,
-                            "pick": verdict.outcomes[i].pick,
-                            "steps_saved": verdict.outcomes[i].saved,
-                        }
-                        for verdict in self.verdicts
-                    }
-                    for i, run in enumerate(self.runs)
-                },
-            }
-        )
-
-    def _default(self) -> dict[str, Any]:
-        pick, stop = self.find(DEFAULT).summary(), self.find(DEFAULT, "auto").summary()
-        curve = self.label_regrets
-        return {
-            "criterion": DEFAULT,
-            "policy": "auto",
-            **{key: pick[key] for key in ("regret_mean", "regret_p90", "regret_max")},
-            "regret_stop_mean": stop["regret_mean"],
-            "steps_saved_mean": stop["steps_saved_mean"],
-            "label_equivalent": label_equivalent(pick["regret_mean"], curve),
-            "label_equivalent_stop": label_equivalent(stop["regret_mean"], curve),
-        }
+    low, high = bootstrap_interval(values)
+    return {f"{name}_mean": float(values.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def bootstrap_interval(values: Floats) -> tuple[float, float]:
     """95 % percentile interval of the mean over runs, ``(R,)``; NaN for a single run."""
     if len(values) < 2:
         return math.nan, math.nan
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=_BOOTSTRAP, method="percentile", rng=_SEED
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    low, high = np.percentile(values[_bootstrap_draws(len(values))].mean(axis=-1), [2.5, 97.5])
+    return float(low), float(high)
 
 
-def weighted_spearman(scores: Floats, accuracy: Floats) -> float:
-    """Spearman's correlation in which high ranks of either variable weigh more.
-
-    Args:
-        scores, accuracy: ``(T,)``.
-
-    References:
-        arXiv:2208.07360: the weight of a point is the square of its larger rank.
-    """
-    ranks = np.stack([stats.rankdata(scores), stats.rankdata(accuracy)]) / len(scores)
-    covariance = np.cov(ranks, aweights=ranks.max(axis=0) ** 2)
-    spread = math.sqrt(covariance[0, 0] * covariance[1, 1])
-    return float(covariance[0, 1] / spread) if spread > 0 else math.nan
+@cache
+def _bootstrap_draws(runs: int) -> NDArray[np.int64]:
+    return np.random.default_rng(_SEED).integers(0, runs, (_BOOTSTRAP, runs))
 
 
-def _nanmean(values: Floats) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else math.nan
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with None for each NaN or infinity, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+def _nanmean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan

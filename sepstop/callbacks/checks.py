@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import TrainerState, TrainingArguments
 from sepstop.config import AUTO, CriterionSpec, SepStopConfig
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.scorer import MUTUAL_INFORMATION, build_criterion
+from sepstop.runs.average_files import find_averages
 from sepstop.types import Policy
 
 MIN_SCORES = 5
@@ -26,6 +28,21 @@ def has_own_schedule(args: TrainingArguments) -> bool:
 def best_metric(args: TrainingArguments) -> str:
     """The metric in ``metric_for_best_model``, without "eval_"; empty for none."""
     return (args.metric_for_best_model or "").removeprefix("eval_")
+
+
+def saves_as_best(
+    args: TrainingArguments, state: TrainerState, metrics: Mapping[str, float]
+) -> bool:
+    """True if Trainer saves a checkpoint because these metrics are the best (save_strategy="best").
+
+    Also if they lack the metric: that of another evaluation set may be the best.
+    """
+    if args.save_strategy != "best":
+        return False
+    value, best = metrics.get(f"eval_{best_metric(args)}"), state.best_metric
+    if value is None or best is None:
+        return True
+    return bool(value > best if args.greater_is_better else value < best)
 
 
 def check_significance(policy: Policy, monitor: Monitor) -> None:
@@ -54,7 +71,7 @@ def deciding_criterion(args: TrainingArguments, config: SepStopConfig) -> Criter
         raise ValueError(
             "SepStopCallback(load_best_model_at_end=True) is for runs with eval_strategy='no'; "
             "with evaluations, set TrainingArguments(load_best_model_at_end=True, "
-            "metric_for_best_model='neighbor_mi'), or another score that the run records"
+            "metric_for_best_model='robust_mi'), or another score that the run records"
         )
     if criterion is None:
         return config.criterion
@@ -161,7 +178,8 @@ def _planned_scores(
 
 def warn_of_other_run(output_dir: str) -> None:
     """Warn if a new run begins in a folder with checkpoints of an earlier one."""
-    found = sorted(Path(output_dir).glob("checkpoint-*"))
+    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"))
+    found = [*checkpoints, *find_averages(output_dir).values()]
     if found:
         warnings.warn(
             f"sepstop: {output_dir} holds checkpoints of an earlier run, such as {found[0].name}; "

@@ -47,6 +47,7 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._logs: dict[str, float] = {}
+        self._in_table: set[str] = set()  # logs that the table of scores has
         self._drawn = 0.0
         self._own_output = (False, False, False)  # verbose, progress, bars without this view
 
@@ -71,7 +72,7 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
         for task in self._steps.task_ids:
             self._steps.remove_task(task)
         self._steps.add_task("step", total=state.max_steps, completed=state.global_step)
-        self._logs = {}
+        self._logs, self._in_table = {}, set()
         self._live = Live(console=self.console, auto_refresh=False)
         self._draw(now=True)
 
@@ -115,9 +116,9 @@ class LiveView(ProgressCallback):  # type: ignore[misc]  # which is Any
             warnings.warn(f"sepstop: no view on this terminal: {why}", stacklevel=3)
 
     def _frame(self) -> RenderableType:
-        history = self.callback.history
-        shown = scalars(history[-1]) if history else {}  # in the table of scores
-        logs = (f"{key} {v:.4g}" for key, v in self._logs.items() if key not in shown)
+        for record in self.callback.history[-1:]:
+            self._in_table |= scalars(record).keys()  # another step may have other candidates
+        logs = (f"{key} {v:.4g}" for key, v in self._logs.items() if key not in self._in_table)
         height = self.console.height - 3
         scores = view(self.callback.session.recorded(), "sepstop", height)
         return Group(scores, Text("  ".join(logs), style="dim"), self._steps)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from sepstop.callbacks.checks import check_significance
 from sepstop.config import AUTO, CriterionSpec, Precision, SepStopConfig
 from sepstop.decide.policies import POLICIES, decide, policy_for
+from sepstop.measure.average import RunningAverages
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.runs.history import HISTORY_FILE, try_to_write_history
 from sepstop.runs.records import RunHistory
 from sepstop.types import NO_SCORE, Decision, Policy, Record
-from sepstop.utils.distributed import Ranks
+from sepstop.utils.distributed import RankError, Ranks
 from sepstop.utils.registry import build, describe
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ class Session:
     """Measures, decides and remembers; knows no trainer.
 
     Callbacks hold one and translate their trainer's events. The calls, in order, the same on all
-    ranks: `prepare`, `resume`, `settle_stop`, `set_reference`, `measure` at each evaluation, `end`.
+    ranks: `prepare`, `start_averages`, `resume`, `settle_stop`, `set_reference`; `after_step` after
+    each optimizer step and `measure` at each evaluation; `end`.
 
     Args:
         pool: see `sepstop.measure.pool.read_pool`.
@@ -41,6 +44,8 @@ class Session:
 
     Attributes:
         monitor: measures the model.
+        averages: running averages of the weights; None if the model itself is scored.
+        averages_of: makes averages of a model, called as `RunningAverages`.
         records: the scores so far, those before a resume included.
         decisions: the decision made at each record.
         stays_stopped: True for a run that was stopped before it was resumed, unless the
@@ -54,6 +59,8 @@ class Session:
     def __init__(self, pool: Any, config: SepStopConfig) -> None:
         self.config = config
         self.monitor = Monitor(pool, config)
+        self.averages: RunningAverages | None = None
+        self.averages_of: Callable[..., RunningAverages] = RunningAverages
         self.policy: Policy | None = None  # of an "auto", known when the model is
         if config.policy != AUTO:
             self.policy = build("policy", config.policy, POLICIES)
@@ -64,6 +71,8 @@ class Session:
         self.verbose = config.verbose
         self._settings_since = 0  # first step measured with the current settings
         self._policy_restart_step = -1  # the policy sees only the scores after this step
+        self._first_average = 1  # step from which on the averages are updated
+        self._update_error: Exception | None = None  # of this rank
 
     # State
 
@@ -77,6 +86,15 @@ class Session:
         """Name of the score that decides; empty before `prepare`."""
         return self.monitor.decides
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record depends on besides the model, ready for JSON.
+
+        `Monitor.settings`, and how the weights are averaged, by the names of `SepStopConfig`.
+        """
+        names = ("average", "score_checkpoints", "average_every_n_steps")
+        return self.monitor.settings | {name: getattr(self.config, name) for name in names}
+
     def decide_by(self, criterion: CriterionSpec) -> None:
         """Replace the configuration's criterion; before `prepare`."""
         self.config = self.monitor.config = replace(self.config, criterion=criterion)
@@ -88,6 +106,11 @@ class Session:
             return True
         return step - self.records[-1].step >= every
 
+    def is_averaged(self, step: int) -> bool:
+        """True if a step up to ``step`` is in the averages."""
+        every = self.config.average_every_n_steps
+        return step - step % every >= self._first_average
+
     # Events of a run
 
     def prepare(
@@ -97,13 +120,53 @@ class Session:
         labels: Any = None,
         precision: Precision | None = None,
     ) -> None:
-        """`Monitor.prepare`, and the policy that fits the score that decides.
+        """`Monitor.prepare`, the policy that fits the score that decides, and the averages.
 
         Raises:
-            ValueError: the model, the pool and the configuration do not fit each other.
+            ValueError: the model, the pool and the configuration do not fit each other, or the
+                model can't be averaged.
         """
+        self.averages = self._new_averages(model)
         self.monitor.prepare(model, tokenizer, labels, precision)
         self._settle_policy()
+
+    def start_averages(self, step: int) -> None:
+        """Update the averages from ``step`` on, the end of the warm-up.
+
+        Until then the model itself is scored. Default: from the first step on.
+        """
+        self._first_average = max(1, step)
+
+    def restore_averages(
+        self, state: Mapping[str, Any] | None, model: nn.Module, step: int
+    ) -> None:
+        """Take over the averages of a run that is resumed; on all ranks, or else on none.
+
+        Args:
+            state: this rank's, from `RunningAverages.state_dict`; None if there is none.
+            model: the run's model.
+            step: at which training goes on.
+
+        Warns:
+            UserWarning: no state, or one that does not fit: the averages start anew.
+        """
+        averages = self.averages
+        if averages is None:
+            return
+
+        def take_over() -> None:
+            if state is not None:
+                averages.load_state_dict(state, model)
+            elif self.is_averaged(step):
+                raise ValueError("the checkpoint has no averages of the weights before it")
+
+        try:
+            Ranks.of_run().together(take_over)
+        except (RankError, KeyError, TypeError, ValueError) as error:
+            self.averages = self._new_averages(model)
+            warnings.warn(
+                f"sepstop: {error}; the averages start anew after step {step}", stacklevel=3
+            )
 
     def resume(self, recorded: RunHistory) -> None:
         """Take over what a resumed run recorded; a new run recorded nothing.
@@ -203,7 +266,25 @@ class Session:
             try:
                 self.monitor.set_reference(model)
             except Exception as error:
-                self._fail("could not embed the pool before training", error)
+                self.fail("could not embed the pool before training", error)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Add the weights to the averages, at multiples of ``average_every_n_steps``.
+
+        Call it once after each optimizer step, before a measurement of that step. It is not
+        collective. An error is raised, or warned of, by the next measurement.
+
+        Args:
+            model: that of `prepare`.
+            step: optimizer steps taken.
+        """
+        if self.averages is None or self._update_error is not None or self.stays_stopped:
+            return
+        if step >= self._first_average and step % self.config.average_every_n_steps == 0:
+            try:
+                self.averages.update(model, step)
+            except Exception as error:  # such as a lack of memory
+                self._update_error = error
 
     def measure(
         self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
@@ -216,6 +297,7 @@ class Session:
         """
         if self.records and self.records[-1].step == step:
             return None
+        self._check_updates()
         record = Ranks.of_run().of_first(self._record(model, step, epoch))
         decision = self.decide([*self.records, record])
         self.records.append(record)
@@ -234,7 +316,7 @@ class Session:
             return decide(self.policy, series, self._policy_restart_step)
         except Exception as error:
             step = records[-1].step
-            self._fail(f"could not decide at step {step}", error)
+            self.fail(f"could not decide at step {step}", error)
             why = f"the policy failed: {type(error).__name__}: {error}"
             return Decision(False, series.best_step, why, step)
 
@@ -270,23 +352,29 @@ class Session:
     # Output
 
     def announce_start(self, keeps: str) -> None:
-        """Print which score decides, which policy stops the run, and what is kept.
+        """Print which score decides, which policy stops the run, what is scored and what is kept.
 
         Args:
-            keeps: what happens to the best checkpoint, as a clause.
+            keeps: what happens to the best candidate, as a clause.
         """
         others = [name for name in self.monitor.higher_is_better if name != self.decides]
         beside = f" ({', '.join(others)} recorded beside it)" if others else ""
         policy = describe(self.policy, POLICIES)
         stops = policy.get("name", policy.get("custom"))
-        self.say(f"sepstop: {self.decides} decides{beside}; policy {stops}; {keeps}")
+        scored = ""
+        if self.averages is not None:
+            and_checkpoints = " and checkpoints" * self.config.score_checkpoints
+            since = f"from step {self._first_average} on"
+            scored = f"averages of the weights {since}{and_checkpoints} are scored; "
+        self.say(f"sepstop: {self.decides} decides{beside}; policy {stops}; {scored}{keeps}")
 
     def announce(self, record: Record, decision: Decision) -> None:
-        """Print the scores and the decision."""
+        """Print the scores, what they are of if it is an average, and the decision."""
         scores = {self.decides: record.scores[self.decides]} | dict(record.scores)
         shown = "  ".join(f"{name} {score}" for name, score in scores.items())
         verdict = "STOP" if decision.stop else "go on"
-        self.say(f"sepstop: step {record.step}  {shown}  {verdict}: {decision.reason}")
+        of = "" if record.average is None else f", {record.average}"
+        self.say(f"sepstop: step {record.step}{of}  {shown}  {verdict}: {decision.reason}")
 
     def say(self, line: str) -> None:
         """Log a line, and print it on the first rank if `verbose`."""
@@ -303,13 +391,42 @@ class Session:
         return RunHistory(
             tuple(self.records),
             tuple(self.decisions),
-            settings=self.monitor.settings,
+            settings=self.settings,
             settings_since=self._settings_since,
             policy={} if self.policy is None else describe(self.policy, POLICIES),
             decides=self.decides,
             higher_is_better=self.monitor.higher_is_better,
             ended=ended,
         )
+
+    def _new_averages(self, model: nn.Module) -> RunningAverages | None:
+        """Averages without a step; None if the configuration wants none.
+
+        Raises:
+            ValueError: the model can't be averaged, or the device is unknown.
+        """
+        device, self._update_error = self.config.average_device, None
+        if not self.config.average:
+            return None
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"expected a device as `average_device`, got {device!r}") from error
+        return self.averages_of(model, device=device)
+
+    def _check_updates(self) -> None:
+        """Give up the averages on all ranks if they could not be updated on one."""
+        if self.averages is None:
+            return
+        try:
+            Ranks.of_run().together(self._raise_update_error)
+        except Exception as error:
+            self.averages = None
+            self.fail("could not average the weights, so checkpoints are scored", error)
+
+    def _raise_update_error(self) -> None:
+        if self._update_error is not None:
+            raise self._update_error
 
     def _settle_policy(self) -> None:
         direction = self.monitor.higher_is_better[self.decides]
@@ -318,12 +435,12 @@ class Session:
     def _record(self, model: nn.Module, step: int, epoch: float | None) -> Record:
         try:
             decided = self.decides
-            record = self.monitor.measure(model, step, epoch)
+            record = self.monitor.measure(model, step, epoch, self.averages)
             if self.decides != decided:  # the outputs were found to be others than assumed
                 self._settle_policy()
             return record
         except Exception as error:
-            self._fail(f"could not measure step {step}", error)
+            self.fail(f"could not measure step {step}", error)
             return Record(
                 step,
                 epoch,
@@ -332,7 +449,8 @@ class Session:
                 pool_size=len(self.monitor.pool),
             )
 
-    def _fail(self, what: str, error: Exception) -> None:
+    def fail(self, what: str, error: Exception) -> None:
+        """Warn of an error, or raise it if ``on_error`` says so."""
         if self.config.on_error == "raise":
             raise error
         logger.debug(what, exc_info=True)
@@ -367,7 +485,8 @@ class Session:
         Another criterion is not a change if the run recorded its scores before. An extra criterion
         that is new or missing is not a change either.
         """
-        settings = self.monitor.settings
+        settings = self.settings
+        recorded = {"average": False} | dict(recorded)  # by a version that knew no averages
         known = [recorded.get("criterion"), *recorded.get("extra_criteria", [])]
         changed = {
             key: f"{key} was {value!r} and is {settings[key]!r}"

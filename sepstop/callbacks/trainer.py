@@ -8,7 +8,6 @@ scheduler; rows of ``state.log_history`` are saved with each checkpoint and come
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,22 +15,28 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from sepstop.callbacks.best_weights import BestWeights, best_record, folder_of
 from sepstop.callbacks.checks import (
-    best_metric,
     deciding_criterion,
     has_own_schedule,
+    saves_as_best,
     warn_of_arguments,
     warn_of_other_run,
     warn_of_schedule,
 )
 from sepstop.callbacks.session import Session
 from sepstop.config import CriterionSpec, PolicySpec, PoolingSpec, Precision, SepStopConfig
-from sepstop.measure.backbone import is_sharded
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.training_labels import label_names, training_labels
+from sepstop.runs.average_state import (
+    load_state,
+    move_state,
+    remove_states,
+    save_state,
+    state_folder,
+)
 from sepstop.runs.history import HISTORY_FILE, KEY, continuation, from_log, row_to_dict, scalars
 from sepstop.runs.records import RunHistory
-from sepstop.runs.saved_weights import weights_that_differ
 from sepstop.types import Decision, Record
 from sepstop.utils.distributed import Ranks
 
@@ -42,13 +47,27 @@ _TWO = (
 
 
 class SepStopCallback(TrainerCallback):
-    """Scores an unlabeled pool during training, stops by a policy, keeps the best checkpoint.
+    """Scores an unlabeled pool during training, stops by a policy, keeps the best weights.
 
     With evaluations (``eval_strategy`` other than "no"), the pool is scored at each of them, and
-    the scores join their metrics, such as ``eval_neighbor_mi``. Name one in
+    the scores join their metrics, such as ``eval_robust_mi``. Name one in
     ``metric_for_best_model``, and it decides. Without evaluations, the pool is scored every
     ``every_n_steps`` steps, by default at the end of each epoch. Training is left untouched: a run
     that is not stopped ends with the same weights as without the callback.
+
+    By default, running averages of the weights are scored, from the end of the warm-up on, and
+    before it the checkpoint. A new best average is saved as the folder ``average-STEP``, whatever
+    the ``save_strategy``, and older ones are removed by ``save_total_limit``. A new best checkpoint
+    is saved at its step, as the Trainer saves. With ``save_strategy="no"``, both are kept only if
+    the best weights are loaded at the end. A new best average takes no checkpoint: these come as
+    the ``save_strategy`` says, and when the policy stops the run.
+
+    If the best weights are loaded at the end (``load_best_model_at_end`` here or of the Trainer),
+    an average is loaded in place by the callback, whatever Trainer it is; then
+    ``state.best_model_checkpoint`` names its folder, and ``save_model`` writes it. If
+    ``metric_for_best_model`` is another metric than the score that decides, the Trainer's choice is
+    loaded, and the best average stays on disk. Each checkpoint carries the state of the averages,
+    so a resumed run goes on with them, except with ``save_only_model``.
 
     Errors that can be known in advance are raised before training begins. A measurement that fails
     later gives a warning and scores of NaN, and training goes on.
@@ -76,19 +95,23 @@ class SepStopCallback(TrainerCallback):
         *,
         policy: PolicySpec = "auto",
         criterion: CriterionSpec = "auto",
-        extra_criteria: Sequence[CriterionSpec] = ("auto", "separability"),
+        extra_criteria: Sequence[CriterionSpec] = ("separability",),
         pooling: PoolingSpec = "auto",
         num_resamples: int = 20,
         resample_size: int | None = None,
         seed: int = 0,
         tokenizer: Any = None,
         text_column: str = "text",
-        pool_size: int | None = 2000,
+        pool_size: int | None = 1000,
         max_length: int = 256,
         batch_size: int = 64,
         padding: bool | None = None,
         precision: Precision | None = None,
         outputs: Literal["auto", "classes", "labels", "none"] = "auto",
+        average: bool = True,
+        score_checkpoints: bool = False,
+        average_every_n_steps: int = 1,
+        average_device: str | None = None,
         every_n_steps: int | None = None,
         load_best_model_at_end: bool = False,
         continue_after_stop: bool = False,
@@ -100,8 +123,8 @@ class SepStopCallback(TrainerCallback):
         self.session = Session(pool, self.config)
         self._trainer: Any = None
         self._training = False
-        self._saved_step = -1
-        self._asked_to_load: bool | None = None  # args.load_best_model_at_end as the user set it
+        self._best = BestWeights(self.session)
+        self._saved_step = self._state_step = -1
 
     @property
     def monitor(self) -> Monitor:
@@ -153,6 +176,7 @@ class SepStopCallback(TrainerCallback):
         model = _trained(model, **kwargs)
         if state.global_step == 0 and Ranks.of_run().rank == 0:
             warn_of_other_run(args.output_dir)
+            remove_states(args.output_dir)
         # All ranks of a tensor-parallel model must see the same texts.
         self.monitor.observer.distributed = getattr(model, "tp_size", None) in (None, 1)
         labels = training_labels(kwargs.get("train_dataloader"), label_names(model, args))
@@ -160,12 +184,13 @@ class SepStopCallback(TrainerCallback):
         session.prepare(model, processing_class, labels)
         warn_of_arguments(args, session.decides, attached=self._attached_to(state) is not None)
         warn_of_schedule(args, state, self.config.every_n_steps, kwargs.get("train_dataloader"))
-        session.announce_start(self._what_is_kept(args))
-        self._resume(args, state, control)
+        session.start_averages(args.get_warmup_steps(state.max_steps))
+        session.announce_start(self._best.described(args))
+        self._resume(args, state, control, model, processing_class)
         if not session.stays_stopped:
             measured = args.eval_on_start and not has_own_schedule(args)
             session.set_reference(args.output_dir, state.global_step, model, measured)
-        self._saved_step = -1
+        self._saved_step = self._state_step = -1
         self._training = True
 
     def on_pre_optimizer_step(
@@ -183,20 +208,26 @@ class SepStopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        last = state.global_step >= state.max_steps
-        every = self.config.every_n_steps
         if self.session.stays_stopped:
             _leave_no_trace(control)
-        elif has_own_schedule(args) and every and (state.global_step % every == 0 or last):
-            self._measure(args, state, control, _trained(**kwargs))
+            return
+        self.session.after_step(_trained(**kwargs), state.global_step)
+        if has_own_schedule(args) and self._ends_interval(state):
+            self._measure(args, state, control, **kwargs)
+        if control.should_save:
+            self._save_state(args, state, _trained(**kwargs))
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.session.stays_stopped:
             _leave_no_trace(control)
-        elif has_own_schedule(args) and not self.config.every_n_steps:
-            self._measure(args, state, control, _trained(**kwargs))
+            return
+        # An epoch of unknown length, or one that is cut short, was not scored at its last step.
+        if has_own_schedule(args) and not self.config.every_n_steps:
+            self._measure(args, state, control, **kwargs)
+        if control.should_save:
+            self._save_state(args, state, _trained(**kwargs))
 
     def on_log(
         self,
@@ -211,10 +242,9 @@ class SepStopCallback(TrainerCallback):
             # All callbacks get the same dict in on_evaluate, whatever their order.
             self._add_scores(args, state, control, logs, **kwargs)
         # The totals of the run are logged right before Trainer loads state.best_model_checkpoint.
-        # Until then the arguments stay as they were, in case the run is interrupted.
-        if self._training and self.config.load_best_model_at_end and "train_runtime" in logs:
-            self._asked_to_load = args.load_best_model_at_end
-            args.load_best_model_at_end = True
+        if self._training and "train_runtime" in logs:
+            args = kwargs.get("st_args", args)
+            self._best.load(args, state, _trained(**kwargs), self._saved_step)
 
     def on_evaluate(
         self,
@@ -228,9 +258,14 @@ class SepStopCallback(TrainerCallback):
             self._add_scores(args, state, control, metrics, **kwargs)
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._saved_step = state.global_step
+        self._saved_step = step = state.global_step
+        self._best.saved(args)
+        self._save_state(args, state, _trained(**kwargs))  # if another callback asked for the save
+        if self._state_step == step:
+            Ranks.of_run().together(lambda: None)  # all have written theirs
+            move_state(args.output_dir, _checkpoint(args, step), step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -242,13 +277,20 @@ class SepStopCallback(TrainerCallback):
             "expected evaluations that reach the Trainer's callbacks; an `evaluate` of your own "
             "has to call super().evaluate(), or use eval_strategy='no' with every_n_steps",
         )
-        if args.load_best_model_at_end and Ranks.of_run().rank == 0:
-            self._verify_best(args, state, _trained(**kwargs))
-        if self._asked_to_load is not None:
-            args.load_best_model_at_end = self._asked_to_load
-            self._asked_to_load = None
+        if Ranks.of_run().rank == 0:
+            remove_states(args.output_dir)
+        self._best.finish(kwargs.get("st_args", args), state, _trained(**kwargs))
 
     # Measure, decide, control
+
+    def _ends_interval(self, state: TrainerState) -> bool:
+        """True if a score is due at this step, without evaluations: before the step is saved."""
+        if state.global_step >= state.max_steps:
+            return True
+        every = self.config.every_n_steps
+        if every:
+            return state.global_step % every == 0
+        return state.epoch is not None and float(state.epoch).is_integer()
 
     def _add_scores(
         self,
@@ -263,22 +305,30 @@ class SepStopCallback(TrainerCallback):
             return
         is_last = state.global_step >= state.max_steps
         if not has_own_schedule(args) and self.session.is_due(state.global_step, is_last):
-            self._measure(args, state, control, _trained(**kwargs))
+            self._measure(args, state, control, **kwargs)
         # If no score was due, the last one is repeated: Trainer needs its metric each time.
         history = self.history
         if history and (self.config.every_n_steps or history[-1].step == state.global_step):
             metrics.update(scalars(history[-1]))
+        if control.should_save or saves_as_best(args, state, metrics):
+            self._save_state(args, state, _trained(**kwargs))
 
     def _measure(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        processing_class: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Score the pool once for this global step and act on the decision."""
+        model = _trained(**kwargs)
         scored = self.session.measure(model, state.global_step, state.epoch, args.output_dir)
         if scored is None:
             return
         record, decision = scored
         if decision.best_step == record.step:
-            self._keep(args, state, control)
+            self._best.keep(args, state, control, model, processing_class)
         if decision.stop:
             control.should_training_stop = True
         if args.save_strategy != "no" and (
@@ -287,22 +337,19 @@ class SepStopCallback(TrainerCallback):
             control.should_save = True
         self._publish(state, control, record, decision)
 
-    def _keep(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Save a new best now, so that score and weights on disk belong together."""
-        if has_own_schedule(args) or args.metric_for_best_model is None:
-            # Trainer must know which checkpoint is best, to protect it and to load it.
-            self._point_to_best(state)
-            if self._loads_best(args) and args.save_strategy == "no":
-                state.best_model_checkpoint = str(_checkpoint(args, state.global_step))
-        if args.save_strategy != "no" or self._loads_best(args):
-            control.should_save = True
+    def _save_state(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Write the state of the averages, for the checkpoint that Trainer saves now.
 
-    def _point_to_best(self, state: TrainerState) -> None:
-        step = None if self.decision is None else self.decision.best_step
-        for record in self.history:
-            if record.step == step:
-                state.best_metric = record.scores[self.session.decides].value
-                state.best_global_step = record.step
+        It waits beside the checkpoints until `on_save`, so that a run that is killed in between can
+        be resumed from the checkpoint. With ``save_only_model`` nothing is written.
+        """
+        averages, step = self.session.averages, state.global_step
+        if averages is None or not averages.count or args.save_only_model:
+            return
+        if self._state_step != step:
+            folder = state_folder(args.output_dir, step)
+            save_state(folder, averages, model, step, args.should_save)
+            self._state_step = step
 
     def _publish(
         self, state: TrainerState, control: TrainerControl, record: Record, decision: Decision
@@ -325,9 +372,14 @@ class SepStopCallback(TrainerCallback):
         self.session.announce(record, decision)
 
     def _resume(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any,
+        tokenizer: Any,
     ) -> None:
-        """Restore a resumed run from the rows in its checkpoint, and write its history file.
+        """Restore a resumed run from its checkpoint, and write its history file.
 
         A checkpoint that was saved before its step's score lacks it; the history file has it.
         """
@@ -339,13 +391,13 @@ class SepStopCallback(TrainerCallback):
         if session.decision is not None and not session.decision.stop:
             self._look_beyond(args, state, session.own_part(whole))
         session.share()
-        if session.records and has_own_schedule(args):
-            self._point_to_best(state)
-            best = _checkpoint(args, state.best_global_step)
-            if best.is_dir():  # not if the run was moved, or the best checkpoint is a later one
-                state.best_model_checkpoint = str(best)
+        step = state.global_step
         if session.settle_stop():
             control.should_training_stop = True
+        is_over = session.stays_stopped and self._best.is_kept(args)
+        if session.averages is not None and session.is_averaged(step) and not is_over:
+            load_state(_checkpoint(args, step), session.averages, model, step)
+        self._best.resume(args, state, model, tokenizer)
         session.write(args.output_dir)
 
     def _look_beyond(self, args: TrainingArguments, state: TrainerState, whole: RunHistory) -> None:
@@ -358,57 +410,16 @@ class SepStopCallback(TrainerCallback):
         if newest is None or Path(newest).name != f"checkpoint-{state.global_step}":
             return
         decision = self.session.decide(list(whole.records))
-        if decision.stop and _checkpoint(args, decision.best_step).is_dir():
+        best = best_record(list(whole.records), decision)
+        if decision.stop and best is not None and folder_of(args, best).is_dir():
             self.session.take_over_stop(whole, decision, state.global_step)
-
-    def _verify_best(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        """Warn if the model does not hold the weights of the best checkpoint."""
-        decided = None if self.decision is None else self.decision.best_step
-        keeps_ours = has_own_schedule(args) or best_metric(args) in ("", self.session.decides)
-        if decided is None and keeps_ours:
-            return
-        loaded = state.best_model_checkpoint
-        why = ""
-        if loaded is None:
-            why = "Trainer loaded no checkpoint"
-        elif keeps_ours and Path(loaded).name != f"checkpoint-{decided}":
-            why = f"Trainer loaded {loaded}"
-        elif not Path(loaded).is_dir():
-            why = f"there is no folder {loaded}"
-        elif not is_sharded(model):  # a shard cannot be compared
-            differ = weights_that_differ(model, loaded)
-            if differ:
-                first = ", ".join(differ[:3])
-                why = f"{len(differ)} tensors differ from those in {loaded}, such as {first}"
-        if why:
-            best = f"step {decided}" if keeps_ours else str(loaded)
-            warnings.warn(
-                "sepstop: the trained model does not hold the best weights, those of "
-                f"{best}: {why}; load them from the checkpoint's folder",
-                RuntimeWarning,
-                stacklevel=4,
-            )
 
     def _attached_to(self, state: TrainerState) -> Any:
         """The Trainer of this run if attached; None for a callback that was attached to another."""
         return self._trainer if getattr(self._trainer, "state", None) is state else None
 
-    def _loads_best(self, args: TrainingArguments) -> bool:
-        return bool(self.config.load_best_model_at_end or args.load_best_model_at_end)
-
     def _check(self, args: TrainingArguments) -> None:
         self.session.decide_by(deciding_criterion(args, self.config))
-
-    def _what_is_kept(self, args: TrainingArguments) -> str:
-        """What happens to the best checkpoint, as a clause."""
-        metric = best_metric(args)
-        if not has_own_schedule(args) and metric not in ("", self.session.decides):
-            return f"checkpoints are kept by metric_for_best_model={metric!r}"
-        if self._loads_best(args):
-            return "the best checkpoint is loaded at the end"
-        if args.save_strategy == "no":
-            return "no checkpoint is kept (save_strategy='no')"
-        return "the best checkpoint is kept on disk"
 
     def _claim(self, state: TrainerState) -> None:
         """Raise if the Trainer has another instance; they share nothing but the state."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from sepstop.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from sepstop.bench.tables import Table
 
 app = typer.Typer(help="Record fine-tuning runs and judge criteria and policies on them.")
 
@@ -22,8 +25,12 @@ def judge(
     runs_dir: Annotated[Path, typer.Argument(help="Folder of recorded runs (.npz).")],
     criterion: Annotated[
         list[str] | None,
-        typer.Option(help="Judge only this criterion. Repeatable. Default: all but label_mi."),
+        typer.Option(help="Judge only this criterion. Repeatable. Default: seven quick ones."),
     ] = None,
+    every_criterion: Annotated[
+        bool,
+        typer.Option("--every-criterion", help="Judge all criteria but label_mi. Takes minutes."),
+    ] = False,
     num_resamples: Annotated[int, typer.Option(min=1, help="Resamples of the pool.")] = 20,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for the scores. Default: RUNS_DIR/scores.")
@@ -32,20 +39,22 @@ def judge(
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
     ] = False,
 ) -> None:
-    """Show regret, steps saved, rank agreement and label equivalent of criteria and policies.
+    """Show what to keep of a run: the test accuracy of each choice, by stratum and over all runs.
 
-    Scores are kept in files, so judging again takes seconds. Exit status: 0, or 2 if there is
-    nothing to judge.
+    Regret is the test accuracy of the best single checkpoint less that of what is kept; averages
+    can have less than 0. Scores are kept in files, so judging again takes seconds. Exit status: 0,
+    or 2 if there is nothing to judge.
     """
-    from sepstop.bench.judge import JUDGED, KNOWN
+    from sepstop.bench.judge import CONTENDERS, JUDGED, KNOWN
     from sepstop.bench.judge import judge as judge_runs
     from sepstop.bench.recorded_run import find_recorded_runs, load_run
     from sepstop.bench.scores import ScoreCache
+    from sepstop.bench.tables import candidates_table, criteria_table, question_tables
     from sepstop.utils.registry import build
 
     messages = Console(stderr=True)
     with user_errors(messages):
-        names = dict.fromkeys(criterion or JUDGED)
+        names = dict.fromkeys(criterion or (JUDGED if every_criterion else CONTENDERS))
         criteria = [build("criterion", name, KNOWN) for name in names]
         runs = [load_run(path) for path in find_recorded_runs(runs_dir)]
         scores = ScoreCache(cache or runs_dir / "scores", num_resamples)
@@ -56,40 +65,22 @@ def judge(
     out = Console()
     if not out.is_terminal:
         out = Console(width=_WIDTH)  # a file takes whole lines
-    out.print(table(judgement.summaries(), len(runs)))
+    for table in question_tables(judgement):
+        out.print(_shown(table))
+    for table in (candidates_table(judgement), criteria_table(judgement)):
+        if table.rows:
+            out.print(_shown(table))
     curve = ", ".join(f"{m}: {100 * regret:.1f}" for m, regret in judgement.label_regrets.items())
     out.print(f"regret of picking by validation accuracy on m labels: {curve}", soft_wrap=True)
 
 
-def table(rows: list[dict[str, Any]], runs: int) -> Table:
-    """Rows of `Judgement.summaries`, best mean regret first."""
-    shown = Table(title=f"{runs} runs; regret in points of test accuracy, 95 % intervals", box=None)
-    for column in ("criterion", "policy"):
-        shown.add_column(column, no_wrap=True)
-    for column in ("regret", "p90", "max", "saved", "Spearman", "labels", "against the best peer"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for row in sorted(rows, key=lambda row: row["regret_mean"]):
-        difference = ""
-        if "difference_mean" in row:
-            difference = _points(row, "difference", signed=True)
-        shown.add_row(
-            row["criterion"],
-            row["policy"],
-            _points(row, "regret"),
-            f"{100 * row['regret_p90']:.1f}",
-            f"{100 * row['regret_max']:.1f}",
-            f"{row['steps_saved_mean']:.0%}",
-            f"{row['spearman_mean']:.2f}",
-            f"{row['label_equivalent']:.0f}" if row["label_free"] else "",
-            difference,
-        )
+def _shown(table: Table) -> RichTable:
+    shown = RichTable(title=table.title, title_justify="left", box=None)
+    for i, column in enumerate(table.header):
+        shown.add_column(column, justify="left" if i < table.names else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
     return shown
-
-
-def _points(row: dict[str, Any], name: str, signed: bool = False) -> str:
-    mean, low, high = (100 * row[f"{name}_{part}"] for part in ("mean", "low", "high"))
-    sign = "+" if signed else ""
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 @app.command()
@@ -107,6 +98,10 @@ def record(  # an option for each setting of a run, so more than eight arguments
         str | None, typer.Option(help="Name of the data. Default: the first file's.")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-4,
+    schedule: Annotated[
+        str,
+        typer.Option(help="Learning rate after the warm-up: constant, or linear or cosine to 0."),
+    ] = "constant",
     noise: Annotated[float, typer.Option(help="Share of training labels to make wrong.")] = 0.0,
     noise_kind: Annotated[
         str, typer.Option(help="Wrong labels: uniform (any other class) or class (the next one).")
@@ -147,8 +142,9 @@ def record(  # an option for each setting of a run, so more than eight arguments
             data=name or data[0].name.split(".")[0],
             labeled_rows=labeled_rows,
             learning_rate=learning_rate,
+            schedule=schedule,  # type: ignore[arg-type]  # checked there
             noise=noise,
-            noise_kind=noise_kind,  # type: ignore[arg-type]  # checked there
+            noise_kind=noise_kind,  # type: ignore[arg-type]
             imbalance=imbalance,
             start=start,  # type: ignore[arg-type]
             seed=seed,

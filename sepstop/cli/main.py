@@ -150,7 +150,7 @@ def card(
         Path | None, typer.Option(help="Draw the scores into this file and show it in the section.")
     ] = None,
 ) -> None:
-    """Print a section for the model card that says how the checkpoint was chosen."""
+    """Print a section for the model card that says how the weights were chosen."""
     from sepstop.report.model_card import model_card_section
 
     with user_errors(Console(stderr=True)):

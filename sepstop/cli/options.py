@@ -22,7 +22,7 @@ PoolSize = Annotated[int | None, typer.Option(help="Sample a larger pool down to
 Criterion = Annotated[
     str | None,
     typer.Option(
-        help="Score that decides: auto, neighbor_mi, separability, infomax, ..., or "
+        help="Score that decides: auto, robust_mi, neighbor_mi, separability, ..., or "
         "module:attribute. Default: the run's own, else auto."
     ),
 ]
@@ -61,6 +61,25 @@ Outputs = Annotated[
         help="Outputs of the models: classes (one out of k), labels (yes or no for each) or none. "
         "Default: as the run recorded, else inferred."
     ),
+]
+Average = Annotated[
+    bool | None,
+    typer.Option(
+        "--average/--no-average",
+        help="Score averages of the checkpoints so far instead of the checkpoints themselves. "
+        "Default: yes, for checkpoints that are surely of one run.",
+    ),
+]
+ScoreCheckpoints = Annotated[
+    bool | None,
+    typer.Option(
+        "--score-checkpoints",
+        help="Score each checkpoint beside its averages. The best of them is kept.",
+    ),
+]
+AverageDevice = Annotated[
+    str | None,
+    typer.Option(help="Device of the sums, 8 bytes a weight. Default: that of the weights."),
 ]
 
 # Loading: the names are those of `sepstop.runs.loading.Loading`.

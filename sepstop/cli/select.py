@@ -1,4 +1,4 @@
-"""`sepstop select`: rank checkpoints and name the one to keep."""
+"""`sepstop select`: rank a run's weights and name those to keep."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def select(
     ties: Annotated[
         str | None,
         typer.Option(
-            help="Which of the tied checkpoints to keep: earliest, best or latest. Default: the "
-            "run's own pick if it is tied, else the earliest."
+            help="Which of the tied steps to keep: earliest, best or latest. Default: the run's "
+            "own pick if it is tied, else the earliest; the best of averages."
         ),
     ] = None,
     pooling: options.Pooling = None,
@@ -54,6 +54,9 @@ def select(
     batch_size: options.BatchSize = None,
     tokenizer: options.Tokenizer = None,
     outputs: options.Outputs = None,
+    average: options.Average = None,
+    score_checkpoints: options.ScoreCheckpoints = None,
+    average_device: options.AverageDevice = None,
     base_model: options.BaseModel = None,
     model_class: options.ModelClass = None,
     adapter: options.Adapter = None,
@@ -64,9 +67,17 @@ def select(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Keep embeddings in this folder instead.")
     ] = None,
-    top: Annotated[int | None, typer.Option(help="Show only this many checkpoints.", min=1)] = None,
+    top: Annotated[int | None, typer.Option(help="Show only this many steps.", min=1)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the weights to keep to this folder, as a complete model."),
+    ] = None,
     link: Annotated[
-        Path | None, typer.Option(help="Make this path a link to the checkpoint to keep.")
+        Path | None,
+        typer.Option(
+            help="Make this path a link to the weights to keep. An average that --output does not "
+            "write is written to sepstop_average in the run's folder."
+        ),
     ] = None,
     strict: Annotated[
         bool,
@@ -79,11 +90,14 @@ def select(
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
     ] = False,
 ) -> None:
-    """Rank the checkpoints of runs on unlabeled texts and name the one to keep.
+    """Rank averages of a run's checkpoints on unlabeled texts and name the weights to keep.
+
+    At each checkpoint the candidates are averages of the checkpoints so far. With --no-average they
+    are the checkpoints themselves.
 
     Options that you leave out are taken from the run's own history, if sepstop watched it.
     Embeddings are cached, so the next call embeds only what is new. `accelerate launch -m sepstop
-    select ...` divides the checkpoints over processes.
+    select ...` divides the work over processes.
 
     Exit status: 0; 2 if there is nothing to rank or an option is wrong; 3 with --strict if a
     checkpoint was skipped or its score differs from the run's log; 130 if interrupted.
@@ -104,6 +118,9 @@ def select(
     for path, why in skipped:
         name = path.name if len(selections) == 1 else path
         print_message(messages, f"skipped {name}: {why}", "yellow")
+    with_skipped = [found for found in selections.values() if found.skipped]
+    if any(record.has_average_candidates for found in with_skipped for record in found.records):
+        print_message(messages, "averages are made without what was skipped", "yellow")
     if as_json:
         typer.echo(json.dumps(_as_json(selections, best, tied, top), indent=2, allow_nan=False))
     else:
@@ -121,10 +138,16 @@ def _choose(
         None on all but the first of several processes.
     """
     from sepstop.decide.selection import best_run, tied_runs
+    from sepstop.runs.best_folder import check_free, write_best
     from sepstop.runs.checkpoints import find_runs
     from sepstop.runs.select import select_checkpoint
     from sepstop.utils.distributed import Ranks
 
+    output, link = arguments["output"], arguments["link"]
+    if output is not None:
+        check_free(output)
+    if link is not None:
+        _check_link(link)
     own_device = _join_processes()
     loading = options.loading_of({**arguments, "device": arguments["device"] or own_device})
     runs = dict.fromkeys(run for path in arguments["paths"] for run in find_runs(path))
@@ -144,8 +167,12 @@ def _choose(
     best = best_run(selections)
     if Ranks.of_run().rank > 0:
         return None
-    if arguments["link"] is not None:
-        _link(arguments["link"], selections[best].best)
+    if output is None and link is not None and selections[best].best_folder is None:
+        output = _linked_folder(selections[best])
+    if output is not None:
+        selections[best] = write_best(selections[best], output, loading)
+    if link is not None:
+        _link(link, selections[best].best)
     return selections, best, tied_runs(selections, best)
 
 
@@ -165,21 +192,30 @@ def _join_processes() -> str | None:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
-def _link(link: Path, checkpoint: Path) -> None:
-    """Replace a symbolic link; copy the checkpoint where the system has no links.
-
+def _check_link(link: Path) -> None:
+    """
     Raises:
         ValueError: something else than a link is there.
     """
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
+    if link.exists() and not link.is_symlink():
         raise ValueError(f"{link} exists and is not a link; name another path or remove it")
+
+
+def _linked_folder(selection: Selection) -> Path:
+    """Where an average is written that a link points to: in the run's folder."""
+    from sepstop.runs.best_folder import LINKED_FOLDER
+
+    return selection.paths[selection.best_step].parent / LINKED_FOLDER
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Replace a symbolic link; copy the folder where the system has no links."""
+    link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
-        link.symlink_to(checkpoint.resolve(), target_is_directory=True)
+        link.symlink_to(folder.resolve(), target_is_directory=True)
     except (OSError, NotImplementedError):
-        shutil.copytree(checkpoint, link)
+        shutil.copytree(folder, link)
 
 
 def _print_tables(
@@ -190,13 +226,13 @@ def _print_tables(
     out = Console()
     for run, found in selections.items():
         if len(selections) == 1:
-            _print_ranking(out, found, top, f"keep {found.best}")
+            _print_ranking(out, found, top, f"keep {_kept(found)}")
         elif len(found.records) > 1:  # a single model has its row in the table below
             out.print(run, style="bold", markup=False, soft_wrap=True)
             _print_ranking(out, found, top)
     if len(selections) > 1:
         out.print(runs_table(selections, best, tied))
-        line = f"of all, keep {selections[best].best}"
+        line = f"of all, keep {_kept(selections[best])}"
         out.print(line, style="bold", markup=False, soft_wrap=True)
 
 
@@ -207,10 +243,34 @@ def _print_ranking(out: Console, found: Selection, top: int | None, verdict: str
     if verdict:
         out.print(verdict, style="bold", markup=False, soft_wrap=True)
     out.print(found.decision.reason, markup=False, soft_wrap=True)
-    online = found.online_best_step
-    if online is not None and online in found.paths:
-        same = "the same checkpoint" if online == found.best_step else f"step {online}"
-        out.print(f"the run itself kept {same}", markup=False, soft_wrap=True)
+    online = _kept_online(found)
+    if online:
+        out.print(f"the run itself kept {online}", markup=False, soft_wrap=True)
+
+
+def _kept(found: Selection) -> str:
+    """What to keep, and where it is."""
+    average, checkpoint = found.best_record.average, found.paths[found.best_step]
+    if average is None:
+        return f"{checkpoint}, copied to {found.output}" if found.output else str(checkpoint)
+    where = f"in {found.output}" if found.output else "which --output FOLDER writes"
+    return f"the {average} of {checkpoint.parent}, {where}"
+
+
+def _kept_online(found: Selection) -> str:
+    """What the run itself kept; empty if it was not monitored or the checkpoint is gone."""
+    from sepstop.runs.average_files import average_folder
+
+    step, online, here = found.online_best_step, found.online_average, found.best_record.average
+    if step is None or (online is None and step not in found.paths):
+        return ""
+    if online is None:
+        is_same = step == found.best_step and here is None
+        return "the same checkpoint" if is_same else f"the checkpoint of step {step}"
+    folder = average_folder(next(iter(found.paths.values())).parent, step)
+    kept = f"the {online}, {f'in {folder.name}' if folder.is_dir() else 'which is not on disk'}"
+    is_same = step == found.best_step and here is not None and here.name == online.name
+    return f"{kept}: the same kind at the same step, but of all steps" if is_same else kept
 
 
 def _as_json(
@@ -220,21 +280,38 @@ def _as_json(
     each = [_selection_as_json(found, top) for found in selections.values()]
     if len(each) == 1:
         return each[0]
-    return {"best_checkpoint": str(selections[best].best), "ties": list(tied), "runs": each}
+    return {**_pick_as_json(selections[best]), "ties": list(tied), "runs": each}
+
+
+def _pick_as_json(found: Selection) -> dict[str, Any]:
+    """The weights to keep: a checkpoint, or an average and its sources; and where they are."""
+    average, sources = found.best_record.average, found.sources[found.best_step]
+    return {
+        "best_checkpoint": str(found.paths[found.best_step]) if average is None else None,
+        "best_average": None if average is None else asdict(average),
+        "best_sources": [str(path) for path in sources],
+        "output": None if found.output is None else str(found.output),
+    }
 
 
 def _selection_as_json(found: Selection, top: int | None) -> dict[str, Any]:
     from sepstop.runs.records import record_to_dict
 
+    online = found.online_average
     return {
-        "best_checkpoint": str(found.best),
+        **_pick_as_json(found),
         **asdict(found.decision),
         "decides": found.decides,
         "higher_is_better": dict(found.higher_is_better),
         "online_best_step": found.online_best_step,
+        "online_average": None if online is None else asdict(online),
         "ties": list(found.ties),
         "ranking": [
-            {"checkpoint": str(found.paths[record.step]), **record_to_dict(record)}
+            {
+                "checkpoint": None if record.average else str(found.paths[record.step]),
+                "sources": [str(path) for path in found.sources[record.step]],
+                **record_to_dict(record),
+            }
             for record in found.ranking[:top]
         ],
         "best_steps": {name: found.series_of(name).best_step for name in found.higher_is_better},

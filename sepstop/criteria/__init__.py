@@ -11,6 +11,7 @@ from sepstop.criteria.component_mi import ComponentMI
 from sepstop.criteria.label_mi import LabelMI
 from sepstop.criteria.neighbor_mi import NeighborMI
 from sepstop.criteria.predictions import InfoMax, NegativeEntropy
+from sepstop.criteria.robust_mi import Consistency, RobustMI
 from sepstop.criteria.separability import Separability, h0_separability
 
 INPUTS = {
@@ -27,7 +28,9 @@ INPUTS = {
 """The inputs that a criterion can need. B is the number of clouds, n the texts in each."""
 
 CRITERIA: dict[str, type] = {
+    "robust_mi": RobustMI,
     "neighbor_mi": NeighborMI,
+    "consistency": Consistency,
     "label_mi": LabelMI,
     "component_mi": ComponentMI,
     "separability": Separability,
@@ -44,7 +47,6 @@ _COMPARED = {
     "cluster_entropy": "ClusterEntropy",
     "cluster_information": "ClusterInformation",
     "coherence": "Coherence",
-    "consistency": "Consistency",
     "nesum": "NESum",
     "rankme": "RankMe",
     "self_clustering": "SelfClustering",
@@ -65,10 +67,12 @@ __all__ = [
     "HINTS",
     "INPUTS",
     "ComponentMI",
+    "Consistency",
     "InfoMax",
     "LabelMI",
     "NegativeEntropy",
     "NeighborMI",
+    "RobustMI",
     "Separability",
     "h0_separability",
 ]

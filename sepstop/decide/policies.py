@@ -335,12 +335,12 @@ POLICIES: dict[str, type] = {
 def default_policy(name: str) -> Policy:
     """The policy that fits the score ``name``.
 
-    `PastPeak` for "neighbor_mi" and "label_mi", else `Plateau`.
+    `PastPeak` for "robust_mi", "neighbor_mi" and "label_mi", else `Plateau`.
 
-    >>> default_policy("neighbor_mi")
+    >>> default_policy("robust_mi")
     PastPeak(max_drop=0.3, max_age=0.6, min_evaluations=3, since_lowest=False, nonfinite='skip')
     """
-    if name == "neighbor_mi":
+    if name in ("robust_mi", "neighbor_mi"):
         return PastPeak()
     if name == "label_mi":
         # An untrained head predicts each label for about half of the texts, and training first

@@ -1,4 +1,4 @@
-"""The checkpoint to keep among scored ones, and the best of several runs."""
+"""The step to keep among scored ones, and the best of several runs."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from typing import Any, Literal, TypeVar
 
 from sepstop.decide.policies import replay
 from sepstop.statistics import improvement_p_value
-from sepstop.types import Decision, Policy, Record, Score, Series
+from sepstop.types import Average, Decision, Policy, Record, Score, Series
 
 K = TypeVar("K")
 
 TieBreak = Literal["best", "earliest", "latest"]
-"""Which of the tied checkpoints to keep."""
+"""Which of the tied steps to keep."""
 
 _LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The scored checkpoints of a run and the one to keep.
+    """The scored steps of a run and the weights to keep.
 
     Attributes:
-        decision: which checkpoint to keep, and why.
+        decision: which step's weights to keep, and why.
         decides: name of the score that decided.
         higher_is_better: direction of each score, by name.
-        records: one per checkpoint, by step.
+        records: one per checkpoint, by step: the best candidate of the step, which is the
+            checkpoint or an average of checkpoints.
         paths: step -> folder of the checkpoint.
-        skipped: folder -> why it could not be scored.
+        skipped: folder -> why it could not be scored. Averages are made without it.
         online_best_step: the run's own pick; None if the run was not monitored.
-        ties: steps of the other checkpoints tied with the one to keep.
+        online_average: what the run's own pick is an average of; None for a checkpoint.
+        ties: other steps tied with the one to keep.
         settings: how the checkpoints were measured, as `sepstop.measure.monitor.Monitor.settings`.
         dimensions: D of the embeddings.
         reference_step: first step whose neighbors the deciding score refers to, 0 for the model
             before training; None if it looks at each checkpoint alone.
         differences: step -> how its scores differ from those in the run's own log, if they differ
             by more than rounding.
+        sources: step -> folders of the checkpoints in the weights of its record: several for an
+            average.
+        output: folder that the weights to keep were written to; None if they were not.
     """
 
     decision: Decision
@@ -55,6 +60,9 @@ class Selection:
     dimensions: int = 0
     reference_step: int | None = None
     differences: Mapping[int, str] = field(default_factory=dict)
+    sources: Mapping[int, tuple[Path, ...]] = field(default_factory=dict)
+    online_average: Average | None = None
+    output: Path | None = None
 
     @property
     def best_step(self) -> int:
@@ -62,9 +70,30 @@ class Selection:
         return self.decision.best_step
 
     @property
+    def best_record(self) -> Record:
+        """The record of the weights to keep."""
+        return next(record for record in self.records if record.step == self.best_step)
+
+    @property
+    def best_folder(self) -> Path | None:
+        """Folder of the weights to keep; None for an average that was not written."""
+        if self.output is not None:
+            return self.output
+        return self.paths[self.best_step] if self.best_record.average is None else None
+
+    @property
     def best(self) -> Path:
-        """Folder of the checkpoint to keep."""
-        return self.paths[self.best_step]
+        """Folder of the weights to keep.
+
+        Raises:
+            ValueError: they are an average that was not written.
+        """
+        if self.best_folder is None:
+            raise ValueError(
+                f"the weights to keep, the {self.best_record.average}, are in no folder yet; "
+                "write them: select_checkpoint(..., output=FOLDER) (--output FOLDER)"
+            )
+        return self.best_folder
 
     @property
     def series(self) -> Series:
@@ -92,17 +121,22 @@ class Selection:
 
 
 def choose(
-    series: Series, policy: Policy | None, ties: TieBreak | None, online_best_step: int | None
+    series: Series,
+    policy: Policy | None,
+    ties: TieBreak | None,
+    online_best_step: int | None,
+    what: str = "checkpoints",
 ) -> tuple[Decision, tuple[int, ...]]:
-    """The checkpoint to keep and the steps of the others tied with it.
+    """The step to keep and the others tied with it.
 
     Args:
-        policy: replayed; if it stops, later checkpoints are no candidates.
-        ties: which of the tied checkpoints to keep. None keeps the best if a policy chose. Without
+        policy: replayed; if it stops, later steps are no candidates.
+        ties: which of the tied steps to keep. None keeps the best if a policy chose. Without
             a policy, it keeps ``online_best_step`` if that is tied, else the earliest.
         online_best_step: the run's own pick; None without one.
+        what: what the steps stand for, in the plural, for the reason.
     """
-    decision = _best_of(series) if policy is None else replay(policy, series)
+    decision = _best_of(series, what) if policy is None else replay(policy, series)
     until = decision.step if decision.stop and decision.step is not None else math.inf
     candidates = series.between(1, until)  # no checkpoint of step 0 is kept
     if decision.best_step not in candidates.steps:
@@ -127,11 +161,11 @@ def choose(
     return replace(decision, best_step=kept, reason=why), others
 
 
-def _best_of(series: Series) -> Decision:
+def _best_of(series: Series, what: str) -> Decision:
     best = series.best_step
     if best is None:
         return Decision(False, None, "nothing could be scored")
-    why = f"best {series.name} of {len(series)} checkpoints"
+    why = f"best {series.name} of {len(series)} {what}"
     return Decision(False, best, why, series.steps[-1])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from accelerate.utils.other import extract_model_from_parallel
@@ -70,10 +70,21 @@ def is_fsdp2(model: nn.Module) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     """True if this rank holds a part of the weights: FSDP, DeepSpeed ZeRO 3, tensor parallelism."""
-    return any(
+    return any(map(is_fsdp2, model.modules())) or any(
         type(weight).__name__ == "DTensor" or any(hasattr(weight, mark) for mark in _SHARD_MARKS)
         for weight in model.parameters()
     )
+
+
+def reshard(model: nn.Module) -> None:
+    """Let the parameters of an FSDP2 model be this rank's shards.
+
+    After a forward pass without a backward pass some of them are whole copies, which the next
+    forward pass would use again whatever the shards hold then.
+    """
+    for module in model.modules():
+        if is_fsdp2(module):
+            cast(Any, module).reshard()
 
 
 def is_sentence_transformer(model: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from sepstop.config import AUTO, Precision, SepStopConfig
 from sepstop.criteria import CRITERIA
+from sepstop.measure.average import RunningAverages
 from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import Neighborhoods
 from sepstop.measure.observer import Observer
@@ -28,7 +29,7 @@ from sepstop.measure.scorer import (
     needs_logits,
     needs_of,
 )
-from sepstop.types import Criterion, Record, Series
+from sepstop.types import CHECKPOINT, Average, Criterion, Record, Series
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import describe
 
@@ -40,16 +41,25 @@ class Monitor:
     """Scores a model on an unlabeled pool.
 
     The pool is tokenized once and the resamples are drawn once, so the records of a run are
-    paired: they differ by the model alone. In a loop of your own::
+    paired: they differ by the model alone. In a loop of your own, where `RunningAverages` keeps
+    averages of the weights::
 
         monitor, records = Monitor(texts, SepStopConfig(tokenizer=tokenizer)), []
         monitor.set_reference(model)  # before training
+        averages = RunningAverages(model)
         for step in range(1, 101):
             train(model, step)
+            averages.update(model, step)
             if step % 5 == 0:
-                records.append(monitor.measure(model, step))
-                if PastPeak()(monitor.series(records)).stop:
+                records.append(monitor.measure(model, step, averages=averages))
+                decision = PastPeak()(monitor.series(records))
+                if decision.best_step == step:
+                    with averages.applied(model, records[-1].average.name):
+                        model.save_pretrained("best")
+                if decision.stop:
                     break
+
+    Without ``averages``, the model itself is scored.
 
     Args:
         pool: see `sepstop.measure.pool.read_pool`.
@@ -231,8 +241,14 @@ class Monitor:
             model, tokens, with_logits=False, progress=observer.progress, settle=False
         )
 
-    def measure(self, model: nn.Module, step: int, epoch: float | None = None) -> Record:
-        """Embed the pool with ``model`` and score it.
+    def measure(
+        self,
+        model: nn.Module,
+        step: int,
+        epoch: float | None = None,
+        averages: RunningAverages | None = None,
+    ) -> Record:
+        """Embed the pool with ``model``, or with its averages, and score it.
 
         The model's weights and modes and the random states are left as they were. Points or logits
         that are not finite give a warning and scores of NaN.
@@ -241,21 +257,37 @@ class Monitor:
             model: on its device; may be wrapped by PEFT, DDP or ``torch.compile``.
             step: optimizer steps taken; not less than in the call before.
             epoch: epochs taken, if counted.
+            averages: of the model's weights. Each takes a pass over the pool, and the model itself
+                another one if the configuration says ``score_checkpoints``. Without averages, or
+                before their first step, the model itself is scored.
+
+        Returns:
+            The record of the best of these candidates.
 
         Raises:
             ValueError: as `prepare`.
             RuntimeError: the forward pass writes into weights, which are too large to restore.
         """
         start = time.perf_counter()
-        seen = self.observe(model)._replace(outputs=self.run_outputs.outputs)
-        record = self.score(seen, step, epoch)
+        candidates, known = {}, {}
+        if averages is not None and averages.count:
+            for name in averages.decays:
+                with averages.applied(model, name):
+                    candidates[name] = self.observe(model)
+                known[name] = averages.described(name)
+        if not candidates or self.config.score_checkpoints:
+            candidates[CHECKPOINT] = self.observe(model)
+        outputs = self.run_outputs.outputs
+        candidates = {name: seen._replace(outputs=outputs) for name, seen in candidates.items()}
+        record = self.score(candidates, step, epoch, known)
         record = replace(record, seconds=time.perf_counter() - start)
         return self.ranks.of_first(record)  # one for all, down to the last bit
 
     def observe(self, model: nn.Module) -> Observation:
         """All that `score` needs, from one forward pass over the pool.
 
-        A criterion on corrupted logits takes a second pass. The outputs are those that the model
+        A criterion on corrupted logits, such as the default for one class out of k, takes a second
+        pass. The outputs are those that the model
         declares; `settled` sets those of the run.
 
         Raises:
@@ -273,10 +305,21 @@ class Monitor:
 
     @property
     def needs_corrupted(self) -> bool:
-        """True if a criterion needs corrupted logits, which take a second forward pass."""
-        return any(
-            "corrupted_logits" in needs_of(criterion) for criterion in self._named_criteria()
-        )
+        """True if a criterion needs corrupted logits, which take a second forward pass.
+
+        Raises:
+            RuntimeError: before the first model.
+        """
+        return any("corrupted_logits" in needs_of(one) for one in self.scorer.criteria)
+
+    def is_complete(self, seen: Observation) -> bool:
+        """True if ``seen``, perhaps of an earlier process, has the corrupted logits if needed.
+
+        Raises:
+            ValueError, CriterionError: as `settled`.
+        """
+        self.settled(seen)
+        return seen.corrupted_logits is not None or not self.needs_corrupted
 
     def settled(self, seen: Observation) -> Observation:
         """``seen`` with the outputs of this run.
@@ -291,20 +334,28 @@ class Monitor:
             self._settle_criteria()
         return seen._replace(outputs=outputs)
 
-    def score(self, seen: Observation, step: int, epoch: float | None = None) -> Record:
-        """The record of an observation, which may be another process's.
+    def score(
+        self,
+        seen: Observation | Mapping[str, Observation],
+        step: int,
+        epoch: float | None = None,
+        averages: Mapping[str, Average] | None = None,
+    ) -> Record:
+        """The record of an observation, or of the best of a step's candidates.
 
         Args:
-            seen: from `observe`.
+            seen: from `observe`, this process's or another's; or several by the candidate's name.
             step: optimizer steps taken; not less than in the call before.
             epoch: epochs taken, if counted.
+            averages: which candidates are averages, by name.
 
         Raises:
             ValueError, CriterionError: as `settled`.
         """
-        seen = self.settled(seen)
+        candidates = {CHECKPOINT: seen} if isinstance(seen, Observation) else seen
+        settled = {name: self.settled(one) for name, one in candidates.items()}
         self.run_outputs.freeze(step)
-        return self.scorer(seen, step, epoch)
+        return self.scorer.best_of(settled, step, epoch, averages)
 
     @property
     def uses_neighbors(self) -> bool:

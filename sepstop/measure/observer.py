@@ -77,6 +77,7 @@ class Observer:
         """Forget the tokens, padding and precision of an earlier model."""
         self.padding, self.precision = self.config.padding, self.config.precision
         self._tokens: Tokens | None = None
+        self._corrupted: Tokens | None = None
         self._one_by_one = False  # a head that takes no batches
 
     @property
@@ -140,8 +141,10 @@ class Observer:
 
     def corrupted(self, model: nn.Module, with_logits: bool) -> Observation:
         """`observe` of the texts without a share of `DROP_RATE` of their tokens."""
-        tokens = self.tokens(model).corrupted(DROP_RATE, self.config.seed)
-        return self.observe(model, tokens, with_logits, progress=self.progress)
+        tokens = self.tokens(model)
+        if self._corrupted is None:
+            self._corrupted = tokens.corrupted(DROP_RATE, self.config.seed)
+        return self.observe(model, self._corrupted, with_logits, progress=self.progress)
 
     def observe(
         self,

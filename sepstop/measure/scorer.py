@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,12 +19,12 @@ from sepstop.measure.outputs import OUTPUTS_IN_WORDS
 from sepstop.measure.resampling import score_resamples
 from sepstop.measure.untouched import same_randomness
 from sepstop.statistics import interval
-from sepstop.types import NO_SCORE, Criterion, Outputs, Record, Score
+from sepstop.types import CHECKPOINT, NO_SCORE, Average, Criterion, Outputs, Record, Score
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import build
 
 MUTUAL_INFORMATION: dict[Outputs, str] = {
-    "classes": "neighbor_mi",
+    "classes": "robust_mi",
     "labels": "label_mi",
     "none": "component_mi",
 }
@@ -78,6 +79,11 @@ def _check_attributes(criterion: Criterion) -> None:
             f"a criterion called {name!r} could be confused with an end of an interval; expected "
             "another name"
         )
+    if "_of_" in name:
+        raise ValueError(
+            f"a criterion called {name!r} could be confused with the score of one of a step's "
+            "candidates; expected another name"
+        )
     if higher not in (True, False):
         raise ValueError(f"expected a bool as `higher_is_better` of {name!r}, got {higher!r}")
     if isinstance(needs, str):
@@ -95,7 +101,7 @@ def criteria_for(
     Of two with the same name, the first counts. One of your own may replace a default in this way.
 
     Args:
-        config: its criterion, extra criteria and policy count.
+        config: its criterion and extra criteria count.
         outputs: the model's outputs.
         has_logits: True if the model returns ``(b, k)`` logits, whatever they stand for.
 
@@ -107,8 +113,6 @@ def criteria_for(
             name.
     """
     decides = config.criterion
-    if decides == AUTO and config.policy != AUTO:
-        decides = "separability"
     criteria: dict[str, Criterion] = {}
     is_default = list(config.extra_criteria) == list(SepStopConfig.extra_criteria)
     for spec in (decides, *config.extra_criteria):
@@ -202,7 +206,7 @@ class Scorer:
         self.on_error = on_error
         self.decides = names[0]
         self.higher_is_better = {one.name: bool(one.higher_is_better) for one in self.criteria}
-        self._previous_logits: Tensor | None = None
+        self._previous_logits: dict[str, Tensor | None] = {}  # by candidate
 
     @property
     def uses_neighbors(self) -> bool:
@@ -238,22 +242,62 @@ class Scorer:
             RuntimeWarning: criteria gave no score, except at the first call those that compare
                 with the observation before; or an extra criterion failed.
         """
-        if seen.points.device.type == "mps":  # it has no float64
-            seen = seen.cpu()
-        device = seen.points.device
+        return self.best_of({CHECKPOINT: seen}, step, epoch)
+
+    def best_of(
+        self,
+        candidates: Mapping[str, Observation],
+        step: int,
+        epoch: float | None = None,
+        averages: Mapping[str, Average] | None = None,
+    ) -> Record:
+        """The record of the best of a step's candidates, with the scores of the others.
+
+        All are scored with the same neighbors: those of earlier steps and of the first candidate.
+        The best has the best deciding score; of equals it is the first.
+
+        Args:
+            candidates: name -> observation, at least one, as in `__call__`.
+            step: optimizer steps taken; not less than in the call before.
+            epoch: epochs taken, if counted.
+            averages: what the candidates are, by name; without one, the step's own weights.
+
+        Raises, warns: as `__call__`.
+        """
+        seen = {
+            # "mps" has no float64
+            name: one.cpu() if one.points.device.type == "mps" else one
+            for name, one in candidates.items()
+        }
+        first = next(iter(seen.values()))
+        device = first.points.device
         full_precision = torch.autocast(device.type, enabled=False)  # the caller may be inside one
         with torch.no_grad(), full_precision, same_randomness(device):
-            self.add_neighbors(seen, step)
-            scores = {one.name: self._try_to_score(one, seen, step) for one in self.criteria}
-        self._warn_of_no_score(seen, scores, step)
-        self._previous_logits = seen.logits
+            self.add_neighbors(first, step)
+            scores = {name: self._scores(name, one, step) for name, one in seen.items()}
+        self._previous_logits = {name: one.logits for name, one in seen.items()}
+        best = max(scores, key=lambda name: self._rank(scores[name][self.decides]))
         return Record(
             step=step,
             epoch=epoch,
-            scores=scores,
+            scores=scores.pop(best),
             resample_size=self.resample_indices.shape[1],
-            pool_size=len(seen.points),
+            pool_size=len(first.points),
+            average=(averages or {}).get(best),
+            others=scores,
         )
+
+    def _scores(self, name: str, seen: Observation, step: int) -> dict[str, Score]:
+        """The scores of a candidate by criterion."""
+        previous = self._previous_logits.get(name)
+        scores = {one.name: self._try_to_score(one, seen, previous, step) for one in self.criteria}
+        self._warn_of_no_score(seen, scores, previous, step)
+        return scores
+
+    def _rank(self, score: Score) -> float:
+        """Higher is better; a candidate without a score is the worst."""
+        sign = 1 if self.higher_is_better[self.decides] else -1
+        return sign * score.value if score.is_finite else -math.inf
 
     def add_neighbors(self, seen: Observation, step: int = 0) -> None:
         """Add the neighbors in an observation; later scores refer to them.
@@ -282,13 +326,13 @@ class Scorer:
             )
 
     def _inputs(
-        self, criterion: Criterion, seen: Observation, step: int
+        self, criterion: Criterion, seen: Observation, previous: Tensor | None, step: int
     ) -> dict[str, Tensor | None]:
         """The inputs of ``criterion`` for the whole pool, by name; None if there are none."""
         known: dict[str, Tensor | None] = {
             "points": seen.points,
             "logits": seen.logits,
-            "previous_logits": self._previous_logits,
+            "previous_logits": previous,
             "corrupted_logits": seen.corrupted_logits,
         }
         if looks_at_neighbors(criterion):
@@ -300,10 +344,12 @@ class Scorer:
             known["neighbor_classes"] = None if near is None or classes is None else classes[near]
         return {need: known[need] for need in needs_of(criterion)}
 
-    def _try_to_score(self, criterion: Criterion, seen: Observation, step: int) -> Score:
+    def _try_to_score(
+        self, criterion: Criterion, seen: Observation, previous: Tensor | None, step: int
+    ) -> Score:
         """`_score`; `NO_SCORE`, with a warning, for an extra criterion that fails."""
         try:
-            return self._score(criterion, seen, step)
+            return self._score(criterion, seen, previous, step)
         except Exception as error:  # a criterion of the user's own may raise anything
             if criterion is self.criteria[0] or self.on_error == "raise":
                 raise
@@ -315,8 +361,10 @@ class Scorer:
             )
             return NO_SCORE
 
-    def _score(self, criterion: Criterion, seen: Observation, step: int) -> Score:
-        inputs = self._inputs(criterion, seen, step)
+    def _score(
+        self, criterion: Criterion, seen: Observation, previous: Tensor | None, step: int
+    ) -> Score:
+        inputs = self._inputs(criterion, seen, previous, step)
         ranks, count = self.ranks, len(self.resample_indices)
         part = ranks.together(
             lambda: score_resamples(criterion, inputs, self.resample_indices[ranks.share(count)])
@@ -327,7 +375,13 @@ class Scorer:
             mean = float(np.mean(values))
         return Score(mean, low, high, tuple(values))
 
-    def _warn_of_no_score(self, seen: Observation, scores: Mapping[str, Score], step: int) -> None:
+    def _warn_of_no_score(
+        self,
+        seen: Observation,
+        scores: Mapping[str, Score],
+        previous: Tensor | None,
+        step: int,
+    ) -> None:
         """Warn once of all criteria without a score.
 
         Criteria that compare with the observation before have none at the first.
@@ -336,7 +390,7 @@ class Scorer:
             one.name
             for one in self.criteria
             if not np.isfinite(scores[one.name].resample_values).all()
-            and not ("previous_logits" in needs_of(one) and self._previous_logits is None)
+            and not ("previous_logits" in needs_of(one) and previous is None)
         ]
         if missing:
             warnings.warn(

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sepstop.measure.backbone import (
 from sepstop.measure.pool import Pool
 
 DROP_RATE = 0.3
-"""Share of a text's tokens that its corrupted copy lacks."""
+"""Share of a text's tokens that its corrupted copy lacks, see `drop_tokens`."""
 
 _NO_LIMIT = 10**6  # tokenizers without a maximum length report a huge one
 
@@ -59,37 +60,59 @@ class Tokens:
 
     def corrupted(self, rate: float, seed: int) -> Tokens:
         """The texts without a random share ``rate`` of their tokens, chosen as by `drop_tokens`."""
-        kept = drop_tokens([torch.arange(len(ids)) for ids in self.ids], rate, seed)
-        ids = [row[indices] for row, indices in zip(self.ids, kept, strict=True)]
+        masks = _kept(self.ids, rate, seed)
+        for mask in masks:
+            mask[: self.prompt_length] = True
+        ids = [row[mask] for row, mask in zip(self.ids, masks, strict=True)]
         types = self.types
         if types is not None:
-            types = [row[indices] for row, indices in zip(types, kept, strict=True)]
+            types = [row[mask] for row, mask in zip(types, masks, strict=True)]
         return replace(self, ids=ids, types=types)
 
 
 def drop_tokens(tokens: Sequence[Tensor], rate: float, seed: int) -> list[Tensor]:
-    """Each text without a random share of its tokens. The first and the last token stay.
+    """Each text without a random share of its tokens.
 
-    The choice has its own random generator: the same texts always lose the same tokens.
+    What frames the texts stays: the first and the last token of each; all that every text begins
+    or ends with, such as special tokens or a prompt; and separators, which are tokens that every
+    text ends with, wherever they are. The choice has its own random generator: the same texts
+    always lose the same tokens.
 
     Args:
         tokens: ``(length,)`` token ids per text, on the CPU.
-        rate: expected share of tokens to drop, from 0 to 1.
+        rate: expected share of the other tokens to drop, from 0 to 1.
         seed: seed of the choice.
 
     Returns:
         The token ids that are left of each text.
 
-    >>> drop_tokens([torch.tensor([2, 7, 9, 3])], rate=1.0, seed=0)
-    [tensor([2, 3])]
+    >>> drop_tokens([torch.tensor([2, 7, 3, 9, 3]), torch.tensor([2, 8, 3])], rate=1.0, seed=0)
+    [tensor([2, 3, 3]), tensor([2, 3])]
     """
+    masks = _kept(tokens, rate, seed)
+    return [ids[mask] for ids, mask in zip(tokens, masks, strict=True)]
+
+
+def _kept(tokens: Sequence[Tensor], rate: float, seed: int) -> list[Tensor]:
+    """``(length,)`` bool per text: the tokens that `drop_tokens` keeps."""
+    rows = [ids.tolist() for ids in tokens]
+    begin = _common(rows)
+    end = torch.tensor(_common([row[::-1] for row in rows]), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
-    left = []
+    masks = []
     for ids in tokens:
-        keep = torch.rand(len(ids), generator=generator) >= rate
-        keep[[0, -1]] = True
-        left.append(ids[keep])
-    return left
+        mask = torch.rand(len(ids), generator=generator) >= rate
+        mask |= torch.isin(ids, end)
+        mask[: len(begin)] = True
+        mask[[0, -1]] = True
+        masks.append(mask)
+    return masks
+
+
+def _common(rows: _Rows) -> list[int]:
+    """What all rows begin with."""
+    columns = zip(*rows, strict=False)
+    return [first for first, *_ in takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
 def tokenize(pool: Pool, model: nn.Module | None, tokenizer: Any, max_length: int) -> Tokens:
@@ -180,12 +203,16 @@ def _resolve_tokenizer(tokenizer: Any, body: Any) -> Any:
                 "a StaticEmbedding"
             )
         return own
-    tokenizer = tokenizer or _load_own_tokenizer(body)
+    tokenizer = tokenizer or load_own_tokenizer(body)
     return getattr(tokenizer, "tokenizer", tokenizer)  # a processor has a tokenizer inside
 
 
-def _load_own_tokenizer(model: nn.Module | None) -> Any:
-    """The tokenizer in the folder or repository that the model was loaded from."""
+def load_own_tokenizer(model: nn.Module | None) -> Any:
+    """The tokenizer in the folder or repository that the model was loaded from.
+
+    Raises:
+        ValueError: there is none, or the model does not say where it was loaded from.
+    """
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
         if source:

@@ -13,14 +13,17 @@ from rich.bar import Bar
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sepstop.report.candidates import has_averages, kept_record, weights_label
+from sepstop.report.html.sanitize import plain
 from sepstop.report.scored_run import read_scored_run
 from sepstop.report.tables import value_text
 from sepstop.runs.history import read_online, read_run
 from sepstop.runs.records import RunHistory
-from sepstop.types import Record, Score
+from sepstop.types import NO_SCORE, Record, Score
 
 _MAX_ROWS = 20
 _OTHER_LINES = 8  # lines that everything but the rows takes
@@ -72,8 +75,11 @@ def view(run: RunHistory, title: str, height: int = 100) -> RenderableType:
     end = [] if run.ended is None else [Text(_end_text(run.ended))]
     if not run.records:
         return Group(Text(f"{title}: {'no score' if end else 'waiting for the first score'}"), *end)
-    parts: list[RenderableType] = [_score_table(run, title, height)]
-    decision = run.decision
+    decision, kept = run.decision, kept_record(run)
+    best = []
+    if kept is not None and kept.average is not None:
+        best = [Text(f"best: {weights_label(kept)}", style="bold")]
+    parts: list[RenderableType] = [_score_table(run, title, height - len(best)), *best]
     if decision is not None:
         stop = Text("STOP: " if decision.stop else "", style="bold red")
         parts.append(stop + Text(f"as of step {decision.step}: {decision.reason}"))
@@ -84,21 +90,28 @@ def _score_table(run: RunHistory, title: str, height: int) -> Table:
     others = [name for name in run.names if name != run.decides]
     best_step = None if run.decision is None else run.decision.best_step
     low, span = _range(run)
-    table = Table(title=f"{title}, {len(run.records)} scores", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=escape(f"{title}, {len(run.records)} scores"), box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("step", justify="right", no_wrap=True)
-    table.add_column(f"{run.decides} (decides)", justify="right", no_wrap=True)
+    table.add_column(escape(f"{run.decides} (decides)"), justify="right", no_wrap=True)
     table.add_column("", max_width=_BAR_WIDTH)  # shrinks on a narrow terminal
     for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    shown = run.records[-max(1, min(_MAX_ROWS, height - _OTHER_LINES)) :]
+    averages = has_averages(shown)
+    if averages:
+        table.add_column("weights", no_wrap=True, max_width=20)
     table.add_column("", no_wrap=True)
-    num_rows = max(1, min(_MAX_ROWS, height - _OTHER_LINES))
-    for step, score in list(run.series)[-num_rows:]:
+    for record in shown:
+        step, score = record.step, record.scores.get(run.decides, NO_SCORE)
         is_best = step == best_step
         table.add_row(
             str(step),
             str(score),
             _bar(score, low, span),
             *(value_text(run.series_of(name).score_at(step)) for name in others),
+            *([Text(plain(next(iter(record.candidates))))] if averages else []),
             "◀ best" if is_best else "",
             style="bold" if is_best else "",
         )
@@ -150,7 +163,8 @@ def _new_lines(before: RunHistory, run: RunHistory) -> Iterator[str]:
 
 def _record_line(run: RunHistory, record: Record) -> str:
     scores = [f"{name} {record.scores[name]}" for name in run.names if name in record.scores]
-    return "  ".join([f"step {record.step}", *scores])
+    average = [] if record.average is None else [weights_label(record)]
+    return "  ".join([f"step {record.step}", *scores, *average])
 
 
 def _end_text(step: int) -> str:

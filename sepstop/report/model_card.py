@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sepstop._version import __version__
+from sepstop.report.candidates import kept_record, weights_label
 from sepstop.report.figures import draw_scores
 from sepstop.report.scored_run import read_scored_run
 from sepstop.runs.records import RunHistory
+from sepstop.types import Record
 
 _VERSIONS = ("transformers", "torch")
 
 
 def model_card_section(run_dir: str | Path, figure: str | Path | None = None) -> str:
-    """Markdown that says how the checkpoint of a run was chosen.
+    """Markdown that says how the weights of a run were chosen: an average or a checkpoint.
 
     Args:
         run_dir: folder of a run that its callback or `sepstop select` scored.
@@ -33,21 +36,20 @@ def model_card_section(run_dir: str | Path, figure: str | Path | None = None) ->
         raise ValueError(
             f"{run_dir} has scores but no decision; run `sepstop select` to choose a checkpoint"
         )
-    record = next((one for one in run.records if one.step == decision.best_step), None)
+    record = kept_record(run)
     if record is None:
         raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
     steps = max(run.records[-1].step, run.ended or 0)
-    versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
     pooling = f" (pooling {described(settings['pooling'])})" if "pooling" in settings else ""
     subject = f"The policy ({described(run.policy)}) says" if run.policy else "The choice"
     image = ""
     if figure is not None:
         draw_scores(run, figure)
         image = f"![Scores over the steps, pick at step {record.step}]({Path(figure).name})\n\n"
-    return f"""## How this checkpoint was chosen
+    what = "this checkpoint was" if record.average is None else "these weights were"
+    return f"""## How {what} chosen
 
-These weights come from step {record.step} of {steps} training steps. sepstop {__version__}
-({versions}) chose them without validation labels. At {len(run.records)} steps, the
+{_origin(record, steps)} At {len(run.records)} steps, the
 model embedded {record.pool_size} unlabeled texts{pooling}, and sepstop scored them.
 The score `{run.decides}` decides.
 
@@ -59,6 +61,20 @@ The score `{run.decides}` decides.
 
 These scores use no labels, so they are no accuracy. Measure accuracy before you rely on it.
 """
+
+
+def _origin(record: Record, steps: int) -> str:
+    """Where the weights come from, in a run of ``steps`` training steps."""
+    versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
+    if record.average is None:
+        return (
+            f"These weights come from step {record.step} of {steps} training steps. sepstop "
+            f"{__version__}\n({versions}) chose them without validation labels."
+        )
+    return (
+        f"The weights are the {escape(weights_label(record))}, chosen without labels by\nsepstop "
+        f"{__version__} ({versions}), in a run of {steps} training steps."
+    )
 
 
 def _score_rows(run: RunHistory, step: int) -> str:

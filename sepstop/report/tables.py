@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from sepstop.decide.selection import Selection
+from sepstop.report.candidates import average_cell, has_averages
 from sepstop.types import Record, Score
+
+AVERAGE_OF = "average of steps"
+"""Heading of the column that says what an average is of."""
 
 
 def ranking_table(selection: Selection, top: int | None = None) -> Table:
     """Checkpoints from best to worst, with all their scores.
 
     The pick and its ties are marked, and so are checkpoints whose scores differ from those in the
-    run's log. In each further column, "◀" marks the best score.
+    run's log. In each further column, "◀" marks the best score. If averages of checkpoints are
+    among them, a column says of which steps.
 
     Args:
         selection: see `sepstop.runs.select.select_checkpoint`.
@@ -22,12 +29,18 @@ def ranking_table(selection: Selection, top: int | None = None) -> Table:
     """
     table = Table(title=_title(selection), box=None)
     others = _other_names([selection])
-    _add_score_columns(table, ["rank", "step", "epoch", selection.decides, *others])
+    averages = has_averages(selection.records)
+    _add_numbers(table, ["rank", "step", "epoch"])
+    if averages:
+        table.add_column(AVERAGE_OF)
+    _add_numbers(table, [selection.decides, *others])
+    table.add_column("")
     for rank, record in enumerate(selection.ranking[:top], start=1):
         table.add_row(
             str(rank),
             str(record.step),
             "" if record.epoch is None else f"{record.epoch:.2f}",
+            *([Text(average_cell(record))] if averages else []),
             str(selection.series.score_at(record.step)),
             *(_other_score(selection, name, record.step) for name in others),
             _mark(selection, record),
@@ -47,13 +60,20 @@ def runs_table(selections: Mapping[str, Selection], best: str, tied: Sequence[st
     first = selections[best]
     table = Table(title=_title(first), box=None)
     others = _other_names([first, *selections.values()])
+    picks = {run: _picked(found) for run, found in selections.items()}
+    averages = has_averages([*picks.values()])
     table.add_column("run", overflow="fold")
-    _add_score_columns(table, ["step", first.decides, *others])
+    _add_numbers(table, ["step"])
+    if averages:
+        table.add_column(AVERAGE_OF)
+    _add_numbers(table, [first.decides, *others])
+    table.add_column("")
     sign = first.series.sign
     for run, found in sorted(selections.items(), key=lambda pair: -sign * pair[1].pick.value):
         table.add_row(
             run,
             str(found.best_step),
+            *([Text(average_cell(picks[run]))] if averages else []),
             str(found.pick),
             *(_other_score(found, name, found.best_step) for name in others),
             "◀ best" if run == best else "≈ tie" if run in tied else "",
@@ -76,10 +96,14 @@ def _title(selection: Selection) -> str:
     return f"{selection.decides} decides, {direction} is better, with 95 % interval"
 
 
-def _add_score_columns(table: Table, names: Sequence[str]) -> None:
+def _picked(selection: Selection) -> Record:
+    """The record of what is to be kept."""
+    return next(one for one in selection.records if one.step == selection.best_step)
+
+
+def _add_numbers(table: Table, names: Sequence[str]) -> None:
     for name in names:
-        table.add_column(name, justify="right", min_width=len(name))
-    table.add_column("")
+        table.add_column(escape(name), justify="right", min_width=len(name))
 
 
 def _other_names(selections: Sequence[Selection]) -> list[str]:

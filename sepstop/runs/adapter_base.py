@@ -156,6 +156,17 @@ def replaced_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def weights_in_use(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, without those of modules that the adapter replaces."""
+    replaced = {
+        id(weight)
+        for module in replaced_modules(model).values()
+        for weight in (*module.parameters(), *module.buffers())
+    }
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: weight for name, weight in state.items() if id(weight) not in replaced}
+
+
 def _embeddings(model: Any) -> list[str]:
     """Names of the modules with a row for each token: first of the inputs, then of the outputs."""
     ends = [model.get_input_embeddings()]

@@ -16,7 +16,7 @@ from sepstop.runs.adapter_base import (
     BaseCache,
     base_sizes,
     load_base,
-    replaced_modules,
+    weights_in_use,
 )
 from sepstop.runs.loading_options import Loading
 from sepstop.runs.pretrained import (
@@ -30,6 +30,7 @@ from sepstop.runs.saved_weights import (
     adapter_folders,
     adapter_tensors,
     address,
+    fingerprint,
     saved_shapes,
     shorten,
     weights_that_differ,
@@ -155,22 +156,22 @@ def _on_class(
         found = bases.base(key, lambda: load_base(adapter, base_class, trust_remote_code, sizes))
         own = dict(found.model.named_parameters()) | dict(found.model.named_buffers())
         state = found.model.state_dict(keep_vars=True)  # tied weights under each name
-        before = _fingerprint(own)
+        before = fingerprint(own)
         with _seeded(seed):
             model = _on_base(found.model, adapter)
         _require_fit(model, adapter)
         _require_saved(model, adapter, {name: state[name] for name in found.unfilled})
-        if _fingerprint(own) == before:
+        if fingerprint(own) == before:
             bases.keep(model)
         return model
 
     model = attempt(0)
     if key not in bases.reproducible:
         # Weights that neither the adapter nor the base holds differ with another seed.
-        first = _fingerprint(_in_use(model))
+        first = fingerprint(weights_in_use(model))
         del model
         model = attempt(1)
-        again = _fingerprint(_in_use(model))
+        again = fingerprint(weights_in_use(model))
         random = [name for name in first if first[name] != again.get(name)]
         if random:
             init = getattr(adapter.config, "init_lora_weights", None)
@@ -223,7 +224,7 @@ def _require_saved(model: Any, adapter: Adapter, unfilled: Mapping[str, Tensor])
     """
     tensors = adapter_tensors(model, adapter.shapes)
     saved = {address(tensors[key]) for key in adapter.shapes}
-    in_use = {id(weight) for weight in _in_use(model).values()}
+    in_use = {id(weight) for weight in weights_in_use(model).values()}
     missing = [
         name
         for name, weight in unfilled.items()
@@ -241,28 +242,6 @@ def _require_saved(model: Any, adapter: Adapter, unfilled: Mapping[str, Tensor])
             "LoRA-GA changes the base by gradients that are not saved, so the trained model can't "
             "be rebuilt: save with path_initial_model_for_weight_conversion"
         )
-
-
-def _in_use(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, without those of modules that the adapter replaces."""
-    replaced = {
-        id(weight)
-        for module in replaced_modules(model).values()
-        for weight in (*module.parameters(), *module.buffers())
-    }
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: weight for name, weight in state.items() if id(weight) not in replaced}
-
-
-def _fingerprint(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sum of the bits of each tensor, the same on every device."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = {}
-    for name, weight in weights.items():
-        values = weight.detach().reshape(-1).contiguous()
-        bits = torch.view_as_real(values).reshape(-1) if values.is_complex() else values
-        sums[name] = int(bits.view(kinds[bits.element_size()]).sum(dtype=torch.int64))
-    return sums
 
 
 @contextmanager

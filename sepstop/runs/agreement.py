@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sepstop.criteria import CRITERIA
-from sepstop.types import Record, Score
+from sepstop.types import CHECKPOINT, Record, Score
 
 SCORE_TOLERANCE = 1e-3
 """Absolute tolerance of a score."""
@@ -17,7 +17,7 @@ HALF_TOLERANCE = 5e-3
 FLIPPED_TEXTS = 2
 """Tolerance of mutual information: this many texts of a resample may change groups."""
 
-COUNTS_TEXTS = ("neighbor_mi", "label_mi", "component_mi")
+COUNTS_TEXTS = ("robust_mi", "neighbor_mi", "consistency", "label_mi", "component_mi")
 """Criteria that count texts in groups, so rounding can change them in jumps."""
 
 _SAME = ("pooling", "num_resamples", "resample_size", "seed", "max_length", "pool")
@@ -33,8 +33,9 @@ def differences_from_log(
 ) -> dict[int, str]:
     """Differences larger than rounding, as text, by step.
 
-    Compares the steps that the run scored on the same pool with the same settings: all scores that
-    both have by the same criterion.
+    Compares the checkpoints that the run scored on the same pool with the same settings: all scores
+    that both have by the same criterion. Averages are not compared: the run's own hold each step,
+    those made afterwards only the checkpoints.
 
     Args:
         records: of checkpoints, scored offline.
@@ -47,19 +48,17 @@ def differences_from_log(
     if any(settings.get(key) != own_settings.get(key) for key in _SAME):
         return {}
     tolerance = HALF_TOLERANCE if in_half_precision else SCORE_TOLERANCE
-    own_by_step = {record.step: record for record in own_records}
+    own_by_step = {record.step: record.candidates.get(CHECKPOINT, {}) for record in own_records}
     found = {}
     for record in records:
-        own = own_by_step.get(record.step)
-        if own is None:
-            continue
+        own = own_by_step.get(record.step, {})
         said = [
-            f"{name} {score.value:.4f}, in the run's log {own.scores[name].value:.4f}"
-            for name, score in record.scores.items()
-            if name in own.scores
+            f"{name} {score.value:.4f}, in the run's log {own[name].value:.4f}"
+            for name, score in record.candidates.get(CHECKPOINT, {}).items()
+            if name in own
             and _descriptions(name, settings) == _descriptions(name, own_settings)
             and name not in left_out
-            and not _are_close(score, own.scores[name], _tolerance_of(name, record, tolerance))
+            and not _are_close(score, own[name], _tolerance_of(name, record, tolerance))
         ]
         if said:
             found[record.step] = (

@@ -1,10 +1,11 @@
-"""Observation cache: what checkpoints showed, on disk, so that each is embedded once."""
+"""Observation cache: what models showed, on disk, so that each is embedded once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -24,13 +25,17 @@ CACHE_FOLDER = "sepstop_cache"
 """Name of the cache folder inside a run's folder."""
 
 _HASHES = "contents.json"  # in the cache folder: hashes of files that were read
-_FORMAT = 3  # increase it when the same checkpoint would give another observation
+_FORMAT = 4  # increase it when the same checkpoint would give another observation
 _NOT_MODEL = {"trainer_state.json", "training_args.bin", "README.md"}
 _NOT_MODEL_ENDINGS = (".pt", ".pth")  # optimizer, scheduler and random states
+_NOT_MODEL_BEGINNING = "sepstop_"  # of running averages
 
 
 def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = True) -> str:
     """Everything that an observation depends on, besides the files of the model.
+
+    Corrupted logits may be missing from an observation, see
+    `sepstop.measure.monitor.Monitor.is_complete`.
 
     Args:
         monitor: observes the models.
@@ -49,7 +54,6 @@ def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = Tru
         observer.embedding_key,
         observer.token_fingerprint,
         monitor.config.seed,
-        monitor.needs_corrupted,
         observer.precision or "no",
         monitor.config.padding,
         loading.dtype,
@@ -73,14 +77,23 @@ class ObservationCache:
         self.folder = None if folder is None else Path(folder)
         self._hashes = self._read_hashes()
         self._num_written = len(self._hashes)
+        self._contents: dict[tuple[Path, str], str] = {}
 
-    def key(self, model: Path, view: str, base_model: str | Path | None = None) -> str:
-        """Key of an observation: SHA-256 of the model's content and the view.
+    def key(
+        self,
+        models: Sequence[Path],
+        view: str,
+        base_model: str | Path | None = None,
+        average: str = "",
+    ) -> str:
+        """Key of an observation: SHA-256 of the view and the contents of the models.
 
         Args:
-            model: folder of a checkpoint or another model.
+            models: folder of the checkpoint or other model; of an average those in it, by step.
+                They are not to change between two calls.
             view: see `observation_view`.
             base_model: folder or hub name of an adapter's base, instead of the one that it names.
+            average: name of the average; empty for one model.
 
         Returns:
             The key; empty without a folder or a view. `get` finds nothing under an empty key, and
@@ -88,12 +101,13 @@ class ObservationCache:
         """
         if self.folder is None or not view:
             return ""
-        content = self.content(model, base_model)
+        contents = [self._content_once(model, base_model) for model in models]
         if len(self._hashes) > self._num_written:
             self._num_written = len(self._hashes)
             hashes = json.dumps(dict(self._hashes)).encode()
             write_or_warn(self.folder / _HASHES, hashes, stacklevel=2)
-        return hashlib.sha256(f"{_FORMAT} {view} {content}".encode()).hexdigest()
+        parts = [str(_FORMAT), view, *([average] if average else []), *contents]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def content(self, model: Path, base_model: str | Path | None = None) -> str:
         """SHA-256 of the files of a model. A file is read again only if it has changed."""
@@ -103,6 +117,12 @@ class ObservationCache:
         for path in _model_files(model, base_model):
             digest.update(path.name.encode() + self._hash(path).encode())
         return digest.hexdigest()
+
+    def _content_once(self, model: Path, base_model: str | Path | None) -> str:
+        asked = (model, str(base_model))
+        if asked not in self._contents:
+            self._contents[asked] = self.content(model, base_model)
+        return self._contents[asked]
 
     def get(self, key: str, device: torch.device) -> Observation | None:
         """The observation with this key, on ``device``; None if there is none."""
@@ -156,13 +176,21 @@ class ObservationCache:
         return folder / f"{key[:32]}.npz"
 
 
-def _model_files(model: Path, base_model: str | Path | None = None) -> list[Path]:
-    """The files of a model, and those of its adapters' bases if they are folders."""
-    files = [
+def files_of_model(model: Path) -> list[Path]:
+    """The files in a model's folder, without the training state and what sepstop wrote."""
+    return [
         path
         for path in sorted(model.rglob("*"))
-        if path.is_file() and path.name not in _NOT_MODEL and path.suffix not in _NOT_MODEL_ENDINGS
+        if path.is_file()
+        and path.name not in _NOT_MODEL
+        and path.suffix not in _NOT_MODEL_ENDINGS
+        and not path.name.startswith(_NOT_MODEL_BEGINNING)
     ]
+
+
+def _model_files(model: Path, base_model: str | Path | None = None) -> list[Path]:
+    """The files of a model, and those of its adapters' bases if they are folders."""
+    files = files_of_model(model)
     bases = {
         str(base_model or json.loads(path.read_text()).get("base_model_name_or_path"))
         for path in files

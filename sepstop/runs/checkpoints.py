@@ -8,12 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sepstop.runs.average_files import AVERAGE_FILE
 from sepstop.runs.leftovers import without_leftovers
 from sepstop.runs.saved_weights import adapter_folders
 
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 _TRAINER_FILES = ("trainer_state.json", "training_args.bin")
 _SHOWN = 5  # files in an error
+_OF_TRAINER = re.compile(r"checkpoint-\d+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Weights for other frameworks, which can take gigabytes in a repository.
 _OTHER_FORMATS = ["*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.onnx*", "openvino/*"]
@@ -28,12 +30,16 @@ class CheckpointRun:
         checkpoints: step -> folder of each checkpoint.
         home: folder for files about the checkpoints.
         is_trained: True if `home` is the output folder of a run.
+        is_one_run: True if the checkpoints are surely of one run: named ``checkpoint-<step>``, with
+            logs that do not contradict each other. Models in other folders with numbers may be
+            unrelated.
     """
 
     name: str
     checkpoints: dict[int, Path]
     home: Path
     is_trained: bool
+    is_one_run: bool = False
 
 
 def find_runs(source: str | Path) -> list[str]:
@@ -72,8 +78,9 @@ def find_run(source: str | Path) -> CheckpointRun:
         raise FileNotFoundError(f"no folder at {path}")
     found = _numbered(path)
     if found:
-        kept = without_leftovers(path, found)
-        return CheckpointRun(str(source), kept, home=path, is_trained=True)
+        kept, is_sure = without_leftovers(path, found)
+        of_trainer = all(_OF_TRAINER.fullmatch(folder.name) for folder in kept.values())
+        return CheckpointRun(str(source), kept, path, True, is_one_run=of_trainer and is_sure)
     if _is_model(path) or _has_adapters(path):
         home = path.resolve().parent
         return CheckpointRun(str(source), {_step_of(path): path}, home, is_trained=False)
@@ -101,9 +108,12 @@ def _step_of(model: Path) -> int:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """``checkpoint-<step>`` folders, or else models whose names end in different numbers."""
-    folders = _folders(folder)
-    of_trainer = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
+    """``checkpoint-<step>`` folders, or else models whose names end in different numbers.
+
+    Averages that sepstop wrote are no checkpoints.
+    """
+    folders = [path for path in _folders(folder) if not (path / AVERAGE_FILE).is_file()]
+    of_trainer = [path for path in folders if _OF_TRAINER.fullmatch(path.name)]
     named = of_trainer or [path for path in folders if _is_model(path) or _has_adapters(path)]
     numbers = [re.search(r"(\d+)$", path.name) for path in named]
     found = {int(number[1]): path for number, path in zip(numbers, named, strict=True) if number}

@@ -38,7 +38,8 @@ from sepstop.types import Decision, Record
 from sepstop.utils.files import write_atomically, write_or_warn
 
 KEY = "sepstop"
-SCHEMA = 2
+SCHEMA = 3
+_READABLE = (2, 3)  # 2 knows no averages
 HISTORY_FILE = "sepstop_history.jsonl"  # of a run, in its output folder
 SELECTION_FILE = "sepstop_selection.jsonl"  # of its checkpoints, scored afterwards
 
@@ -49,15 +50,20 @@ _OLD_FILE = f"{OLD}; remove the file and score the checkpoints with `sepstop sel
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """Each score and its bounds as ``eval_<name>``, ``eval_<name>_low``, ``eval_<name>_high``.
+    """The scores of a record, as trackers and ``metric_for_best_model`` see them.
 
-    These are what trackers and ``metric_for_best_model`` see.
+    Each score and its bounds are ``eval_<name>``, ``eval_<name>_low``, ``eval_<name>_high``. At
+    a step with several candidates, the scores of each are ``eval_<name>_of_<candidate>`` as well,
+    without bounds.
     """
     values = {}
     for name, score in record.scores.items():
         values[f"eval_{name}"] = score.value
         values[f"eval_{name}_low"] = score.low
         values[f"eval_{name}_high"] = score.high
+    for candidate, scores in record.candidates.items() if record.others else ():
+        for name, score in scores.items():
+            values[f"eval_{name}_of_{candidate}"] = score.value
     return values
 
 
@@ -278,9 +284,9 @@ def _read_header(path: Path, line: bytes) -> tuple[RunHistory, Any]:
                 f"schema {schema} of a newer version of sepstop, expected at most {SCHEMA}; update "
                 "sepstop to read it"
             )
-        if schema in range(SCHEMA) or "score" in found:
+        if schema in range(min(_READABLE)) or "score" in found:
             raise ValueError(_OLD_FILE)
-        if schema != SCHEMA:
+        if schema not in _READABLE:
             raise TypeError("not a header")
         return header_from_dict(values), values.get("count")
     except (AttributeError, TypeError) as error:

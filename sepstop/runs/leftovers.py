@@ -16,8 +16,10 @@ Log = list[str]
 """Rows of a checkpoint's ``log_history`` as JSON, which is comparable even if it holds NaN."""
 
 
-def without_leftovers(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int, Path]:
-    """Step -> folder of the checkpoints of the newest run in a folder.
+def without_leftovers(
+    folder: Path, checkpoints: Mapping[int, Path]
+) -> tuple[dict[int, Path], bool]:
+    """The checkpoints of the newest run in a folder, and whether they are surely of one run.
 
     Checkpoints of one run have logs that begin each other. If logs contradict each other, the
     newest run is the one whose scores are in the folder's history file, or else the one that wrote
@@ -28,6 +30,9 @@ def without_leftovers(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int
         folder: output folder of the runs.
         checkpoints: step -> folder of each checkpoint in it.
 
+    Returns:
+        Step -> folder of those that stay, and False if they may be of several runs.
+
     Warns:
         UserWarning: checkpoints were left out or may belong to another run; the message names them.
     """
@@ -35,8 +40,7 @@ def without_leftovers(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int
     readable = {step: log for step, log in logs.items() if log is not None}
     silent = [step for step, log in readable.items() if not log]
     if all(_are_of_one_run(*pair) for pair in pairwise(readable.items())):
-        _warn_of_times(folder, checkpoints, silent)
-        return dict(checkpoints)
+        return dict(checkpoints), not _warn_of_times(folder, checkpoints, silent)
     logged = {step: log for step, log in readable.items() if log}
     newest = _newest_log(folder, checkpoints, logged)
     last_logged = max(_time(checkpoints[step]) for step in logged)
@@ -48,7 +52,7 @@ def without_leftovers(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int
             "file times tell which run is the newest; move the others elsewhere",
             stacklevel=4,
         )
-        return dict(checkpoints)
+        return dict(checkpoints), False
     kept = {
         step: checkpoints[step]
         for step, log in logs.items()
@@ -61,7 +65,7 @@ def without_leftovers(folder: Path, checkpoints: Mapping[int, Path]) -> dict[int
             "newest run there",
             stacklevel=4,
         )
-    return kept
+    return kept, True
 
 
 def unmonitored(checkpoints: Mapping[int, Path], scored: Collection[int]) -> list[str]:
@@ -98,11 +102,14 @@ def _newest_log(
     return written_last or None
 
 
-def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequence[int]) -> None:
+def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequence[int]) -> bool:
     """Warn of checkpoints that are older than one of an earlier step whose log is empty.
 
     Args:
         silent: steps of the checkpoints whose log is empty.
+
+    Returns:
+        True if there are such checkpoints.
     """
     times = {step: _time(path) for step, path in checkpoints.items() if (path / _STATE).is_file()}
     newest = max(silent, key=lambda step: times[step], default=0)
@@ -114,6 +121,7 @@ def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequen
             "log is empty; if they belong to an older run, move them elsewhere",
             stacklevel=5,
         )
+    return bool(older)
 
 
 def _time(checkpoint: Path) -> int:

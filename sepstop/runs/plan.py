@@ -17,6 +17,7 @@ from sepstop.measure.pool import read_pool
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.scorer import build_criterion
 from sepstop.measure.tokens import load_tokenizer
+from sepstop.runs.averaging import without_misfits
 from sepstop.runs.checkpoints import CheckpointRun
 from sepstop.runs.history import from_log, newest_log_history, read_online
 from sepstop.runs.loading import BaseCache, Loading
@@ -37,6 +38,8 @@ _RECORDED = (  # settings of a run that are the defaults here
     "precision",
     "outputs",
     "pool_size",
+    "average",
+    "score_checkpoints",
 )
 
 
@@ -46,6 +49,8 @@ class Plan:
 
     Attributes:
         given: the fields of the configuration that the user gave.
+        averaged: the checkpoints that averages are made of, by step; empty without averages.
+        misfits: why other checkpoints are in no average, by folder.
     """
 
     run: CheckpointRun
@@ -54,6 +59,8 @@ class Plan:
     loading: Loading
     given: Mapping[str, Any]
     ranks: Ranks
+    averaged: Sequence[Path] = ()
+    misfits: Mapping[Path, str] = field(default_factory=dict)
     bases: BaseCache = field(default_factory=BaseCache)
 
     @property
@@ -64,6 +71,10 @@ class Plan:
     def paths(self) -> list[Path]:
         """The checkpoints, by step."""
         return [self.run.checkpoints[step] for step in self.steps]
+
+    @property
+    def config(self) -> SepStopConfig:
+        return self.monitor.config
 
     @property
     def shows_progress(self) -> bool:
@@ -91,7 +102,8 @@ def resolve(
             not given.
 
     Warns:
-        UserWarning: the run was measured differently, or some of its criteria are left out.
+        UserWarning: the run was measured differently, some of its criteria are left out, or its
+            checkpoints may be of several runs, so they are not averaged.
     """
     recorded = _recorded(run)
     values = _with_recorded(given, recorded.settings)
@@ -115,7 +127,25 @@ def resolve(
     monitor = Monitor(texts, config)
     _warn_of_precision(monitor, recorded, loading.dtype)
     ranks = Ranks.of_run() if distributed else Ranks()
-    return Plan(run, recorded, monitor, loading, given, ranks)
+    averaged, misfits = _averaged(run, config.average, "average" in given)
+    return Plan(run, recorded, monitor, loading, given, ranks, averaged, misfits)
+
+
+def _averaged(
+    run: CheckpointRun, average: bool, is_asked_for: bool
+) -> tuple[list[Path], dict[Path, str]]:
+    """The checkpoints that averages are made of, and why others are not among them."""
+    paths = [path for _, path in sorted(run.checkpoints.items())]
+    if not average or len(paths) < 2:
+        return [], {}
+    if not run.is_one_run and not is_asked_for:
+        warnings.warn(
+            f"sepstop: the models in {run.name} may be of several runs, so they are scored one by "
+            "one; if they are checkpoints of one run, average=True (--average) scores averages",
+            stacklevel=4,
+        )
+        return [], {}
+    return without_misfits(paths)
 
 
 def _recorded(run: CheckpointRun) -> RunHistory:

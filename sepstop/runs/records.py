@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from sepstop.types import Decision, Outputs, Record, Score, Series
+from sepstop.types import Average, Decision, Outputs, Record, Score, Series
 
 _WHOLE = {  # whole-number settings and the largest value accepted from a file
     "num_resamples": 100_000,
@@ -95,18 +95,24 @@ def record_to_dict(record: Record) -> dict[str, Any]:
     return {
         "step": record.step,
         "epoch": _jsonable(record.epoch),
-        "scores": {
-            name: {
-                "value": _jsonable(score.value),
-                "low": _jsonable(score.low),
-                "high": _jsonable(score.high),
-                "resample_values": [_jsonable(value) for value in score.resample_values],
-            }
-            for name, score in record.scores.items()
-        },
+        "scores": _scores_to_dict(record.scores),
         "seconds": _jsonable(record.seconds),
         "resample_size": record.resample_size,
         "pool_size": record.pool_size,
+        "average": None if record.average is None else dataclasses.asdict(record.average),
+        "others": {name: _scores_to_dict(scores) for name, scores in record.others.items()},
+    }
+
+
+def _scores_to_dict(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {
+        name: {
+            "value": _jsonable(score.value),
+            "low": _jsonable(score.low),
+            "high": _jsonable(score.high),
+            "resample_values": [_jsonable(value) for value in score.resample_values],
+        }
+        for name, score in scores.items()
     }
 
 
@@ -158,10 +164,14 @@ def record_from_dict(values: Mapping[str, Any]) -> Record:
         return Record(
             step=step,
             epoch=None if epoch is None else float(epoch),
-            scores={_name(name): _score(score) for name, score in values["scores"].items()},
+            scores=_scores(values["scores"]),
             seconds=_number(values.get("seconds", 0.0)),
             resample_size=int(values.get("resample_size", 0)),
             pool_size=int(values.get("pool_size", 0)),
+            average=_average(values.get("average")),
+            others={
+                _name(name): _scores(scores) for name, scores in values.get("others", {}).items()
+            },
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"expected a sepstop record, got {values!r:.200}") from error
@@ -254,6 +264,8 @@ def _fits(key: str, value: Any) -> bool:
         return type(value) is int and 0 <= value <= _WHOLE[key]
     if key == "outputs":
         return value in get_args(Outputs)
+    if key in ("average", "score_checkpoints"):
+        return isinstance(value, bool)
     return key != "pool" or isinstance(value, str)
 
 
@@ -268,6 +280,19 @@ def _name(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("the name of a score is not a string")
     return value
+
+
+def _scores(values: Mapping[str, Any]) -> dict[str, Score]:
+    return {_name(name): _score(score) for name, score in values.items()}
+
+
+def _average(values: Mapping[str, Any] | None) -> Average | None:
+    if values is None:
+        return None
+    steps = [values[key] for key in ("first_step", "last_step", "count")]
+    if not all(map(is_step, steps)):
+        raise ValueError("expected the steps of an average as whole numbers")
+    return Average(_name(values["name"]), *steps)
 
 
 def _score(values: Mapping[str, Any]) -> Score:

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,30 @@ SENTENCE_MODULES = "modules.json"  # of a SentenceTransformer or CrossEncoder
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _SHOWN = 3  # tensors in a message
+
+
+@dataclass(frozen=True)
+class Counterparts:
+    """The tensors of a model, or of a module of it, and those in its files.
+
+    Attributes:
+        module: the model, or the module of it.
+        folder: of its files.
+        held: its tensors by the names that they are saved under. Those that transformers converts
+            when it saves, such as experts, are copies.
+        saved: name and values of each tensor in the files, read one at a time, on the CPU.
+        buffers: further tensors of the model, which may be missing from the files.
+    """
+
+    module: Any
+    folder: Path
+    held: Mapping[str, Tensor]
+    saved: Iterable[tuple[str, Tensor]]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def held_as(self, name: str) -> Tensor | None:
+        """The model's tensor that is saved under a name; None without one."""
+        return self.held.get(name, self.buffers.get(name))
 
 
 def weights_that_differ(model: nn.Module, checkpoint: str | Path) -> list[str]:
@@ -37,7 +62,8 @@ def weights_that_differ(model: nn.Module, checkpoint: str | Path) -> list[str]:
         that were not saved. Empty if all are equal.
     """
     try:
-        return list(_differing(model, Path(checkpoint)))
+        parts = counterparts(model, Path(checkpoint))
+        return [name for part in parts for name in _unequal(part)]
     except Exception as error:
         why = (str(error).splitlines() or [""])[0]
         return [f"{checkpoint} could not be compared: {type(error).__name__}: {why}"]
@@ -112,14 +138,38 @@ def adapter_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    name = _active_adapter(model)
-    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    name = active_adapter(model)
+    state = model.state_dict(keep_vars=True)
+    found = get_peft_model_state_dict(
+        model, state_dict=state, adapter_name=name, save_embedding_layers=False
+    )
+    if "prompt_embeddings" in found:  # a copy of the encoder's only weight, if it has one
+        encoder: Any = model.prompt_encoder
+        weights = list(encoder[name].parameters())
+        found |= {"prompt_embeddings": weights[0]} if len(weights) == 1 else {}
     inside = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
-    whole = {inside.sub("", key): values for key, values in model.state_dict().items()}
+    whole = {inside.sub("", key): values for key, values in state.items()}
     if not isinstance(model, PeftModel):  # transformers adds the prefix when it saves
         found = {f"base_model.model.{key}": values for key, values in found.items()}
         whole = {f"base_model.model.{key}": values for key, values in whole.items()}
     return found | {key: whole[key] for key in names if key in whole and key not in found}
+
+
+def active_adapter(model: Any) -> str:
+    """Name of the active adapter of a PeftModel, or of a transformers model with one inside."""
+    active = model.active_adapters
+    return str((active() if callable(active) else active)[0])
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sum of the bits of each tensor, the same on every device."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {}
+    for name, weight in weights.items():
+        values = weight.detach().reshape(-1).contiguous()
+        bits = torch.view_as_real(values).reshape(-1) if values.is_complex() else values
+        sums[name] = int(bits.view(kinds[bits.element_size()]).sum(dtype=torch.int64))
+    return sums
 
 
 # Files
@@ -158,55 +208,65 @@ def _weight_files(folder: Path, names: Iterable[str]) -> list[Path]:
 # Comparison
 
 
-def _differing(model: nn.Module, path: Path) -> Iterator[str]:
+def counterparts(model: nn.Module, folder: Path) -> Iterator[Counterparts]:
+    """The tensors of a model and those in a folder, one module of a SentenceTransformer at a time.
+
+    Args:
+        model: as `weights_that_differ` takes it.
+        folder: of a model of the same kind.
+
+    Raises:
+        OSError: the folder lacks weights.
+        ValueError: it holds other modules.
+    """
     from accelerate.utils import extract_model_from_parallel
 
     body: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    if (path / SENTENCE_MODULES).is_file() and isinstance(body, nn.Sequential):
+    if (folder / SENTENCE_MODULES).is_file() and isinstance(body, nn.Sequential):
         for module, entry in zip(
-            body, json.loads((path / SENTENCE_MODULES).read_text()), strict=True
+            body, json.loads((folder / SENTENCE_MODULES).read_text()), strict=True
         ):
-            yield from _differing_module(module, path / str(entry["path"]))
+            yield from _counterparts_of_module(module, folder / str(entry["path"]))
     elif getattr(body, "peft_config", None):
-        folder = adapter_folders(path).get(_active_adapter(body), path)
-        names = saved_shapes(folder)
-        yield from _unequal(adapter_tensors(body, names), _saved_tensors(folder, _ADAPTER))
+        inside = adapter_folders(folder).get(active_adapter(body), folder)
+        names = saved_shapes(inside)
+        yield Counterparts(
+            body, inside, adapter_tensors(body, names), _saved_tensors(inside, _ADAPTER)
+        )
     else:
-        saved = _without_obsolete(body, _saved_tensors(path))
-        yield from _unequal(_state_as_saved(body), saved, dict(body.named_buffers()))
+        saved = _without_obsolete(body, _saved_tensors(folder))
+        yield Counterparts(body, folder, _state_as_saved(body), saved, dict(body.named_buffers()))
 
 
-def _differing_module(module: Any, folder: Path) -> Iterator[str]:
-    """Differences in a module of a SentenceTransformer, which has a folder of its own."""
+def _counterparts_of_module(module: Any, folder: Path) -> Iterator[Counterparts]:
+    """Those of a module of a SentenceTransformer, which has a folder of its own."""
     inside = getattr(module, "auto_model", None)
     routes = folder / "router_config.json"
     if isinstance(inside, nn.Module):
-        yield from _differing(inside, folder)
+        yield from counterparts(inside, folder)
     elif routes.is_file():
         for route, names in json.loads(routes.read_text())["structure"].items():
             for part, name in zip(module.sub_modules[route], names, strict=True):
-                yield from _differing_module(part, folder / name)
+                yield from _counterparts_of_module(part, folder / name)
     elif module.state_dict():
-        yield from _unequal(module.state_dict(), _saved_tensors(folder))
-
-
-def _active_adapter(model: Any) -> str:
-    """Name of the active adapter of a PeftModel, or of a transformers model with one inside."""
-    active = model.active_adapters
-    return str((active() if callable(active) else active)[0])
+        yield Counterparts(
+            module, folder, module.state_dict(keep_vars=True), _saved_tensors(folder)
+        )
 
 
 def _state_as_saved(model: Any) -> dict[str, Tensor]:
     """The tensors of a whole model by the names in its files, tied weights under each name."""
     from transformers import PreTrainedModel
 
-    state = {name.replace("_orig_mod.", ""): values for name, values in model.state_dict().items()}
+    own = model.state_dict(keep_vars=True)
+    state = {name.replace("_orig_mod.", ""): values for name, values in own.items()}
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
     if isinstance(model, PreTrainedModel):
         from transformers.core_model_loading import revert_weight_conversion
 
-        state = revert_weight_conversion(model, state)
+        with torch.no_grad():  # the converted tensors
+            state = revert_weight_conversion(model, state)
     return {name: values for name, values in state.items() if _is_tensor(values)}
 
 
@@ -221,26 +281,16 @@ def _without_obsolete(
             yield name, values
 
 
-def _unequal(
-    held: Mapping[str, Tensor],
-    saved: Iterable[tuple[str, Tensor]],
-    buffers: Mapping[str, Tensor] | None = None,
-) -> Iterator[str]:
-    """Names of tensors that are not equal, or that only one side has.
-
-    Args:
-        held: tensors of the model.
-        saved: name and values of each tensor in the files.
-        buffers: further tensors of the model, which may be missing from the files.
-    """
+def _unequal(part: Counterparts) -> Iterator[str]:
+    """Names of tensors that are not equal, or that only one side has."""
     found = set()
-    for name, values in saved:
-        mine = held.get(name, (buffers or {}).get(name))
+    for name, values in part.saved:
+        mine = part.held_as(name)
         if mine is not None:
             found.add(address(mine))
         if mine is None or not _are_equal(mine, values):
             yield name
-    for name, mine in held.items():
+    for name, mine in part.held.items():
         if mine.numel() and address(mine) not in found:
             yield name
 

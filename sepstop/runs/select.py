@@ -1,20 +1,16 @@
-"""Selection of a checkpoint on disk: observe, score, choose."""
+"""Selection among the checkpoints of a run and their averages: observe, score, choose."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
-
-from torch import nn
-from tqdm.auto import tqdm
+from typing import Any, NamedTuple, get_args
 
 from sepstop.decide.policies import policy_for
 from sepstop.decide.selection import Selection, TieBreak, choose
@@ -22,13 +18,16 @@ from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.measure.scorer import CriterionError, looks_at_neighbors, needs_of
 from sepstop.runs.agreement import differences_from_log
+from sepstop.runs.best_folder import check_free, write_best
 from sepstop.runs.cache import CACHE_FOLDER, ObservationCache, observation_view
+from sepstop.runs.candidates import Candidates
 from sepstop.runs.checkpoints import find_run
 from sepstop.runs.history import read_log_history, write_selection
-from sepstop.runs.loading import Loading, load_base_model, load_model
+from sepstop.runs.loading import Loading, load_base_model
 from sepstop.runs.plan import Plan, resolve
+from sepstop.runs.records import RunHistory
 from sepstop.runs.saved_weights import base_of_adapter
-from sepstop.types import Record
+from sepstop.types import Average, Policy, Record, candidate_name
 from sepstop.utils.distributed import Ranks
 
 _OF_NEIGHBORS = ("pool", "pool_size", "pooling", "max_length")  # settings that neighbors depend on
@@ -50,12 +49,20 @@ def select_checkpoint(
     write_history: bool = True,
     distributed: bool = False,
     on_observed: Callable[[int, Observation], None] | None = None,
+    output: str | Path | None = None,
     **config: Any,
 ) -> Selection:
-    """Score the checkpoints of a run and pick the best, without labels.
+    """Score averages of a run's checkpoints, or the checkpoints, and pick the best without labels.
+
+    At each checkpoint the candidates are averages of the checkpoints so far, see
+    `sepstop.runs.averaging.CHECKPOINT_AVERAGES`, and the checkpoint itself with
+    ``score_checkpoints`` or where an average would hold it alone. It is the only candidate with
+    ``average=False``, and where no average can be made: at the first step, of a single model, and
+    of checkpoints that do not belong together. An average takes the memory of one model and 8 bytes
+    per weight; see ``average_device``.
 
     A run that was monitored recorded its settings in its history file; they are the defaults here,
-    so the scores and the pick are those of the training. Weights are loaded from safetensors, or
+    so the scores of checkpoints are those of the training. Weights are loaded from safetensors, or
     from pickles with ``weights_only``.
 
     Args:
@@ -64,22 +71,24 @@ def select_checkpoint(
             folder or its name on the hub.
         pool: unlabeled texts, see `sepstop.measure.pool.read_pool`.
         policy: replayed on the scores, it ends the run in hindsight where it would have stopped.
-            Default: all checkpoints are candidates.
-        ties: which to keep of the best checkpoint and those that it does not beat significantly
-            (5 %, on the paired resamples): the "earliest", the "best" or the "latest". Default: the
-            run's own pick if it is tied and no criterion is given, else the earliest; with a
-            policy, the best.
+            Default: all steps are candidates.
+        ties: which step to keep of the best and those that it does not beat significantly (5 %, on
+            the paired resamples): the "earliest", the "best" or the "latest". Default: the run's
+            own pick if it is tied, of the same kind, and no criterion is given, else the earliest;
+            of averages, and with a policy, the best.
         loading: how to load the models. Its ``base_model`` is also the model before training that
             neighbors refer to, if the run left none.
-        cache: folder for observations of checkpoints, so that another call, interrupted or with
-            another criterion, embeds only what is new. Default: ``sepstop_cache`` in the run's
-            folder, or beside a single model. False keeps nothing. It takes 4 N (D + k) bytes per
-            checkpoint.
+        cache: folder for observations, so that another call, interrupted or with another
+            criterion, embeds only what is new. Default: ``sepstop_cache`` in the run's folder, or
+            beside a single model. False keeps nothing. It takes 4 N (D + 2 k) bytes per candidate.
         write_history: leave the scores in ``run_dir/sepstop_selection.jsonl``.
-        distributed: divide the checkpoints over the processes of torch.distributed, which all make
-            the same call, see the same disk, and get the same selection.
-        on_observed: called with the step and the observation of each checkpoint that could be
-            scored, by step; of several processes, on the first.
+        distributed: divide the steps over the processes of torch.distributed, which all make the
+            same call, see the same disk, and get the same selection. For averages, each process
+            reads all checkpoints.
+        on_observed: called with the step and the observation of its best candidate, for each step
+            that could be scored; of several processes, on the first.
+        output: write what is to keep to this folder, as a complete model without the state of the
+            training. It must not exist, or be empty.
         **config: fields of `SepStopConfig` that replace what the run recorded. A mapping without
             a name changes parameters of the recorded criterion or pooling. ``batch_size`` starts at
             512 on a GPU.
@@ -88,8 +97,14 @@ def select_checkpoint(
         FileNotFoundError: no folder, or no checkpoints in it.
         NothingScoredError: no checkpoint could be scored; a ValueError.
         CriterionError: the criterion is for other outputs than the models'; a ValueError.
-        ValueError: an unusable pool, model or setting.
+        ValueError: an unusable pool, model or setting, or ``output`` is in use.
+
+    Warns:
+        UserWarning: checkpoints are in no average, with the reason; or scores differ from those in
+            the run's log.
     """
+    if output is not None:
+        check_free(output)
     if ties is not None and ties not in get_args(TieBreak):
         raise ValueError(f"expected `ties` among {', '.join(get_args(TieBreak))}, got {ties!r}")
     given = config if policy is None else config | {"policy": policy}
@@ -101,7 +116,7 @@ def select_checkpoint(
         selection = _choose(plan, scored, ties)
         if write_history and plan.run.is_trained:
             write_selection(plan.run.home, selection)
-        return selection
+        return selection if output is None else write_best(selection, output, loading)
 
     folder = plan.run.home / CACHE_FOLDER if cache is True else cache or None
     ranks = plan.ranks
@@ -109,77 +124,8 @@ def select_checkpoint(
         return selected(ObservationCache(folder))
     with _shared_folder(folder, ranks) as shared:
         store = ObservationCache(shared)
-        ranks.together(lambda: _observe_share(plan, store))
+        ranks.together(Candidates(plan, store).observe_share)
         return ranks.of_first(ranks.together(lambda: selected(store) if ranks.rank == 0 else None))  # type: ignore[return-value]  # the first has one
-
-
-# 1. Observe
-
-
-def _observe(plan: Plan, store: ObservationCache) -> Iterator[tuple[int, Path, Any]]:
-    """Step, folder, and the observation or the exception of each checkpoint, by step."""
-    bar = tqdm(
-        _reading_ahead(plan, plan.paths, store),
-        total=len(plan.steps),
-        desc="checkpoints",
-        disable=not plan.shows_progress,
-    )
-    for step, path in zip(plan.steps, bar, strict=True):
-        try:
-            yield step, path, _observed(plan, path, store)
-        except CriterionError:  # the others would have no score either
-            raise
-        except Exception as error:  # whatever a broken folder holds: the others still rank
-            yield step, path, error
-
-
-def _observed(plan: Plan, path: Path, store: ObservationCache) -> Observation:
-    """The observation of a checkpoint, from the cache if it is there."""
-    key = _key(plan, path, store)
-    seen = store.get(key, plan.loading.torch_device)
-    if seen is None:
-        model = load_model(path, plan.loading, plan.bases)
-        _set_padding(model, plan.monitor.observer.tokenizer)
-        seen = plan.monitor.observe(model)
-        store.put(key, seen)
-    return seen
-
-
-def _observe_share(plan: Plan, store: ObservationCache) -> None:
-    """Put this process's part of the checkpoints into the cache, from which the first scores."""
-    if not observation_view(plan.monitor, plan.loading):
-        raise ValueError(
-            "a pooling or model class of your own can't be divided over processes, which "
-            "exchange observations by its name; expected one process"
-        )
-    paths = plan.paths[plan.ranks.rank :: plan.ranks.size]
-    bar = tqdm(total=len(paths), desc="checkpoints", disable=not plan.shows_progress)
-    for path in _reading_ahead(plan, paths, store):
-        with suppress(Exception):  # the first process finds out again and says why
-            _observed(plan, path, store)
-        bar.update()
-    bar.close()
-
-
-def _key(plan: Plan, model: Path, store: ObservationCache, with_logits: bool = True) -> str:
-    view = observation_view(plan.monitor, plan.loading, with_logits)
-    return store.key(model, view, plan.loading.base_model if with_logits else None)
-
-
-def _reading_ahead(plan: Plan, paths: Sequence[Path], store: ObservationCache) -> Iterator[Path]:
-    """The paths; while one is embedded, another thread reads the files of the next.
-
-    Reading alone: a model can't be built beside another at work, since transformers sets torch's
-    default dtype for the whole process meanwhile.
-    """
-    base = plan.loading.base_model
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        reading = reader.submit(store.content, paths[0], base) if paths else None
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
-            if reading is not None:
-                reading.exception()  # whatever it is, it comes again where the path is used
-            reading = reader.submit(store.content, following, base) if following else None
-            yield path
 
 
 @contextmanager
@@ -193,26 +139,24 @@ def _shared_folder(folder: str | Path | None, ranks: Ranks) -> Iterator[Path]:
         ranks.together(lambda: None)  # until all are done with it
 
 
-def _set_padding(model: nn.Module, tokenizer: Any) -> None:
-    """Set the padding token, by which a decoder's head finds the last token; adapters lack it."""
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "pad_token_id", None) is None and config is not None:
-        config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
-
-
-# 2. Score
+# Score
 
 
 @dataclass
 class _Scored:
-    """The records of a run's checkpoints, and why the others have none.
+    """The records of a run, and why other checkpoints have none.
 
     Attributes:
+        sources: the checkpoints in each record's weights, by step.
+        skipped: why checkpoints could not be scored.
+        left_out: why checkpoints are in no average.
         has_own_reference: True if scores refer to the neighbors that the run left.
     """
 
     records: list[Record] = field(default_factory=list)
+    sources: dict[int, tuple[Path, ...]] = field(default_factory=dict)
     skipped: dict[Path, str] = field(default_factory=dict)
+    left_out: Mapping[Path, str] = field(default_factory=dict)
     dimensions: int = 0
     has_own_reference: bool = False
 
@@ -222,26 +166,41 @@ def _score(
     store: ObservationCache,
     on_observed: Callable[[int, Observation], None] | None,
 ) -> _Scored:
-    """Score the observations, by step, with the neighbors before training as the reference."""
+    """Score the candidates, by step, with the neighbors before training as the reference."""
+    candidates = Candidates(plan, store)
     scored, began = _Scored(has_own_reference=_set_reference(plan, store)), time.perf_counter()
-    for step, path, seen in _observe(plan, store):
+    for step, path, found in candidates:
         try:
-            if isinstance(seen, Exception):
-                raise seen
-            seen = plan.monitor.settled(seen)
-            record = plan.monitor.score(seen, step, _epoch(path))
+            if isinstance(found, Exception):
+                raise found
+            record = plan.monitor.score(found.observations, step, _epoch(path), found.averages)
         except CriterionError:
             raise
         except Exception as error:
             lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
             scored.skipped[path] = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         else:
+            name = candidate_name(record.average)
+            seen = found.observations[name]
             scored.dimensions = seen.points.shape[1]
             scored.records.append(replace(record, seconds=time.perf_counter() - began))
+            scored.sources[step] = found.sources[name]
             if on_observed is not None:
-                on_observed(step, seen)
+                on_observed(step, plan.monitor.settled(seen))
         began = time.perf_counter()
+    scored.left_out = candidates.left_out
+    _warn_of_left_out(scored)
     return scored
+
+
+def _warn_of_left_out(scored: _Scored) -> None:
+    """Say which checkpoints are in no average; a skipped one is reported as such."""
+    by_reason: dict[str, list[str]] = {}
+    for path, why in scored.left_out.items():
+        if path not in scored.skipped:
+            by_reason.setdefault(why, []).append(path.name)
+    for why, names in by_reason.items():
+        warnings.warn(f"sepstop: {', '.join(names)}: in no average, as {why}", stacklevel=5)
 
 
 def _set_reference(plan: Plan, store: ObservationCache) -> bool:
@@ -279,7 +238,8 @@ def _set_start(plan: Plan, store: ObservationCache) -> None:
     if start is None:
         return
     try:
-        key = _key(plan, Path(start), store, False) if Path(start).is_dir() else ""
+        view = observation_view(monitor, loading, with_logits=False)
+        key = store.key([Path(start)], view) if Path(start).is_dir() else ""
         seen = store.get(key, loading.torch_device)
         if seen is None:
             seen = monitor.embed(load_base_model(start, loading))
@@ -305,23 +265,25 @@ def _epoch(checkpoint: Path) -> float | None:
     return None
 
 
-# 3. Choose
+# Choose
 
 
 def _choose(plan: Plan, scored: _Scored, ties: TieBreak | None) -> Selection:
     monitor, run = plan.monitor, plan.run
     if not scored.records:
         raise _nothing_scored(plan, scored)
-    policy = None
-    if "policy" in plan.given:
-        directions = monitor.higher_is_better
-        policy = policy_for(plan.given["policy"], monitor.decides, directions[monitor.decides])
-    online = None if plan.recorded.decision is None else plan.recorded.decision.best_step
     differences = _differences(plan, scored)
-    # The run's own pick is none of these weights if they score otherwise than they did.
-    own = None if "criterion" in plan.given or online in differences else online
-    decision, tied = choose(monitor.series(scored.records), policy, ties, own)
-    if decision.best_step is None:
+    online = _online_pick(plan.recorded)
+    of_averages = any(record.has_average_candidates for record in scored.records)
+    chosen = choose(
+        monitor.series(scored.records),
+        _policy(plan),
+        # Early averages hold little training, so of these the earliest is no safe choice.
+        ties or ("best" if of_averages else None),
+        _own_pick(plan, scored, online, differences),
+        "steps" if of_averages else "checkpoints",
+    )
+    if chosen[0].best_step is None:
         raise _nothing_scored(plan, scored)
     reference_step = monitor.scorer.reference_step
     if run.is_trained and reference_step:
@@ -332,14 +294,16 @@ def _choose(plan: Plan, scored: _Scored, ties: TieBreak | None) -> Selection:
             stacklevel=4,
         )
     return Selection(
-        decision=decision,
+        decision=chosen[0],
         decides=monitor.decides,
         higher_is_better=monitor.higher_is_better,
         records=tuple(scored.records),
         paths=run.checkpoints,
+        sources=scored.sources,
         skipped=scored.skipped,
-        online_best_step=online,
-        ties=tied,
+        online_best_step=None if online is None else online.step,
+        online_average=None if online is None else online.average,
+        ties=chosen[1],
         settings=monitor.settings,
         dimensions=scored.dimensions,
         reference_step=reference_step,
@@ -347,14 +311,52 @@ def _choose(plan: Plan, scored: _Scored, ties: TieBreak | None) -> Selection:
     )
 
 
+def _policy(plan: Plan) -> Policy | None:
+    """The policy that the user gave, which is replayed."""
+    if "policy" not in plan.given:
+        return None
+    decides = plan.monitor.decides
+    return policy_for(plan.given["policy"], decides, plan.monitor.higher_is_better[decides])
+
+
+class _OnlinePick(NamedTuple):
+    step: int
+    average: Average | None
+
+
+def _online_pick(recorded: RunHistory) -> _OnlinePick | None:
+    """What the run itself kept; None if it was not monitored."""
+    step = None if recorded.decision is None else recorded.decision.best_step
+    if step is None:
+        return None
+    averages = {record.step: record.average for record in recorded.records}
+    return _OnlinePick(step, averages.get(step))
+
+
+def _own_pick(
+    plan: Plan, scored: _Scored, online: _OnlinePick | None, differences: Mapping[int, str]
+) -> int | None:
+    """The step of the run's own pick, if the record of this step is of the same kind of weights.
+
+    Weights that score otherwise than they did are others.
+    """
+    if online is None or "criterion" in plan.given or online.step in differences:
+        return None
+    here = {record.step: candidate_name(record.average) for record in scored.records}
+    return online.step if here.get(online.step) == candidate_name(online.average) else None
+
+
 def _differences(plan: Plan, scored: _Scored) -> dict[int, str]:
     """How scores differ from those in the run's own log, by step; each is a warning."""
     monitor, recorded = plan.monitor, plan.recorded
+    # Neighbors are those of a step's first candidate, and averages here are not those of the run.
+    same_neighbors = scored.has_own_reference and not any(
+        record.has_average_candidates for record in (*scored.records, *recorded.records)
+    )
     depend_on_others = [
         one.name
         for one in monitor.scorer.criteria
-        if "previous_logits" in needs_of(one)
-        or (looks_at_neighbors(one) and not scored.has_own_reference)
+        if "previous_logits" in needs_of(one) or (looks_at_neighbors(one) and not same_neighbors)
     ]
     found = differences_from_log(
         scored.records,

@@ -7,9 +7,10 @@ from conftest import make_texts
 from helpers.recorded import save_model, toy_run
 from typer.testing import CliRunner
 
-from sepstop.bench.judge import JUDGED, JUDGED_POLICIES
+from sepstop.bench.judge import CONTENDERS, JUDGED, JUDGED_POLICIES, KNOWN
 from sepstop.bench.recorded_run import save_run
 from sepstop.cli.main import app
+from sepstop.measure.average import AVERAGES
 
 
 def bench(*arguments):
@@ -24,6 +25,7 @@ def test_record_and_judge(tmp_path, tokenizer):
     command = ["record", "--data", tmp_path / "toy.jsonl", "--model", model]
     command += ["--text-column", "body", "--label-column", "topic", "--out", tmp_path / "runs"]
     command += ["--labeled-rows", 32, "--learning-rate", 3e-3, "--steps", 16, "--pooling", "cls"]
+    command += ["--schedule", "linear"]
     command += ["--evaluate-every", 4, "--pool-rows", 60, "--max-length", 16]
     result = bench(*command)
     assert result.exit_code == 2
@@ -31,11 +33,20 @@ def test_record_and_judge(tmp_path, tokenizer):
     command += ["--validation-rows", 20]
     result = bench(*command)
     assert result.exit_code == 0
-    assert "toy-n32-lr0.003-noise0.0-base-cls-seed0-" in result.stdout.replace("\n", "")
+    assert "toy-n32-lr0.003-noise0.0-linear-base-cls-seed0-" in result.stdout.replace("\n", "")
     assert "is already recorded" in bench(*command).stderr.replace("\n", " ")
-    answer = json.loads(bench("judge", tmp_path / "runs", "--json").stdout)
-    judged = {(row["criterion"], row["policy"]) for row in answer["rows"]}
-    assert judged >= {(name, policy) for name in JUDGED for policy in JUDGED_POLICIES}
+    for options, names in (((), CONTENDERS), (("--every-criterion",), JUDGED)):
+        answer = json.loads(bench("judge", tmp_path / "runs", "--json", *options).stdout)
+        judged = {(row["criterion"], row["policy"], row["candidates"]) for row in answer["rows"]}
+        sets = ("checkpoints", *AVERAGES, *(["averages"] if len(AVERAGES) > 1 else []), "all")
+        assert {row for row in judged if row[0] in KNOWN and row[1] != "auto"} == {
+            (name, policy, candidates)
+            for name in names
+            for policy in ("hindsight", *JUDGED_POLICIES)
+            for candidates in sets
+        }
+        assert ("EMA 0.99", "hindsight", "plain") in judged
+    assert list(answer["strata"]) == ["harsh"]  # a rate of 3e-3
 
 
 def test_keys_of_the_answer(tmp_path):
@@ -47,11 +58,12 @@ def test_keys_of_the_answer(tmp_path):
     assert result.exit_code == 0
     assert result.stderr == ""
     answer = json.loads(result.stdout)
-    assert list(answer) == ["default", "label_regrets", "rows", "runs"]
+    assert list(answer) == ["default", "label_regrets", "rows", "runs", "question", "strata"]
     default = answer["default"]
     assert list(default) == [
         "criterion",
         "policy",
+        "candidates",
         "regret_mean",
         "regret_p90",
         "regret_max",
@@ -69,10 +81,12 @@ def test_keys_of_the_answer(tmp_path):
     summary = [
         "criterion",
         "policy",
+        "candidates",
         "label_free",
         "regret_mean",
         "regret_low",
         "regret_high",
+        "regret_median",
         "regret_p90",
         "regret_max",
         "steps_saved_mean",
@@ -80,15 +94,25 @@ def test_keys_of_the_answer(tmp_path):
         "weighted_spearman_mean",
         "label_equivalent",
     ]
-    compared = ["against", "difference_mean", "difference_low", "difference_high"]
+    peer = ["against", "difference_mean", "difference_low", "difference_high"]
+    default = ["default_less_mean", "default_less_low", "default_less_high"]
     best = rows["default", "hindsight"]["against"]
-    for (criterion, policy), row in rows.items():
-        is_best = (criterion, policy) == (best, "hindsight")
-        assert list(row) == (summary if is_best else summary + compared)
+    for key, row in rows.items():
+        keys = summary + (peer if key != (best, "hindsight") else [])
+        assert list(row) == keys + (default if key != ("default", "hindsight") else [])
+    assert answer["question"][0].keys() <= {*summary, *peer, *default}
+    (stratum,) = answer["strata"].values()
+    assert list(stratum) == ["runs", "label_regrets", "question", "rows"]
+    assert stratum["question"] == answer["question"]  # all runs are in it
     assert list(answer["runs"]) == ["one", "two"]
     for outcomes in answer["runs"].values():
         assert list(outcomes) == [f"{criterion} / {policy}" for criterion, policy in rows]
-        assert list(outcomes["default / auto"]) == ["regret", "pick", "steps_saved"]
+        assert list(outcomes["default / auto"]) == [
+            "regret",
+            "pick",
+            "candidate",
+            "steps_saved",
+        ]
 
 
 @pytest.mark.parametrize("name", ["infomax", "rankme", "sepstop.bench.criteria:RankMe"])
@@ -97,6 +121,8 @@ def test_one_criterion(tmp_path, name):
     shown = bench("judge", tmp_path, "--criterion", name, "--cache", tmp_path / "kept")
     assert shown.exit_code == 0
     assert name.rpartition(":")[2].lower() in shown.stdout
+    assert "unknown, 1 run" in shown.stdout
+    assert "all runs, 1 run" in shown.stdout
     assert "bnm" not in shown.stdout
     assert "picking by validation accuracy on m labels" in shown.stdout
     assert len(list((tmp_path / "kept").iterdir())) == 2  # the default's as well

@@ -7,13 +7,13 @@ import pytest
 import torch
 from clouds import directions, log, normal, one_hot_logits
 from scipy.stats import entropy
-from sklearn.metrics import mutual_info_score, silhouette_score
+from sklearn.metrics import silhouette_score
 
 from sepstop.bench.criteria import COMPARED
 from sepstop.bench.criteria.clusters import kmeans_calinski_harabasz, kmeans_silhouette
 from sepstop.bench.criteria.components import cluster_entropy, cluster_information
 from sepstop.bench.criteria.persistence import total_persistence
-from sepstop.bench.criteria.predictions import bnm, churn, consistency, snd
+from sepstop.bench.criteria.predictions import bnm, churn, snd
 from sepstop.bench.criteria.spectrum import (
     alpha_req,
     coherence,
@@ -93,36 +93,6 @@ def test_predictions_by_hand():
     assert bnm(log([1.0, 1e-30], [1.0, 1e-30])).item() == pytest.approx(math.sqrt(2))
     assert churn(sure, sure.flip(1)).item() == 1
     assert churn(logits, sure).item() == pytest.approx(0.5)
-
-
-def one_hot(*classes, count=2):
-    return torch.eye(count)[torch.tensor(classes)][None]
-
-
-def test_consistency_by_hand():
-    same = one_hot(0, 0, 1, 1)
-    # all four cells of margins 1/2: log 2 nats; 2 cells - 2 rows - 2 columns + 1 = -1
-    assert consistency(same, same).item() == pytest.approx(math.log(2) + 1 / 8)
-    # as good as independent: nothing, less (4 - 2 - 2 + 1) / 8
-    assert consistency(same, one_hot(0, 1, 0, 1)).item() == pytest.approx(-1 / 8)
-    # one class for everything tells nothing
-    assert consistency(one_hot(1, 1, 1, 1), same).item() == pytest.approx(0)
-    # how sure the model is does not matter
-    assert consistency(9 * same, same).item() == consistency(same, same).item()
-
-
-def test_consistency_of_chance_is_about_nothing_even_of_many_classes():
-    first, second = normal(20, 500, 12), normal(20, 500, 12, seed=1)
-    naive = [
-        mutual_info_score(a, b)
-        for a, b in zip(first.argmax(-1).numpy(), second.argmax(-1).numpy(), strict=True)
-    ]
-    assert np.mean(naive) > 0.1
-    assert consistency(first, second).mean().item() == pytest.approx(0, abs=0.01)
-    both = first[0].argmax(-1).numpy(), second[0].argmax(-1).numpy()
-    cells = len(set(zip(*both, strict=True))) - 12 - 12 + 1
-    expected = mutual_info_score(*both) - cells / 1000
-    assert consistency(first, second)[0].item() == pytest.approx(expected)
 
 
 def test_snd_counts_neighbors():

@@ -8,26 +8,42 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder, make_texts
-from helpers.recorded import save_model, short_settings, toy_run, without_logits
+from helpers.recorded import (
+    save_model,
+    short_settings,
+    toy_run,
+    with_average,
+    without_copies,
+    without_logits,
+)
 
+from sepstop.bench import scores as scores_module
 from sepstop.bench.judge import JUDGED, KNOWN
 from sepstop.bench.record import record_run, split_rows
-from sepstop.bench.scores import ScoreCache, can_score, score_run
+from sepstop.bench.recorded_run import RecordedRun
+from sepstop.bench.scores import ScoreCache, can_score, score_run, source_version
 from sepstop.config import SepStopConfig
 from sepstop.criteria import ComponentMI, InfoMax, NeighborMI, Separability
 from sepstop.criteria.neighbor_mi import neighbor_mi
+from sepstop.measure.average import RunningAverages
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.neighbors import nearest_neighbors
 from sepstop.measure.resampling import draw_resamples
+from sepstop.types import CHECKPOINT
 
 
-def as_list(series):
-    return [(step, score.value, score.resample_values) for step, score in series]
+def as_list(scored):
+    return [
+        (step, name, score.value, score.resample_values)
+        for step, scores in zip(scored.steps, scored.scores, strict=True)
+        for name, score in sorted(scores.items())
+    ]
 
 
 def same(one, other):
     assert one.name == other.name
     assert one.higher_is_better == other.higher_is_better
+    assert one.best == other.best
     np.testing.assert_equal(as_list(one), as_list(other))  # NaN equals NaN
     assert (one.resample_size, one.pool_size) == (other.resample_size, other.pool_size)
 
@@ -41,7 +57,8 @@ def test_a_recorded_run_is_scored_as_a_monitor_scores_its_model(tmp_path, tokeni
     monitor = Monitor(pool, SepStopConfig(tokenizer=tokenizer, max_length=16))
     record = monitor.measure(make_encoder().bert, 0)
     scores = score_run(run, [Separability(), ComponentMI()])
-    for name, series in scores.items():
+    for name, scored in scores.items():
+        series = scored.series
         expected = record.scores[name].resample_values
         found = series.score_at(0).resample_values
         assert found == pytest.approx(expected, abs=2e-3)  # recorded as float16
@@ -52,7 +69,7 @@ def test_a_recorded_run_is_scored_as_a_monitor_scores_its_model(tmp_path, tokeni
 def test_the_mutual_information_by_hand():
     """At step 10, of the predictions there with the neighbors of steps 0 and 10."""
     run = toy_run()
-    series = score_run(run, [NeighborMI()])["neighbor_mi"]
+    series = score_run(run, [NeighborMI()])["neighbor_mi"].series
     points = torch.from_numpy(run.arrays["pool_e"]).float()
     logits = torch.from_numpy(run.arrays["pool_l"][1])
     near = torch.stack([nearest_neighbors(points[t]) for t in (0, 1)], dim=1)  # (N, 2, m)
@@ -66,13 +83,12 @@ def test_the_mutual_information_by_hand():
 
 def test_one_pass_scores_as_one_criterion_at_a_time():
     run = toy_run()
-    run.arrays["pool_d"] = run.arrays["pool_l"][:, ::-1].copy()
     criteria = [KNOWN[name]() for name in JUDGED]
     together = score_run(run, criteria, num_resamples=3)
     assert list(together) == list(JUDGED)
     for criterion in criteria:
-        same(together[criterion.name], score_run(run, [criterion], 3)[criterion.name])
-        assert len(together[criterion.name].score_at(10).resample_values) == 3
+        same(together[criterion.name], score_run(run, [criterion], num_resamples=3)[criterion.name])
+        assert len(together[criterion.name].series.score_at(10).resample_values) == 3
 
 
 def test_component_mi_refers_to_all_steps_whatever_an_untrained_head_predicts():
@@ -89,26 +105,109 @@ def test_component_mi_refers_to_all_steps_whatever_an_untrained_head_predicts():
     later = toy_run()
     later.arrays.update({key: values[1:] for key, values in run.arrays.items() if key != "y"})
     second = score_run(later, [ComponentMI(), NeighborMI()])
-    assert first["component_mi"].score_at(30) != second["component_mi"].score_at(30)
+    assert first["component_mi"].series.score_at(30) != second["component_mi"].series.score_at(30)
     points, logits = (torch.from_numpy(run.arrays[key][3]).float() for key in ("pool_e", "pool_l"))
     near = nearest_neighbors(points)[:, None]  # its own neighbors only
     chosen = draw_resamples(40, 20, 20, seed=0)
     expected = neighbor_mi(logits[chosen], logits.argmax(dim=-1)[near][chosen])
-    found = first["neighbor_mi"].score_at(30).resample_values
+    found = first["neighbor_mi"].series.score_at(30).resample_values
     assert found == pytest.approx(expected.tolist())
 
 
 def test_a_step_that_cannot_be_scored():
     run = toy_run()
     run.arrays["pool_e"][2] = np.nan
-    series = score_run(run, [Separability()])["separability"]
+    series = score_run(run, [Separability()])["separability"].series
     assert [math.isfinite(score.value) for _, score in series] == [True, True, False, True]
+
+
+# Averages
+
+
+@pytest.mark.parametrize("score_checkpoints", [False, True])
+@pytest.mark.parametrize("criterion", ["neighbor_mi", "component_mi", "infomax"])
+def test_averages_are_scored_as_by_the_monitor_that_measured_them(
+    tokenizer, pool, criterion, score_checkpoints
+):
+    """The averages begin at step 2; the pool's size and resamples are the same."""
+    monitor = Monitor(
+        pool,
+        SepStopConfig(
+            tokenizer=tokenizer,
+            criterion=criterion,
+            extra_criteria=(),
+            score_checkpoints=score_checkpoints,
+        ),
+    )
+    model = make_encoder(dropout=0)
+    averages = RunningAverages(model)
+    generator = torch.Generator().manual_seed(0)
+    recorded, records = {}, []
+    for step in range(6):
+        if step > 0:
+            for weight in model.parameters():
+                weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+        if step > 1:
+            averages.update(model, step)
+        records.append(monitor.measure(model, step, averages=averages))
+        for name in (CHECKPOINT, *averages.decays):
+            if name == CHECKPOINT or not averages.count:
+                seen = monitor.observe(model)
+            else:
+                with averages.applied(model, name):
+                    seen = monitor.observe(model)
+            prefix = "" if name == CHECKPOINT else f"{name}_"
+            recorded.setdefault(f"{prefix}pool_e", []).append(seen.points.numpy())
+            recorded.setdefault(f"{prefix}pool_l", []).append(seen.logits.numpy())
+            recorded.setdefault(f"{prefix}te_acc", []).append(0.0)
+    arrays = {key: np.array(values) for key, values in recorded.items()}
+    run = RecordedRun("toy", arrays | {"steps": np.arange(6), "y": np.zeros(len(pool), int)})
+    names = (*averages.decays, CHECKPOINT) if score_checkpoints else tuple(averages.decays)
+    found = score_run(run, monitor.scorer.criteria, names)[criterion]
+    # At step 2 each average is the model itself: a file cannot tell them apart.
+    for record, scores, best in zip(records, found.scores, found.best, strict=True):
+        if record.step != 2:
+            assert best == next(iter(record.candidates))
+            for name, score in scores.items():
+                assert score == record.candidates[name][criterion]
+        assert scores[best] == record.scores[criterion]
+    assert found.series == monitor.series(records)
+
+
+def test_fewer_candidates_are_scored_as_by_themselves():
+    run = toy_run(scores=(0, 3, 1, 2))
+    run = with_average(run, "cumulative", (0.1, 0.6, 0.7, 0.8), scores=(0, 1, 2, 3))
+    run = with_average(run, "recent", (0.1, 0.7, 0.8, 0.6), scores=(0, 2, 3, 1))
+    criteria = [InfoMax(), NeighborMI()]
+    every = ("cumulative", "recent", "checkpoint")
+    whole = score_run(run, criteria, every, num_resamples=3)
+    for names in (("cumulative",), ("cumulative", "recent"), ("cumulative", "checkpoint")):
+        for name, scored in score_run(run, criteria, names, num_resamples=3).items():
+            same(whole[name].among(names), scored)
+    for names in (("recent",), ("checkpoint",)):  # other neighbors
+        found = score_run(run, criteria, names, num_resamples=3)
+        same(whole["infomax"].among(names), found["infomax"])
+        assert as_list(whole["neighbor_mi"].among(names)) != as_list(found["neighbor_mi"])
+    assert whole["infomax"].best == ("checkpoint", "checkpoint", "recent", "cumulative")
+
+
+def test_unknown_candidates():
+    with pytest.raises(ValueError, match="toy has no candidate 'recent', only checkpoint"):
+        score_run(toy_run(), [InfoMax()], ("recent",))
+    assert not can_score(toy_run(), InfoMax(), ("recent",))
 
 
 def test_inputs_that_a_run_lacks():
     run = toy_run()
-    assert not can_score(run, KNOWN["consistency"]())
-    assert can_score(run, KNOWN["churn"]())
+    for name in ("consistency", "robust_mi"):
+        assert can_score(run, KNOWN[name]())
+        assert not can_score(without_copies(run), KNOWN[name]())
+        averaged = with_average(run, "cumulative", (0.1, 0.6, 0.7, 0.8))
+        assert can_score(averaged, KNOWN[name](), ("cumulative",))
+        del averaged.arrays["cumulative_pool_d"]
+        assert can_score(averaged, KNOWN[name]())
+        assert not can_score(averaged, KNOWN[name](), ("cumulative",))
+    assert can_score(without_copies(run), KNOWN["churn"]())
     bare = without_logits(run)
     for name, expected in (("component_mi", True), ("rankme", True), ("neighbor_mi", False)):
         assert can_score(bare, KNOWN[name]()) is expected
@@ -132,9 +231,9 @@ def test_scores_are_read_from_files(tmp_path):
     assert files_in(tmp_path).keys() == {"toy-infomax", "toy-separability"}
     again = cache(run, [Separability(), InfoMax()])
     assert list(again) == ["separability", "infomax"]
-    for name, series in again.items():
-        same(series, first[name])
-        same(series, score_run(run, [KNOWN[name]()], 3)[name])
+    for name, scored in again.items():
+        same(scored, first[name])
+        same(scored, score_run(run, [KNOWN[name]()], num_resamples=3)[name])
 
 
 def test_only_new_criteria_are_scored(tmp_path):
@@ -142,7 +241,7 @@ def test_only_new_criteria_are_scored(tmp_path):
     cache(run, [InfoMax()])
     mark(files_in(tmp_path)["toy-infomax"])
     found = cache(run, [InfoMax(), Separability()])
-    assert {name: series.pool_size for name, series in found.items()} == {
+    assert {name: scored.pool_size for name, scored in found.items()} == {
         "infomax": 41,
         "separability": 40,
     }
@@ -164,6 +263,31 @@ def test_scores_belong_to_run_and_settings(tmp_path, run, criterion, num_resampl
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_files_of_averages(tmp_path):
+    """A file holds one set of candidates."""
+    cache = ScoreCache(tmp_path, num_resamples=3)
+    run = with_average(toy_run(), "cumulative", (0.1, 0.6, 0.7, 0.8), scores=(0, 2, 1, 4))
+    for count, names in enumerate((("cumulative", "checkpoint"), ("cumulative",)), start=1):
+        first = cache(run, [InfoMax()], names)["infomax"]
+        assert len(list(tmp_path.iterdir())) == count
+        same(cache(run, [InfoMax()], names)["infomax"], first)
+        same(first, score_run(run, [InfoMax()], names, num_resamples=3)["infomax"])
+
+
+def test_a_changed_source_is_scored_again(tmp_path, monkeypatch):
+    cache = ScoreCache(tmp_path, num_resamples=3)
+    cache(toy_run(), [InfoMax()])
+    monkeypatch.setattr(scores_module, "source_version", lambda criterion: "another")
+    cache(toy_run(), [InfoMax()])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_version_is_of_the_criterions_source():
+    assert source_version(InfoMax) == source_version(Separability)  # of sepstop/criteria
+    assert source_version(InfoMax) != source_version(KNOWN["rankme"])
+    assert source_version(KNOWN["nesum"]) == source_version(KNOWN["rankme"])  # one file
+
+
 @dataclass(frozen=True)
 class Own:
     name: ClassVar[str] = "own"
@@ -177,7 +301,7 @@ def test_a_criterion_of_ones_own_is_scored_each_time(tmp_path):
     """Its code may change between two calls."""
     found = ScoreCache(tmp_path)(toy_run(), [Own()])["own"]
     assert not found.higher_is_better
-    assert len(found) == 4
+    assert len(found.steps) == 4
     assert list(tmp_path.iterdir()) == []
 
 

@@ -126,10 +126,10 @@ def test_a_model_without_hidden_states_is_said_before_the_first_step(make_traine
 def test_another_best_metric_is_pointed_out(make_trainer, pool, options, kept):
     callback = SepStopCallback(pool)
     trainer = make_trainer(callback, max_steps=2, **options)
-    said = f"{kept} by that metric; set it to 'neighbor_mi' to keep the label-free pick"
+    said = f"{kept} by that metric; set it to 'robust_mi' to keep the label-free pick"
     with pytest.warns(UserWarning, match=said):
         trainer.train()
-    assert callback.session.decides == "neighbor_mi"
+    assert callback.session.decides == "robust_mi"
 
 
 def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(make_trainer, pool):
@@ -148,8 +148,7 @@ def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(make_trainer
         (
             {},
             BEST,
-            "separability decides (neighbor_mi recorded beside it); policy plateau; the best "
-            "checkpoint is loaded at the end",
+            "separability decides; policy plateau; the best checkpoint is loaded at the end",
         ),
         (
             {"criterion": "infomax", "extra_criteria": []},
@@ -159,19 +158,18 @@ def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(make_trainer
         (
             {},
             {"metric_for_best_model": "loss", "load_best_model_at_end": True},
-            "neighbor_mi decides (separability recorded beside it); policy past_peak; checkpoints "
+            "robust_mi decides (separability recorded beside it); policy past_peak; checkpoints "
             "are kept by metric_for_best_model='loss'",
         ),
         (
             {},
             {"eval_strategy": "no", "metric_for_best_model": "separability"},
-            "separability decides (neighbor_mi recorded beside it); policy plateau; the best "
-            "checkpoint is kept on disk",
+            "separability decides; policy plateau; the best checkpoint is kept on disk",
         ),
         (
             {"policy": "first_optimum", "load_best_model_at_end": True},
             {"eval_strategy": "no"},
-            "separability decides (neighbor_mi recorded beside it); policy first_optimum; the best "
+            "robust_mi decides (separability recorded beside it); policy first_optimum; the best "
             "checkpoint is loaded at the end",
         ),
     ],
@@ -179,7 +177,7 @@ def test_a_folder_with_checkpoints_of_an_earlier_run_is_pointed_out(make_trainer
 def test_what_decides_stops_and_is_kept_is_said_in_a_line(
     make_trainer, pool, capsys, callback, options, said
 ):
-    trainer = make_trainer(SepStopCallback(pool, **callback), **options)
+    trainer = make_trainer(SepStopCallback(pool, average=False, **callback), **options)
     trainer.add_callback(Interrupts())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()

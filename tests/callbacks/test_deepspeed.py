@@ -5,6 +5,7 @@ python -m pytest -m slow tests/callbacks/test_deepspeed.py
 """
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from transformers import Trainer, TrainingArguments
 from sepstop import Patience, SepStopCallback
 from sepstop.runs.history import write_history
 
-out, stage = Path(sys.argv[1]), int(sys.argv[2])
+out, stage, average = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "average"
 tokenizer, (texts, labels) = make_tokenizer(), make_texts(64, seed=2)
 rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
 rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True)
@@ -38,7 +39,11 @@ deepspeed = {
     "gradient_accumulation_steps": 1,
 }
 callback = SepStopCallback(
-    make_texts(41, seed=1)[0], policy=Patience(patience=None), num_resamples=3, verbose=False
+    make_texts(41, seed=1)[0],
+    policy=Patience(patience=None),
+    num_resamples=3,
+    average=average,
+    verbose=False,
 )
 trainer = Trainer(
     model=make_encoder(dropout=0.0),
@@ -68,15 +73,15 @@ write_history(path, callback.session.recorded())
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory):
-    """The records of both ranks, by stage of ZeRO; 0 is without DeepSpeed."""
+def launch(tmp_path_factory):
+    """Runs both ranks with a stage of ZeRO; 0 is without DeepSpeed."""
     if find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
     out = tmp_path_factory.mktemp("deepspeed")
     (out / "run.py").write_text(RUN)
 
-    def of(stage):
-        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    def run(stage, scored):
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         own = {
             "OMP_NUM_THREADS": "1",
@@ -85,24 +90,42 @@ def history(tmp_path_factory):
             "PYTHONPATH": os.pathsep.join(paths),
         }
         done = subprocess.run(
-            [sys.executable, "-m", *launch, str(out / "run.py"), str(out), str(stage)],
+            [sys.executable, "-m", *launcher, str(out / "run.py"), str(out), str(stage), scored],
             env=os.environ | own,
             capture_output=True,
             text=True,
             timeout=400,
         )
+        return out, done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def history(launch):
+    """The records of both ranks."""
+
+    def of(stage, scored):
+        out, done = launch(stage, scored)
         assert done.returncode == 0, done.stderr[-3000:]
         return [read_history(out / f"stage{stage}-rank{rank}.jsonl").records for rank in (0, 1)]
 
     return of
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_divided_run_has_the_scores_of_an_undivided_one(history, stage):
-    first, second = history(stage)
+@pytest.mark.parametrize(("stage", "scored"), [(2, "average"), (3, "checkpoint")])
+def test_a_divided_run_has_the_scores_of_an_undivided_one(history, stage, scored):
+    first, second = history(stage, scored)
     assert first == second
-    plain = history(0)[0]
+    plain = history(0, scored)[0]
     assert [record.step for record in first] == [3, 6, 9, 12]
-    for name in ("separability", "neighbor_mi"):
+    assert all((record.average is not None) is (scored == "average") for record in first)
+    for name in ("separability", "robust_mi"):
         assert values(first, name) == pytest.approx(values(plain, name), rel=1e-3)
-    assert len({round(value, 4) for value in values(first)}) == 4
+    assert len({round(value, 4) for value in values(first, "separability")}) == 4
+
+
+def test_weights_that_stage_3_divides_can_not_be_averaged(launch):
+    _, done = launch(3, "average")
+    assert done.returncode != 0
+    assert re.search(r"ValueError: .*ZeRO.*set average=False", done.stderr), done.stderr[-3000:]

@@ -1,13 +1,20 @@
 """Trainers, models and tools of other libraries, as they come."""
 
 import json
+import warnings
 
 import datasets
 import pytest
 import torch
 from conftest import make_decoder, make_decoder_classifier, make_encoder, make_texts
 from helpers.scores import NEVER, StopAt, values
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from helpers.training import Recorder
+from transformers import (
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from sepstop import Monitor, SepStopCallback, SepStopConfig, select_checkpoint
 
@@ -68,7 +75,7 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
     from sentence_transformers.sentence_transformer import losses
 
     pairs = datasets.Dataset.from_dict({"anchor": pool[:24], "positive": pool[1:25]})
-    callback = SepStopCallback(pool, num_resamples=4)
+    callback = SepStopCallback(pool, average=False, num_resamples=4)
     trainer = SentenceTransformerTrainer(
         sentence_model,
         SentenceTransformerTrainingArguments(
@@ -93,7 +100,7 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
     record = Monitor(pool, SepStopConfig(num_resamples=4)).measure(kept, step=best)
     score = callback.session.recorded().series.score_at(best).value
     assert record.scores["separability"].value == pytest.approx(score, rel=1e-4)
-    chosen = select_checkpoint(tmp_path / "run", pool)
+    chosen = select_checkpoint(tmp_path / "run", pool, average=False)
     assert chosen.best_step == best
     for name in callback.history[0].scores:
         assert values(chosen.records, name) == pytest.approx(
@@ -101,12 +108,107 @@ def test_the_trainer_of_sentence_transformers(sentence_model, pool, tmp_path):
         )
 
 
+@pytest.mark.parametrize("evaluates", ["no", "steps"])
+def test_the_average_of_a_sentence_transformer(sentence_model, pool, tmp_path, evaluates):
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer import losses
+
+    pairs = datasets.Dataset.from_dict({"anchor": pool[:24], "positive": pool[1:25]})
+    own = evaluates == "no"
+    callback = SepStopCallback(
+        pool,
+        num_resamples=4,
+        policy=NEVER,
+        criterion="separability",
+        every_n_steps=2 if own else None,
+        load_best_model_at_end=own,
+    )
+    kept_by = {"metric_for_best_model": "separability", "load_best_model_at_end": True}
+    trainer = SentenceTransformerTrainer(
+        sentence_model,
+        SentenceTransformerTrainingArguments(
+            str(tmp_path / "run"),
+            **EVERY_SECOND_STEP | {"eval_strategy": evaluates} | ({} if own else kept_by),
+            learning_rate=1e-3,
+            report_to=[],
+            use_cpu=True,
+        ),
+        train_dataset=pairs,
+        eval_dataset=None if own else pairs,
+        loss=losses.MultipleNegativesRankingLoss(sentence_model),
+        callbacks=[callback, recorder := Recorder()],
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="sepstop: the trained model")
+        trainer.train()
+    best = next(r for r in callback.history if r.step == callback.decision.best_step)
+    expected = recorder.average(best.average)
+    folder = tmp_path / "run" / f"average-{best.step}"
+    assert trainer.state.best_model_checkpoint == str(folder)
+    for model in (trainer.model, SentenceTransformer(str(folder), device="cpu")):
+        found = dict(model.named_parameters())
+        for name, weight in expected.items():
+            assert torch.allclose(found[name].double(), weight, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("evaluates", ["no", "steps"])
+def test_the_average_of_an_adapter(pool, tokenizer, train_rows, tmp_path, evaluates):
+    from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
+
+    make_encoder().save_pretrained(tmp_path / "base")
+    base = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    own = evaluates == "no"
+    callback = SepStopCallback(
+        pool,
+        num_resamples=4,
+        policy=NEVER,
+        criterion="separability",
+        every_n_steps=2 if own else None,
+        load_best_model_at_end=own,
+    )
+    kept_by = {"metric_for_best_model": "separability", "load_best_model_at_end": True}
+    trainer = Trainer(
+        get_peft_model(base, lora),
+        TrainingArguments(
+            str(tmp_path / "run"),
+            **EVERY_SECOND_STEP | {"eval_strategy": evaluates} | ({} if own else kept_by),
+            learning_rate=1e-2,
+            report_to=[],
+            use_cpu=True,
+        ),
+        train_dataset=train_rows,
+        eval_dataset=None if own else train_rows,
+        processing_class=tokenizer,
+        callbacks=[callback, recorder := Recorder()],
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="sepstop: the trained model")
+        trainer.train()
+    best = next(r for r in callback.history if r.step == callback.decision.best_step)
+    expected = recorder.average(best.average)
+    assert any("lora_A" in name for name in expected)
+    assert not any("word_embeddings" in name for name in expected)
+    folder = tmp_path / "run" / f"average-{best.step}"
+    assert trainer.state.best_model_checkpoint == str(folder)
+    assert not (folder / "model.safetensors").exists()
+    kept = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    for model in (trainer.model, kept):
+        found = dict(model.named_parameters())
+        for name, weight in expected.items():
+            assert torch.allclose(found[name].double(), weight, rtol=1e-6, atol=1e-8)
+
+
 def test_a_sentence_transformer_with_code_of_its_own_needs_to_be_allowed(
     sentence_model, pool, tmp_path
 ):
     checkpoint = tmp_path / "run" / "checkpoint-1"
     sentence_model.save(str(checkpoint))
-    assert select_checkpoint(tmp_path / "run", pool).best_step == 1
+    assert select_checkpoint(tmp_path / "run", pool, average=False).best_step == 1
     modules = json.loads((checkpoint / "modules.json").read_text())
     modules[1]["type"] = "pooling.Own"
     (checkpoint / "modules.json").write_text(json.dumps(modules))
@@ -114,7 +216,7 @@ def test_a_sentence_transformer_with_code_of_its_own_needs_to_be_allowed(
     with pytest.raises(
         ValueError, match=r"brings its own code, pooling\.Own; to run it, pass trust_remote_code"
     ):
-        select_checkpoint(tmp_path / "run", pool)
+        select_checkpoint(tmp_path / "run", pool, average=False)
 
 
 def test_the_reason_of_a_skipped_folder_names_what_is_missing(sentence_model, pool, tmp_path):
@@ -127,7 +229,7 @@ def test_the_reason_of_a_skipped_folder_names_what_is_missing(sentence_model, po
     tensors = load_file(path)
     save_file({"linear.weight": tensors["linear.weight"]}, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"state_dict for Dense: .*linear\.bias"):
-        select_checkpoint(tmp_path / "model", pool, cache=False)
+        select_checkpoint(tmp_path / "model", pool, cache=False, average=False)
 
 
 def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path):
@@ -136,7 +238,7 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
 
     texts = datasets.Dataset.from_dict({"text": pool[:24]})
     make_decoder().save_pretrained(tmp_path / "base")
-    callback = SepStopCallback(pool, num_resamples=4, pooling="last")
+    callback = SepStopCallback(pool, average=False, num_resamples=4, pooling="last")
     trainer = SFTTrainer(
         LlamaForCausalLM.from_pretrained(tmp_path / "base"),
         SFTConfig(
@@ -162,7 +264,7 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
     trainer.train()
     assert [record.step for record in callback.history] == [2, 4]
     assert trainer.state.best_global_step == callback.decision.best_step
-    chosen = select_checkpoint(tmp_path / "run", pool)
+    chosen = select_checkpoint(tmp_path / "run", pool, average=False)
     assert chosen.best_step == callback.decision.best_step
     for name in callback.history[0].scores:
         assert values(chosen.records, name) == pytest.approx(
@@ -178,19 +280,19 @@ def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-1"
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
-    assert select_checkpoint(tmp_path / "run", pool).best_step == 1
+    assert select_checkpoint(tmp_path / "run", pool, average=False).best_step == 1
     config = json.loads((checkpoint / "adapter_config.json").read_text())
     config["auto_mapping"] = {"parent_library": "os", "base_model_class": "system"}
     (checkpoint / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="the model was trained as system, which transformers"):
-        select_checkpoint(tmp_path / "run", pool)
+        select_checkpoint(tmp_path / "run", pool, average=False)
     config["auto_mapping"] = {
         "parent_library": "transformers.models.llama",
         "base_model_class": "LlamaModel",
     }
     (checkpoint / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="checkpoint-1: MisfitError: the adapter does not fit"):
-        select_checkpoint(tmp_path / "run", pool)
+        select_checkpoint(tmp_path / "run", pool, average=False)
 
 
 @pytest.fixture
@@ -258,7 +360,7 @@ def test_a_search_by_optuna_prunes_by_the_score(searching):
             assert seen[trial.number][-1] == values(searching[1].history)[-1]
             return trial.number == 1
 
-    objective = lambda metrics: metrics["eval_neighbor_mi"]  # noqa: E731, as in the README
+    objective = lambda metrics: metrics["eval_robust_mi"]  # noqa: E731, as in the README
     search(searching[0], objective, pruner=Second())
     assert [len(values) for values in seen.values()] == [2, 1, 2]
 
@@ -290,7 +392,7 @@ def test_the_trainer_of_sequence_to_sequence_models(pool, tokenizer, tmp_path):
         lambda row: {**tokenizer(row["text"]), "labels": tokenizer(row["text"])["input_ids"]},
         remove_columns="text",
     )
-    callback = SepStopCallback(pool, num_resamples=4)
+    callback = SepStopCallback(pool, average=False, num_resamples=4)
     trainer = Seq2SeqTrainer(
         model,
         Seq2SeqTrainingArguments(
@@ -314,7 +416,7 @@ def test_the_trainer_of_sequence_to_sequence_models(pool, tokenizer, tmp_path):
     assert [record.step for record in callback.history] == [2, 4]
     assert callback.session.decides == "component_mi"
     assert trainer.state.best_global_step == callback.decision.best_step
-    chosen = select_checkpoint(tmp_path / "run", pool)
+    chosen = select_checkpoint(tmp_path / "run", pool, average=False)
     assert chosen.best_step == callback.decision.best_step
     for name in callback.history[0].scores:
         assert values(chosen.records, name) == pytest.approx(
@@ -350,7 +452,7 @@ def test_a_quantized_decoder_with_an_adapter(bits, pool, tokenizer, train_rows, 
             str(tmp_path / "run"),
             **EVERY_SECOND_STEP,
             learning_rate=1e-2,
-            metric_for_best_model="neighbor_mi",
+            metric_for_best_model="robust_mi",
             load_best_model_at_end=True,
             report_to=[],
             use_cpu=True,
@@ -362,7 +464,7 @@ def test_a_quantized_decoder_with_an_adapter(bits, pool, tokenizer, train_rows, 
     )
     trainer.train()
     assert [record.step for record in callback.history] == [2, 4]
-    assert callback.session.decides == "neighbor_mi"
+    assert callback.session.decides == "robust_mi"
     assert trainer.state.best_global_step == callback.decision.best_step
 
 
@@ -377,7 +479,7 @@ def test_the_trainer_of_setfit(sentence_model, pool, tmp_path, monkeypatch, stop
     texts, labels = make_texts(32, seed=2)
     rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
     callback = SepStopCallback(
-        pool, policy=NEVER if stop_at is None else StopAt(stop_at), num_resamples=4
+        pool, average=False, policy=NEVER if stop_at is None else StopAt(stop_at), num_resamples=4
     )
     trainer = Trainer(
         model=SetFitModel.from_pretrained(tmp_path / "base"),
@@ -398,13 +500,13 @@ def test_the_trainer_of_setfit(sentence_model, pool, tmp_path, monkeypatch, stop
     )
     trainer.train()
     assert [record.step for record in callback.history] == ([4, 8] if stop_at else [4, 8, 12])
-    assert list(callback.history[0].scores) == ["separability", "component_mi"]
+    assert list(callback.history[0].scores) == ["component_mi", "separability"]
     monitor = Monitor(pool, SepStopConfig(num_resamples=4))
     record = monitor.measure(trainer.model.model_body, step=12)
     assert record.scores["separability"].value == pytest.approx(
-        values(callback.history)[-1], rel=1e-4
+        values(callback.history, "separability")[-1], rel=1e-4
     )
-    chosen = select_checkpoint(tmp_path / "run", pool)
+    chosen = select_checkpoint(tmp_path / "run", pool, average=False)
     for name in callback.history[0].scores:
         assert values(chosen.records, name) == pytest.approx(
             values(callback.history, name), rel=1e-4

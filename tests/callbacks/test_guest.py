@@ -71,7 +71,7 @@ class Sees(TrainerCallback):
         self.seen = []
 
     def on_evaluate(self, args, state, control, metrics, **_):
-        self.seen.append(metrics.get("eval_neighbor_mi"))
+        self.seen.append(metrics.get("eval_robust_mi"))
 
 
 @pytest.mark.parametrize("order", ["before", "after", "attached last"])
@@ -82,11 +82,11 @@ def test_every_callback_sees_the_metric_whatever_the_order(train, pool, order):
         callbacks.get(order, [early, sees]),
         ours if order == "attached last" else None,
         learning_rate=1e-9,  # nothing improves
-        metric_for_best_model="neighbor_mi",
+        metric_for_best_model="robust_mi",
         load_best_model_at_end=True,
     )
     assert trainer.state.global_step == 3
-    assert sees.seen == values(ours.history, "neighbor_mi")
+    assert sees.seen == values(ours.history, "robust_mi")
 
 
 def test_an_evaluation_by_hand_of_another_set_is_no_evaluation_of_the_run(train, pool):
@@ -189,13 +189,13 @@ def test_a_failing_measurement_costs_no_run_that_is_kept_by_its_score(train, poo
 
     def pooling(model, input_ids, attention_mask):
         calls.extend([1] * (len(input_ids) == len(pool)))
-        if len(calls) in (3, 4):
+        if len(calls) in (4, 5):  # after one before training and two at step 1
             raise RuntimeError("the disk is on fire")
         return model.bert(input_ids, attention_mask).last_hidden_state[:, 0]
 
-    ours = SepStopCallback(pool, pooling=pooling, batch_size=100, verbose=False)
+    ours = SepStopCallback(pool, average=False, pooling=pooling, batch_size=100, verbose=False)
     with pytest.warns(RuntimeWarning, match="could not measure step [23].*the disk is on fire"):
-        trainer = train([ours], metric_for_best_model="neighbor_mi", load_best_model_at_end=True)
+        trainer = train([ours], metric_for_best_model="robust_mi", load_best_model_at_end=True)
     assert [math.isnan(value) for value in values(ours.history)][:4] == [False, True, True, False]
     assert trainer.state.global_step == 10
 
@@ -224,7 +224,9 @@ def test_a_run_whose_evaluations_never_reach_the_callbacks_is_said(
 def test_the_weights_at_the_end_are_those_of_the_best_checkpoint(train, pool, options):
     own = {"every_n_steps": 2, "load_best_model_at_end": True} if options else {}
     best = {} if options else BEST
-    ours = SepStopCallback(pool, policy=NEVER, criterion="separability", verbose=False, **own)
+    ours = SepStopCallback(
+        pool, average=False, policy=NEVER, criterion="separability", verbose=False, **own
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train([ours], **options, **best)
@@ -262,7 +264,12 @@ class Meddles(TrainerCallback):
 )
 def test_weights_that_are_not_the_best_are_said(train, pool, what, said):
     ours = SepStopCallback(
-        pool, policy=NEVER, every_n_steps=2, load_best_model_at_end=True, verbose=False
+        pool,
+        average=False,
+        policy=NEVER,
+        every_n_steps=2,
+        load_best_model_at_end=True,
+        verbose=False,
     )
     with pytest.warns(RuntimeWarning, match=f"does not hold the best weights, .*{said}"):
         train([Meddles(what), ours], eval_strategy="no")
@@ -278,6 +285,7 @@ def test_an_adapter_that_trainer_cannot_load_is_said(pool, tokenizer, train_rows
     )
     ours = SepStopCallback(
         pool,
+        average=False,
         criterion=Scripted([0.9, 0.5, 0.1]),
         policy=NEVER,
         every_n_steps=2,

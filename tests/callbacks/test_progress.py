@@ -5,11 +5,19 @@ import re
 
 import pytest
 from conftest import make_encoder
+from helpers.averaged import averaged_run
 from rich.console import Console
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from sepstop import Plateau, SepStopCallback
 from sepstop.callbacks.progress import LiveView
+from sepstop.runs.history import scalars
 
 
 class Failing(TrainerCallback):
@@ -77,14 +85,34 @@ def test_progress_logs_scores_and_the_decision(viewed, pool, capsys):
     assert "4 scores" in last
     for record in trainer.state.log_history:
         if "sepstop" in record:
-            assert f"{record['eval_neighbor_mi']:.4f}" in last
+            assert f"{record['eval_robust_mi']:.4f}" in last
     assert "loss 0." in last
     assert "eval_loss 0." in last
-    assert "eval_neighbor_mi" not in last  # the table has it
+    assert "eval_robust_mi" not in last  # the table has it
     assert "as of step 16: " in last
     out = capsys.readouterr()
     assert "go on" not in out.out + out.err  # said in the picture
     assert "it/s" not in out.out + out.err
+
+
+def test_an_average_is_named_and_other_candidates_do_not_fill_the_logs(pool, tokenizer):
+    callback = SepStopCallback(pool)
+    session, run = callback.session, averaged_run()
+    session.prepare(make_encoder(), tokenizer)
+    out = Console(file=io.StringIO(), width=110)
+    live = LiveView(callback, out)
+    state = TrainerState(max_steps=50)
+    live.on_train_begin(None, state, None)
+    for end in range(1, 6):
+        session.records, session.decisions = list(run.records[:end]), list(run.decisions[:end])
+        live.on_log(None, state, None, logs={"loss": 0.5, **scalars(run.records[end - 1])})
+        live.on_evaluate(None, state, None)
+    live.on_train_end(None, state, None)
+    last = out.file.getvalue()
+    assert "best: cumulative average of steps 11 to 40" in last
+    assert [weights in last for weights in ("checkpoint", " recent ", " cumulative ")] == [True] * 3
+    assert "loss 0.5" in last
+    assert "eval_" not in last  # scores of all steps' candidates
 
 
 def test_the_stop_is_shown(viewed, pool):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import textwrap
 import warnings
 
@@ -9,14 +10,24 @@ import pytest
 import torch
 from conftest import make_encoder
 from helpers.scores import NEVER, Scripted, StopAt, values
+from torch import nn
 
-from sepstop import Monitor, PastPeak, Patience, Plateau, SepStopConfig, replay
+from sepstop import (
+    Monitor,
+    PastPeak,
+    Patience,
+    Plateau,
+    RunningAverages,
+    SepStopConfig,
+    replay,
+)
 from sepstop.callbacks.session import Session
 from sepstop.measure.neighbors import NEIGHBORS_FILE
 from sepstop.runs.history import HISTORY_FILE, read_history, read_run
 from sepstop.runs.records import RunHistory
+from sepstop.types import CHECKPOINT, Average
 
-EVERY = 4
+EVERY, WARMUP = 4, 6
 
 
 class Loop:
@@ -24,27 +35,35 @@ class Loop:
 
     def __init__(self, folder, session, batches, learning_rate=3e-3):
         self.folder, self.session, self.batches = folder, session, list(batches)
-        self.model, self.step = make_encoder(dropout=0.0), 0
+        self.model, self.step, self.averages = make_encoder(dropout=0.0), 0, None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
 
     def load(self, checkpoint):
         self.step = checkpoint["step"]
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.averages = checkpoint["averages"]
         return self
 
     @property
     def checkpoint(self):
-        state = {"step": self.step, "model": self.model, "optimizer": self.optimizer}
+        averages = self.session.averages
         return copy.deepcopy(
-            {key: one if key == "step" else one.state_dict() for key, one in state.items()}
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "averages": None if averages is None else averages.state_dict(),
+            }
         )
 
     def begin(self):
         path = self.folder / HISTORY_FILE
         recorded = read_history(path) if self.step else RunHistory()
         self.session.prepare(self.model)
+        self.session.start_averages(WARMUP)
         self.session.resume(recorded.where(lambda record: record.step <= self.step))
+        self.session.restore_averages(self.averages, self.model, self.step)
         self.session.write(self.folder)
         if not self.session.settle_stop():
             self.session.set_reference(self.folder, self.step, self.model)
@@ -60,6 +79,7 @@ class Loop:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
+            self.session.after_step(self.model, self.step)
             if self.step % EVERY == 0:
                 _, decision = self.session.measure(self.model, self.step, None, self.folder)
                 saved[self.step] = self.checkpoint
@@ -73,7 +93,8 @@ class Loop:
 def loop(tmp_path, pool, tokenizer, batches):
     def make(folder="run", texts=pool, **options):
         (tmp_path / folder).mkdir(exist_ok=True)
-        config = SepStopConfig(tokenizer=tokenizer, verbose=False, **options)
+        options = {"verbose": False, "average": False} | options
+        config = SepStopConfig(tokenizer=tokenizer, **options)
         return Loop(tmp_path / folder, Session(texts, config), batches)
 
     return make
@@ -90,13 +111,13 @@ def test_it_measures_decides_and_writes(loop):
     assert session.policy == PastPeak()
     assert list(written.records) == session.records
     assert [record.step for record in session.records] == list(range(EVERY, run.step + 1, EVERY))
-    assert all(list(record.scores) == ["neighbor_mi", "separability"] for record in written.records)
+    assert all(list(record.scores) == ["robust_mi", "separability"] for record in written.records)
     assert list(written.decisions) == session.decisions
     assert session.decision == replay(PastPeak(), written.series)
-    assert written.decides == session.decides == "neighbor_mi"
-    assert written.settings == session.monitor.settings
+    assert written.decides == session.decides == "robust_mi"
+    assert written.settings == session.settings
     assert written.policy == {"name": "past_peak", **dataclasses.asdict(PastPeak())}
-    assert written.higher_is_better == {"neighbor_mi": True, "separability": True}
+    assert written.higher_is_better == {"robust_mi": True, "separability": True}
     assert written.ended == run.step
 
 
@@ -105,7 +126,7 @@ def test_the_file_begins_before_the_first_score_and_has_no_end_yet(loop):
     run.begin()
     written = read_history(run.folder / HISTORY_FILE)
     assert (written.records, written.ended) == ((), None)
-    assert written.decides == "neighbor_mi"
+    assert written.decides == "robust_mi"
     run.session.measure(run.model, 1, 0.5, run.folder)
     written = read_history(run.folder / HISTORY_FILE)
     assert [(record.step, record.epoch) for record in written.records] == [(1, 0.5)]
@@ -154,6 +175,137 @@ def test_a_missing_neighbors_file_is_a_warning(loop):
     assert len(again.session.records) == 3
 
 
+# Averages
+
+
+def averaged(weights, decay):
+    """The average of tensors, the n-th weighed by n (n + 1) ... (n + decay - 1), in float64."""
+    shares = torch.tensor([math.prod(range(n, n + decay)) for n in range(1, len(weights) + 1)])
+    shares = shares.double() / shares.sum()
+    return sum(share * one.double() for share, one in zip(shares, weights, strict=True))
+
+
+@pytest.mark.parametrize(("every", "checkpoints"), [(1, False), (3, True)])
+def test_averages_are_scored_from_the_end_of_the_warm_up_on(loop, every, checkpoints):
+    run = loop(average=True, average_every_n_steps=every, score_checkpoints=checkpoints)
+    run.begin()
+    weights = []
+    for step in range(1, 11):
+        with torch.no_grad():
+            run.model.classifier.weight += step
+        run.session.after_step(run.model, step)
+        if step >= WARMUP and step % every == 0:
+            weights.append(run.model.classifier.weight.clone())
+        if step == 4:
+            run.session.measure(run.model, step, None, run.folder)
+    before = copy.deepcopy(run.model.state_dict())
+    record, _ = run.session.measure(run.model, 10, None, run.folder)
+    assert all(torch.equal(before[key], one) for key, one in run.model.state_dict().items())
+    assert (run.session.records[0].average, run.session.records[0].others) == (None, {})
+    last = 10 - 10 % every
+    expected = {
+        name: Average(name, WARMUP, last, len(weights)) for name in run.session.averages.decays
+    }
+    assert set(record.candidates) == {*expected, *([CHECKPOINT] if checkpoints else [])}
+    if record.average is not None:
+        assert record.average == expected[record.average.name]
+    for name, decay in run.session.averages.decays.items():
+        with run.session.averages.applied(run.model, name):
+            kept = run.model.classifier.weight.double()
+            assert torch.allclose(kept, averaged(weights, decay), rtol=1e-6)
+            scored = Monitor(run.session.monitor.pool, run.session.config)
+            scored.neighborhoods = run.session.monitor.neighborhoods
+            alone = scored.measure(run.model, 10)
+        for criterion, score in record.candidates[name].items():
+            if criterion == "separability":
+                assert alone.scores[criterion] == score
+
+
+@pytest.mark.parametrize("resume_at", [4, 8, 12])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_resumed_run_has_the_averages_of_an_uninterrupted_one(loop, resume_at, every):
+    options = {"policy": NEVER, "average": True, "average_every_n_steps": every}
+    whole = loop("whole", **options)
+    whole.run(20)
+    checkpoint = loop(**options).run(resume_at)[resume_at]
+    resumed = loop(**options).load(checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.run(20)
+    assert timeless(resumed.session.records) == timeless(whole.session.records)
+    assert any(record.average for record in resumed.session.records)
+    expected = whole.session.averages.state_dict()
+    found = resumed.session.averages.state_dict()
+    for name, tensors in expected.pop("averages").items():
+        ours = found["averages"][name]
+        assert all(torch.equal(ours[key], one) for key, one in tensors.items())
+    found.pop("averages")
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "the checkpoint has no averages of the weights before it"),
+        ({"decays": {"other": 1}}, "expected averages .*, got {'other': 1}"),
+        ({}, "decays"),
+    ],
+)
+def test_averages_that_can_not_be_restored_start_anew_with_a_warning(loop, state, said):
+    options = {"policy": NEVER, "average": True}
+    checkpoint = loop(**options).run(8)[8]
+    again = loop(**options).load(checkpoint | {"averages": state})
+    with pytest.warns(UserWarning, match=f"sepstop: .*{said}.*; .* start anew after step 8"):
+        again.run(12)
+    newest = again.session.records[-1]
+    assert (newest.average.first_step, newest.average.count) == (9, 4)
+
+
+def test_averages_that_can_not_be_updated_are_given_up_with_a_warning(loop):
+    def updated(averages, steps):
+        run = loop(average=True, on_error=averages)
+        run.begin()
+        for step in range(WARMUP, WARMUP + steps):
+            run.session.after_step(run.model, step)
+        run.session.averages._averages["cumulative"]["classifier.bias"] = torch.zeros(9)
+        run.session.after_step(run.model, WARMUP + steps)
+        return run
+
+    run = updated("skip", 2)
+    with pytest.warns(RuntimeWarning, match="sepstop: could not average the weights, so check"):
+        record, _ = run.session.measure(run.model, 9, None, run.folder)
+    assert record.average is None
+    assert record.scores["robust_mi"].is_finite
+    run.session.after_step(run.model, 10)
+    run = updated("raise", 2)
+    with pytest.raises(RuntimeError, match="size"):
+        run.session.measure(run.model, 9, None, run.folder)
+
+
+def test_a_model_or_a_device_that_does_not_fit_is_said_before_training(loop):
+    run = loop(average=True)
+    run.model.classifier = nn.Sequential(nn.BatchNorm1d(16), run.model.classifier)
+    with pytest.raises(ValueError, match=r"BatchNorm layer.*set average=False"):
+        run.begin()
+    with pytest.raises(ValueError, match="expected a device as `average_device`, got 'gpu'"):
+        loop(average=True, average_device="gpu").begin()
+
+
+def test_what_is_scored_is_said(loop, capsys):
+    session = (run := loop(average=True, score_checkpoints=True, verbose=True)).session
+    run.begin()
+    session.announce_start("all is kept")
+    session.after_step(run.model, 7)
+    session.announce(*session.measure(run.model, 8, None, run.folder))
+    start, step = capsys.readouterr().out.splitlines()
+    assert start.endswith(
+        "; averages of the weights from step 6 on and checkpoints are scored; all is kept"
+    )
+    of = session.records[0].average
+    shown = "" if of is None else f", {of}"
+    assert step.startswith(f"sepstop: step 8{shown}  robust_mi ")
+
+
 # Other settings than before
 
 
@@ -162,7 +314,8 @@ def test_a_missing_neighbors_file_is_a_warning(loop):
     [
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"num_resamples": 5}, "num_resamples was 20 and is 5"),
-        ({"pooling": "cls", "extra_criteria": []}, "pooling was"),
+        ({"average": True, "average_every_n_steps": 9}, "average was False and is True"),
+        ({"pooling": "cls", "criterion": "separability", "extra_criteria": []}, "pooling was"),
         ({"criterion": {"name": "separability", "normalize": False}}, "criterion was"),
         (
             {
@@ -174,7 +327,7 @@ def test_a_missing_neighbors_file_is_a_warning(loop):
     ],
 )
 def test_other_settings_are_a_warning(loop, options, said):
-    saved = loop(policy=NEVER, extra_criteria=["auto", "component_mi"]).run(8)
+    saved = loop(policy=NEVER, extra_criteria=["separability", "component_mi"]).run(8)
     again = loop(**({"policy": NEVER} | options)).load(saved[8])
     with pytest.warns(UserWarning, match=f"sepstop: the resumed run was measured .*{said}"):
         again.begin()
@@ -192,7 +345,7 @@ def test_a_significant_improvement_needs_the_same_resamples(loop):
 
 
 def test_another_recorded_score_may_decide_from_now_on(loop):
-    saved = loop(criterion="neighbor_mi").run(8)
+    saved = loop(criterion="robust_mi").run(8)
     again = loop(criterion="separability", extra_criteria=["infomax"]).load(saved[8])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # all of its scores compare
@@ -215,7 +368,7 @@ def test_recorded_outputs_replace_a_guess(loop):
     """Without labels and a ``problem_type``, a head may be for classes or for labels."""
     session = (run := loop()).session
     session.prepare(run.model)
-    assert (session.decides, session.policy) == ("neighbor_mi", PastPeak())
+    assert (session.decides, session.policy) == ("robust_mi", PastPeak())
     session.resume(RunHistory(settings={"outputs": "labels"}))
     assert (session.decides, session.policy) == ("label_mi", PastPeak(since_lowest=True))
 
@@ -286,7 +439,7 @@ def test_a_measurement_that_fails_is_a_warning(loop):
     run.session.measure(run.model, 1, None, run.folder)
     with pytest.warns(RuntimeWarning, match="sepstop: could not measure step 2; training goes on"):
         record, decision = run.session.measure(run.model, 2, None, run.folder)
-    assert list(record.scores) == ["separability", "neighbor_mi"]
+    assert list(record.scores) == ["separability", "robust_mi"]
     assert not any(score.is_finite for score in record.scores.values())
     assert decision.best_step == 1
     run = loop("other", criterion=Scripted([]), on_error="raise")
@@ -301,7 +454,7 @@ def test_an_extra_criterion_that_fails_is_a_warning_and_the_run_is_decided(loop)
     run = loop(extra_criteria=[failing])
     with pytest.warns(RuntimeWarning, match="sepstop: no score for failing at step 4: IndexError"):
         run.run(EVERY)
-    assert run.session.records[0].scores["neighbor_mi"].is_finite
+    assert run.session.records[0].scores["robust_mi"].is_finite
     assert run.session.decision.best_step == EVERY
     run = loop("other", extra_criteria=[failing], on_error="raise")
     with pytest.raises(IndexError):
@@ -323,9 +476,12 @@ def test_a_policy_that_fails_is_a_warning_and_the_best_is_known(loop):
 # Without a session
 
 
-def test_the_loop_in_monitors_docstring_runs_as_written(pool, tokenizer, batches):
+def test_the_loop_in_monitors_docstring_runs_as_written(
+    pool, tokenizer, batches, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     _, _, code = Monitor.__doc__.partition("::\n")
-    code, _, _ = code.partition("Args:")
+    code, _, _ = code.partition("    Without ``averages``")
     run = Loop(None, None, batches)
 
     def train(model, step):
@@ -341,10 +497,15 @@ def test_the_loop_in_monitors_docstring_runs_as_written(pool, tokenizer, batches
         "train": train,
         "Monitor": Monitor,
         "PastPeak": PastPeak,
+        "RunningAverages": RunningAverages,
         "SepStopConfig": SepStopConfig,
     }
     exec(textwrap.dedent(code), names)
     records, monitor = names["records"], names["monitor"]
     assert monitor.neighborhoods.steps == [0, *(record.step for record in records)]
     assert all(value > 0 for value in values(records, "separability"))
-    assert names["step"] == 100 or PastPeak()(monitor.series(records)).stop
+    decision = PastPeak()(monitor.series(records))
+    assert names["step"] == 100 or decision.stop
+    (best,) = (record for record in records if record.step == decision.best_step)
+    kept = monitor.measure(run.model.from_pretrained("best"), names["step"] + 1)
+    assert kept.scores["separability"] == best.scores["separability"]

@@ -49,7 +49,7 @@ def tracked(tmp_path, pool, tokenizer, train_rows):
     return run
 
 
-NAMES = ("separability", "neighbor_mi")
+NAMES = ("separability", "robust_mi")
 
 
 def check(found, history):

@@ -1,4 +1,4 @@
-"""Trainer's options: whatever they are, the best checkpoint on disk is the one that scored best."""
+"""Trainer's options: whatever they are, the best weights on disk are those that scored best."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import make_encoder
 from helpers.scores import NEVER, deciding, values
-from helpers.training import QUIET, TRAINS_AGAIN
+from helpers.training import QUIET, TRAINS_AGAIN, Recorder
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from sepstop import Monitor, SepStopCallback, SepStopConfig
+from sepstop.runs.average_files import read_average
 from sepstop.runs.history import from_log, read_log_history
 from sepstop.runs.loading import load_model
 
@@ -44,8 +46,10 @@ def is_allowed(evaluates, saves, options):
 
 @pytest.fixture
 def make(tmp_path, tokenizer, train_rows, pool):
-    def trainer(metric="separability", eval_sets=(), **options):
-        callback = SepStopCallback(pool, criterion=metric, policy=NEVER, num_resamples=3)
+    def trainer(metric="separability", eval_sets=(), average=True, **options):
+        callback = SepStopCallback(
+            pool, criterion=metric, policy=NEVER, num_resamples=3, average=average
+        )
         own = options["eval_strategy"] == "no"
         rows = train_rows.select(range(8))
         made = Trainer(
@@ -78,8 +82,11 @@ CASES = [
 
 
 @TRAINS_AGAIN
+@pytest.mark.parametrize("average", [False, True], ids=["checkpoints", "averages"])
 @pytest.mark.parametrize(("evaluates", "saves", "name"), CASES)
-def test_the_best_on_disk_is_the_best_of_the_history(make, pool, tokenizer, evaluates, saves, name):
+def test_the_best_on_disk_is_the_best_of_the_history(
+    make, pool, tokenizer, evaluates, saves, name, average
+):
     options = {
         "eval_strategy": evaluates,
         "save_strategy": saves,
@@ -87,7 +94,9 @@ def test_the_best_on_disk_is_the_best_of_the_history(make, pool, tokenizer, eval
         **EVERY[saves],
         **OPTIONS[name],
     }
-    trainer, callback = make(**options)
+    trainer, callback = make(average=average, **options)
+    recorder = Recorder()
+    trainer.add_callback(recorder)
     trainer.train()
     trained = [record for record in callback.history if record.step > 0]
     every = 2 if evaluates == "steps" else 4  # an epoch has 4 steps
@@ -97,16 +106,31 @@ def test_the_best_on_disk_is_the_best_of_the_history(make, pool, tokenizer, eval
     assert callback.decision.best_step == best.step
 
     monitor = Monitor(pool, SepStopConfig(num_resamples=3, tokenizer=tokenizer))
-    folder = Path(trainer.args.output_dir) / f"checkpoint-{best.step}"
-    assert folder.is_dir() is (saves != "no")
-    if saves != "no":
+    loads, run = options.get("load_best_model_at_end", False), Path(trainer.args.output_dir)
+    folder = run / f"{'average' if average else 'checkpoint'}-{best.step}"
+    assert folder.is_dir() is (saves != "no" or (average and loads))
+    if folder.is_dir():
+        assert read_average(folder) == best.average
+        assert separability(monitor, load_model(folder)) == pytest.approx(deciding(best).value)
+        for kind in ("checkpoint", "average"):
+            kept = [path for path in run.iterdir() if path.name.startswith(kind)]
+            assert len(kept) <= 2 * options.get("save_total_limit", STEPS)  # the best and the last
+    if saves != "no" and not average:
         known = {record.step: record for record in from_log(read_log_history(folder)).records}
         assert known[best.step] == best
-        assert separability(monitor, load_model(folder)) == pytest.approx(deciding(best).value)
-        kept = list(Path(trainer.args.output_dir).glob("checkpoint-*"))
-        assert len(kept) <= 2 * options.get("save_total_limit", STEPS)  # the best and the last
-    left = best if options.get("load_best_model_at_end") else trained[-1]
-    assert separability(monitor, trainer.model) == pytest.approx(deciding(left).value)
+    last = get_last_checkpoint(run)
+    assert last is not None or saves == "no"  # the run can be resumed
+    assert not list(run.glob(".*"))
+    if loads:
+        assert trainer.state.best_model_checkpoint == str(folder)
+        assert (trainer.state.best_global_step, trainer.state.best_metric) == (
+            best.step,
+            pytest.approx(deciding(best).value),
+        )
+        assert separability(monitor, trainer.model) == pytest.approx(deciding(best).value)
+    left = recorder.average(best.average) if average and loads else recorder.weights[STEPS]
+    for key, weight in trainer.model.named_parameters() if average or not loads else ():
+        assert torch.allclose(weight.double(), left[key], rtol=1e-6, atol=1e-8)
 
     # What comes after training is no part of the run.
     seen = list(callback.history)
@@ -120,7 +144,7 @@ def test_the_best_on_disk_is_the_best_of_the_history(make, pool, tokenizer, eval
     assert [record.step for record in callback.history] == [record.step for record in seen]
 
 
-@pytest.mark.parametrize("metric", ["separability", "neighbor_mi"])
+@pytest.mark.parametrize("metric", ["separability", "robust_mi"])
 @pytest.mark.parametrize(
     ("evaluates", "saves"), [case for case in SCHEDULES if case[1] not in ("no", "best")]
 )
@@ -155,13 +179,13 @@ def test_a_run_that_is_resumed_anywhere_ends_alike(make, evaluates, saves, metri
 )
 def test_precision_compilation_and_checkpointed_activations(make, pool, tokenizer, options):
     plan = {"eval_strategy": "steps", "save_strategy": "no", **EVERY["steps"]}
-    trainer, usual = make(**plan)
+    trainer, usual = make(average=False, **plan)
     trainer.train()
-    unwatched, callback = make(**plan, **options)
+    unwatched, callback = make(average=False, **plan, **options)
     unwatched.remove_callback(callback)
     unwatched.args.metric_for_best_model = None
     unwatched.train()
-    watched, callback = make(**plan, **options)
+    watched, callback = make(average=False, **plan, **options)
     watched.train()
     for before, after in zip(unwatched.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(before, after)
@@ -177,7 +201,7 @@ def test_models_in_half_precision(pool, tokenizer, dtype):
     model = make_encoder()
     expected = separability(monitor, model)
     assert separability(monitor, model.to(dtype)) == pytest.approx(expected, abs=0.02)
-    assert monitor.decides == "neighbor_mi"
+    assert monitor.decides == "robust_mi"
 
 
 def separability(monitor, model):

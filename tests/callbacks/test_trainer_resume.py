@@ -24,7 +24,7 @@ def test_a_resumed_run_decides_like_an_uninterrupted_one(make_trainer, pool, sch
     every = {"every_n_steps": 2} if schedule else {}
 
     def run(**kwargs):
-        callback = SepStopCallback(pool, policy=policy, **every)
+        callback = SepStopCallback(pool, criterion="separability", policy=policy, **every)
         trainer = make_trainer(callback, max_steps=30, **schedule)
         trainer.train(**kwargs)
         return callback, trainer
@@ -68,6 +68,7 @@ def test_a_run_stopped_after_its_last_checkpoint_stays_stopped(make_trainer, poo
     def run(scores, **kwargs):
         callback = SepStopCallback(
             pool,
+            average=False,
             criterion=Scripted(scores),
             policy=Patience(patience=2),
             every_n_steps=2 if own else None,
@@ -96,7 +97,9 @@ def test_a_run_stopped_after_its_last_checkpoint_stays_stopped(make_trainer, poo
 
 def test_going_back_to_an_older_checkpoint_replays_from_there(make_trainer, pool):
     def run(scores):
-        callback = SepStopCallback(pool, criterion=Scripted(scores), policy=Patience(patience=2))
+        callback = SepStopCallback(
+            pool, average=False, criterion=Scripted(scores), policy=Patience(patience=2)
+        )
         return callback, make_trainer(callback, max_steps=24)
 
     _, trainer = run([0.1, 0.9, 0.3, 0.2])
@@ -136,6 +139,7 @@ def test_a_moved_run_loads_its_best_on_resuming(make_trainer, pool, tmp_path):
     def run(**options):
         callback = SepStopCallback(
             pool,
+            average=False,
             criterion=Scripted([0.1, 0.9, 0.3]),
             policy=NEVER,
             every_n_steps=2,
@@ -189,10 +193,11 @@ def test_a_stopped_run_goes_on_if_told_so(make_trainer, pool):
     policy = Patience(patience=1, warmup=0)
     scores = [0.5, 0.4, 0.3, 0.2, 0.6, 0.1]
     make_trainer(
-        SepStopCallback(pool, criterion=Scripted(scores), policy=policy), max_steps=24
+        SepStopCallback(pool, average=False, criterion=Scripted(scores), policy=policy),
+        max_steps=24,
     ).train()
     callback = SepStopCallback(
-        pool, criterion=Scripted(scores[2:]), policy=policy, continue_after_stop=True
+        pool, average=False, criterion=Scripted(scores[2:]), policy=policy, continue_after_stop=True
     )
     trainer = make_trainer(callback, max_steps=24)
     trainer.train(resume_from_checkpoint=True)
@@ -201,7 +206,7 @@ def test_a_stopped_run_goes_on_if_told_so(make_trainer, pool):
     assert callback.decision.best_step == 2  # the best of the whole run
 
     # Interrupted and resumed once more, with or without the word, it decides the same.
-    again = SepStopCallback(pool, criterion=Scripted([]), policy=policy)
+    again = SepStopCallback(pool, average=False, criterion=Scripted([]), policy=policy)
     resumed = make_trainer(again, max_steps=24)
     resumed.train(resume_from_checkpoint=True)
     assert again.decision == callback.decision
@@ -249,7 +254,7 @@ def test_a_resumed_run_has_the_mutual_information_of_an_uninterrupted_one(
         callback = SepStopCallback(pool, policy=NEVER)
         trainer = make_trainer(callback, **LEARNS, **options)
         trainer.train(resume_from_checkpoint=resume)
-        return values(callback.history, "neighbor_mi"), trainer
+        return values(callback.history, "robust_mi"), trainer
 
     whole, trainer = run()
     assert len(set(whole)) > 3

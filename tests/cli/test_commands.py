@@ -23,6 +23,8 @@ def finished(tmp_path_factory, tokenizer, train_rows, pool):
     callback = SepStopCallback(
         pool,
         policy=Plateau(window=2, tolerance=0.3, warmup=3),
+        criterion="separability",
+        extra_criteria=["neighbor_mi"],
         pooling={"name": "cls", "layer": 1},
         every_n_steps=4,
         num_resamples=7,
@@ -47,7 +49,8 @@ def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
     assert result.exit_code == 0, result.output
     callback = finished[1]
     best = next(r for r in callback.history if r.step == callback.decision.best_step)
-    assert f"from step {best.step} of {callback.history[-1].step} training steps" in result.output
+    assert f"The weights are the {best.average}, chosen without labels by" in result.output
+    assert f"in a run of {callback.history[-1].step} training steps" in result.output
     assert f"| separability (decides) | {best.scores['separability']} |" in result.output
     assert f"| neighbor_mi | {best.scores['neighbor_mi']} |" in result.output
     assert result.output.index("(decides)") < result.output.index("| neighbor_mi")
@@ -73,7 +76,7 @@ def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
 def test_a_selection_is_shown_alike(tmp_path, tokenizer, train_rows, pool, options):
     run = tmp_path / "run"
     train(run, tokenizer, train_rows, None, make_encoder(), max_steps=16)
-    selection = select_checkpoint(run, pool, progress=False, **options)
+    selection = select_checkpoint(run, pool, progress=False, **options, average=False)
     shown, decision = read_scored_run(run), selection.decision
     assert repr(shown.records) == repr(selection.records)
     assert shown.decision == decision

@@ -10,21 +10,28 @@ from pathlib import Path
 import pytest
 from conftest import make_encoder
 from helpers.training import TRAINS_AGAIN, train
+from helpers.walks import walk
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from sepstop import Plateau, SepStopCallback, select_checkpoint
 from sepstop.cli.main import app
 from sepstop.measure.neighbors import NEIGHBORS_FILE
+from sepstop.runs.average_files import read_average
+from sepstop.runs.best_folder import LINKED_FOLDER
 from sepstop.runs.cache import CACHE_FOLDER
+from sepstop.types import Average
 
 SETTINGS = {
+    "criterion": "separability",
+    "extra_criteria": ["neighbor_mi"],
     "pooling": {"name": "cls", "layer": 1},
     "every_n_steps": 4,
     "num_resamples": 7,
     "resample_size": 25,
     "seed": 3,
     "max_length": 10,
+    "average": False,
 }
 
 
@@ -53,6 +60,11 @@ def run(finished, tmp_path):
 
 
 def sepstop(*arguments):
+    """`sepstop select` of checkpoints by themselves."""
+    return sepstop_select(*arguments, "--no-average")
+
+
+def sepstop_select(*arguments):
     return CliRunner().invoke(app, ["select", *map(str, arguments)])
 
 
@@ -115,17 +127,18 @@ def test_several_runs_are_compared_on_one_pool(run, pool_file, tmp_path, tokeniz
 @TRAINS_AGAIN
 def test_a_warning_says_why_runs_may_not_compare(run, pool_file, tmp_path, tokenizer, train_rows):
     other = tmp_path / "other"
-    callback = SepStopCallback(pool_file, policy=Plateau(), every_n_steps=4, num_resamples=7)
+    options = {"every_n_steps": 4, "num_resamples": 7, "average": False}
+    callback = SepStopCallback(pool_file, criterion="separability", **options)
     train(other, tokenizer, train_rows, callback, make_encoder(seed=5), max_steps=8)
     result = sepstop(run, other, "--pool", pool_file)
     assert "the runs have different pooling, so their scores may not compare" in on_one_line(
         result.stderr
     )
-    by_mi = SepStopCallback(pool_file, every_n_steps=4)
+    by_mi = SepStopCallback(pool_file, **options)
     train(other, tokenizer, train_rows, by_mi, make_encoder(seed=5), max_steps=8)
     result = sepstop(run, other, "--pool", pool_file)
     assert result.exit_code == 2
-    assert "decided by different scores, neighbor_mi and separability" in on_one_line(result.stderr)
+    assert "decided by different scores, robust_mi and separability" in on_one_line(result.stderr)
     traceless = Path(shutil.copytree(other, tmp_path / "traceless"))
     (traceless / NEIGHBORS_FILE).unlink()
     result = sepstop(traceless, other, "--pool", pool_file)
@@ -147,7 +160,7 @@ def test_more_scores_and_fewer_rows(run, pool_file):
         "infomax": True,
         "total_persistence": False,
     }
-    alone = select_checkpoint(run, pool_file, criterion=persistence, progress=False)
+    alone = select_checkpoint(run, pool_file, average=False, criterion=persistence, progress=False)
     assert found["best_steps"]["total_persistence"] == alone.series.best_step
     for row in found["ranking"]:
         value = row["scores"]["total_persistence"]["value"]
@@ -183,7 +196,7 @@ def test_a_link_to_the_checkpoint_to_keep(run, pool_file, tmp_path):
     for _ in range(2):  # the second takes the first one's place
         result = sepstop(run, "--pool", pool_file, "--link", link)
         assert result.exit_code == 0, result.output
-        assert link.resolve() == select_checkpoint(run, pool_file).best.resolve()
+        assert link.resolve() == select_checkpoint(run, pool_file, average=False).best.resolve()
     link.unlink()
     link.mkdir()
     result = sepstop(run, "--pool", pool_file, "--link", link)
@@ -269,6 +282,104 @@ def test_models_by_themselves_share_a_table(run, pool_file, tmp_path):
     assert len(again["runs"]) == 2
 
 
+LATEST = ["--average", "--ties", "latest"]
+
+
+def averaged(run, pool_file, *arguments):
+    """What `--json` says of averages of a run's checkpoints.
+
+    The latest of tied steps is an average: after five checkpoints, all candidates are.
+    """
+    result = sepstop_select(run, "--pool", pool_file, "--json", *LATEST, *arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def kept_row(found):
+    """The row of the step to keep."""
+    return next(row for row in found["ranking"] if row["step"] == found["best_step"])
+
+
+def test_an_average_is_named_and_not_called_a_folder(run, pool_file, finished):
+    found = averaged(run, pool_file)
+    best = kept_row(found)
+    assert found["best_average"] == best["average"]
+    assert (found["best_checkpoint"], best["checkpoint"], found["output"]) == (None, None, None)
+    assert found["best_sources"] == best["sources"]
+    assert len(best["sources"]) == best["average"]["count"] > 1
+    first = next(row for row in found["ranking"] if row["step"] == 4)
+    assert (first["checkpoint"], first["average"]) == (str(run / "checkpoint-4"), None)
+    assert found["online_best_step"] == finished[1].decision.best_step
+    result = sepstop_select(run, "--pool", pool_file, *LATEST)
+    average = Average(**best["average"])
+    assert f"keep the {average} of {run}, which --output FOLDER writes" in result.stdout
+    assert (
+        f"the run itself kept the checkpoint of step {found['online_best_step']}" in result.stdout
+    )
+    assert f"of {len(found['ranking'])} steps" in result.stdout
+    (run / "checkpoint-8" / "model.safetensors").write_bytes(b"torn")
+    result = sepstop_select(run, "--pool", pool_file, "--average")
+    assert "averages are made without what was skipped" in on_one_line(result.stderr)
+
+
+def test_the_run_s_own_average_is_named(run, pool_file):
+    found = averaged(run, pool_file)
+    step, kind = found["best_step"], found["best_average"]["name"]
+    own = {"name": kind, "first_step": 1, "last_step": step, "count": step}
+    path = run / "sepstop_history.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[1:]:
+        row["decision"]["best_step"] = step
+        row["average"] = own if row["step"] == step else row.get("average")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert averaged(run, pool_file)["online_average"] == own
+    result = sepstop_select(run, "--pool", pool_file, *LATEST)
+    kept = f"the run itself kept the {Average(**own)}"
+    like = "the same kind at the same step, but of all steps"
+    assert f"{kept}, which is not on disk: {like}" in result.stdout
+    (run / f"average-{step}").mkdir()
+    alone = sepstop(run, "--pool", pool_file)  # of checkpoints
+    assert f"{kept}, in average-{step}\n" in alone.stdout
+    assert "≠ log" not in result.stdout + alone.stdout
+
+
+def test_an_average_is_written_and_linked(run, pool_file, tmp_path):
+    link = tmp_path / "links" / "best"
+    for _ in range(2):  # the second replaces the first
+        found = averaged(run, pool_file, "--link", link)
+        assert link.resolve() == (run / LINKED_FOLDER).resolve()
+        assert found["output"] == str(run / LINKED_FOLDER)
+    assert read_average(link) == Average(**found["best_average"])
+    assert AutoModelForSequenceClassification.from_pretrained(link).num_labels == 2
+    output = tmp_path / "best"
+    found = averaged(run, pool_file, "--link", link, "--output", output)
+    assert (found["output"], link.resolve()) == (str(output), output.resolve())
+    result = sepstop_select(run, "--pool", pool_file, "--output", output)
+    assert result.exit_code == 2
+    assert "best exists and is not empty" in on_one_line(result.stderr)
+    result = sepstop_select(run, "--pool", pool_file, *LATEST, "--output", tmp_path / "other")
+    assert f"of {run}, in {tmp_path / 'other'}" in result.stdout
+    result = sepstop(run, "--pool", pool_file, "--output", tmp_path / "copy")
+    assert f"copied to {tmp_path / 'copy'}" in result.stdout
+
+
+def test_the_best_average_of_several_runs(run, pool_file, tmp_path):
+    other = walk(tmp_path / "other", make_encoder(seed=5), count=3)
+    options = ["--tokenizer", run / "checkpoint-4", "--criterion", "separability"]
+    options += ["--num-resamples", "7", "--resample-size", "25", "--max-length", "10"]
+    options += ["--pooling", "cls", "--layer", "1", "--seed", "3", "--extra-criteria", "entropy"]
+    output = tmp_path / "best"
+    arguments = [run, other, "--pool", pool_file, *options, "--json", "--output", output]
+    result = sepstop_select(*arguments, *LATEST)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    winner = max(found["runs"], key=lambda one: kept_row(one)["scores"]["separability"]["value"])
+    assert found["best_average"] == winner["best_average"] == kept_row(winner)["average"]
+    assert found["best_average"]["count"] > 1
+    assert found["output"] == winner["output"] == str(output)
+    assert AutoModelForSequenceClassification.from_pretrained(output)
+
+
 def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):
     """As one process, also without a cache that outlives the call, and with a broken checkpoint."""
     (run / "checkpoint-8" / "model.safetensors").write_bytes(b"torn")
@@ -279,7 +390,7 @@ def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):
     command.write_text(
         "import os, sys\n"
         "from sepstop.cli.main import app\n"
-        "for more in ([], ['--no-cache']):\n"
+        "for more in (['--no-average'], ['--no-average', '--no-cache'], ['--average']):\n"
         "    app([*sys.argv[1:], *more], standalone_mode=False)\n"
         "    if os.environ['RANK'] == '0':\n"
         "        print('---', flush=True)\n"
@@ -295,14 +406,17 @@ def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     *outputs, rest = done.stdout.split("---\n")
-    assert (len(outputs), rest) == (2, "")
-    for output in outputs:
+    assert (len(outputs), rest) == (3, "")
+    averages = averaged(run, pool_file, "--no-cache", "--ties=best")
+    for output, alone in zip(outputs, (one, one, averages), strict=True):
         two = json.loads(output)
-        assert two["best_step"] == one["best_step"]
+        assert two["best_step"] == alone["best_step"]
         assert list(two["skipped"]) == [str(run / "checkpoint-8")]
         scores = [
             [row["scores"]["separability"]["value"] for row in found["ranking"]]
-            for found in (one, two)
+            for found in (alone, two)
         ]
         assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+        kinds = [[row["average"] for row in found["ranking"]] for found in (alone, two)]
+        assert kinds[0] == kinds[1]
     assert (run / CACHE_FOLDER).exists()

@@ -30,6 +30,7 @@ from transformers import Trainer, TrainingArguments
 from sepstop import Monitor, SepStopCallback, SepStopConfig
 from sepstop.criteria import Separability
 from sepstop.runs.history import read_run
+from sepstop.runs.saved_weights import weights_that_differ
 
 POOL = 41  # no multiple of the processes
 
@@ -46,14 +47,21 @@ class Broken(Separability):
         return super().on_resamples(points, resample_indices)
 
 
-def train(out: Path, *, resume: bool = False, pool_seed: int = 3, **options: Any) -> dict[str, Any]:
+def train(
+    out: Path,
+    *,
+    resume: bool | str = False,
+    pool_seed: int = 3,
+    arguments: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """A run, and what this rank knows of it."""
     tokenizer = make_tokenizer()
     texts, labels = make_texts(64)
     rows = datasets.Dataset.from_dict({"text": texts, "label": labels}).map(
         lambda batch: tokenizer(batch["text"]), batched=True
     )
-    arguments = TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(out),
         max_steps=12,
         learning_rate=1e-3,
@@ -66,9 +74,10 @@ def train(out: Path, *, resume: bool = False, pool_seed: int = 3, **options: Any
         use_cpu=True,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,  # none without torchrun
         ddp_timeout=60,
+        **(arguments or {}),
     )
     # The same batches whatever the number of processes.
-    arguments.per_device_train_batch_size = 8 // arguments.world_size
+    args.per_device_train_batch_size = 8 // args.world_size
     callback = SepStopCallback(
         make_texts(POOL, seed=pool_seed)[0],
         num_resamples=5,
@@ -78,7 +87,7 @@ def train(out: Path, *, resume: bool = False, pool_seed: int = 3, **options: Any
     )
     trainer = Trainer(
         make_encoder(dropout=0.0),
-        arguments,
+        args,
         train_dataset=rows,
         eval_dataset=rows,
         processing_class=tokenizer,
@@ -95,12 +104,15 @@ def train(out: Path, *, resume: bool = False, pool_seed: int = 3, **options: Any
         "steps": trainer.state.global_step,
         "decision": decision,
         "history": [dataclasses.asdict(record) for record in callback.history],
+        "best": Path(trainer.state.best_model_checkpoint or "").name,
+        "weights": [one.double().sum().item() for one in trainer.model.parameters()],
+        "differ": weights_that_differ(trainer.model, trainer.state.best_model_checkpoint or ""),
     }
 
 
 def broken(out: Path, on_error: str) -> dict[str, Any]:
     Broken.left = 1
-    return train(out, criterion=Broken(), on_error=on_error)
+    return train(out, criterion=Broken(), on_error=on_error, average=False)
 
 
 def measuring() -> SepStopConfig:
@@ -145,6 +157,14 @@ def main(out: Path) -> None:
     found["stop again"] = train(
         out / "stop", resume=True, policy={"name": "patience", "patience": 1}
     )
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "separability",
+        "greater_is_better": True,
+    }
+    found["averages"] = train(out / "averages", arguments=best)
+    checkpoint = str(out / "averages" / "checkpoint-9")
+    found["resumed averages"] = train(out / "averages", resume=checkpoint, arguments=best)
     found["encoder"] = measure(make_encoder())
     found["causal"] = measure(make_decoder())
     if dist.is_initialized():

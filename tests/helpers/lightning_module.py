@@ -1,4 +1,4 @@
-"""A tiny classifier as a LightningModule."""
+"""Tiny classifiers as LightningModules."""
 
 import lightning.pytorch as pl
 import torch
@@ -6,9 +6,9 @@ from conftest import make_encoder
 
 
 class Classifier(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, dropout=0.3):
         super().__init__()
-        self.net = make_encoder(dropout=0.3)
+        self.net = make_encoder(dropout=dropout)
 
     def loss(self, batch):
         return self.net(
@@ -23,3 +23,15 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class Headed(Classifier):
+    """Trains a head outside of the scored model."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.head = torch.nn.Linear(2, 2)
+
+    def loss(self, batch):
+        logits = self.net(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return torch.nn.functional.cross_entropy(self.head(logits), batch["labels"])

@@ -18,7 +18,7 @@ def toy_run(
     scores: Sequence[float] = (0, 1, 2, 3),
     pool: int = 40,
 ) -> RecordedRun:
-    """A run of two classes, evaluated every 10 steps.
+    """A run of two classes, evaluated every 10 steps. A fifth of the corrupted texts change class.
 
     Args:
         accuracy: of the predictions on the test set and on the pool, by evaluation.
@@ -35,14 +35,46 @@ def toy_run(
         "steps": np.arange(len(accuracy)) * 10,
         "pool_e": rng.normal(size=(len(accuracy), pool, 3)).astype(np.float16),
         "pool_l": logits,
+        "pool_d": np.where(np.arange(pool)[:, None] % 5 == 0, logits[..., ::-1], logits),
         "y": y,
         "te_acc": np.array(accuracy),
     }
     return RecordedRun(name, arrays)
 
 
+def with_average(
+    run: RecordedRun, name: str, accuracy: Sequence[float], scores: Sequence[float] = (0, 1, 2, 3)
+) -> RecordedRun:
+    """``run`` with an average; its first evaluation is the model's own.
+
+    Args:
+        accuracy, scores: as in `toy_run`; the first of each is that of ``run``.
+    """
+    texts = run.pool_size
+    other = toy_run(accuracy=accuracy, scores=scores, pool=texts).arrays
+    rng = np.random.default_rng(sum(map(ord, name)))
+    points = run.arrays["pool_e"] + rng.normal(0, 0.1, (len(accuracy), texts, 3))
+    arrays = {
+        "pool_e": points.astype(np.float16),
+        "pool_l": other["pool_l"],
+        "pool_d": other["pool_d"],
+        "te_acc": other["te_acc"],
+    }
+    for key in arrays:
+        arrays[key][0] = run.arrays[key][0]
+    added = {f"{name}_{key}": array for key, array in arrays.items()}
+    return RecordedRun(run.name, run.arrays | added, run.settings)
+
+
 def without_logits(run: RecordedRun) -> RecordedRun:
-    arrays = {key: array for key, array in run.arrays.items() if key != "pool_l"}
+    parts = ("pool_l", "pool_d")
+    arrays = {key: array for key, array in run.arrays.items() if not key.endswith(parts)}
+    return RecordedRun(run.name, arrays, run.settings)
+
+
+def without_copies(run: RecordedRun) -> RecordedRun:
+    """``run`` without the corrupted texts' logits, as earlier versions recorded runs."""
+    arrays = {key: array for key, array in run.arrays.items() if not key.endswith("pool_d")}
     return RecordedRun(run.name, arrays, run.settings)
 
 

@@ -1,10 +1,14 @@
 """Short Trainer runs on the CPU."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_encoder
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from sepstop.measure.average import AVERAGES
 
 QUIET = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
 
@@ -80,3 +84,35 @@ def checkpoints(trainer):
 def weights_of(trainer, step):
     """The encoder in a checkpoint."""
     return make_encoder().from_pretrained(Path(trainer.args.output_dir) / f"checkpoint-{step}")
+
+
+class Recorder(TrainerCallback):
+    """Keeps the trainable weights after each step, in float64."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, model=None, st_model=None, **_):
+        self.weights[state.global_step] = {
+            name: weight.detach().double().clone()
+            for name, weight in (st_model or model).named_parameters()
+            if weight.requires_grad
+        }
+
+    def average(self, average, every=1):
+        """The weights of an `Average`, computed from those of its steps."""
+        steps = [
+            step
+            for step in sorted(self.weights)
+            if average.first_step <= step <= average.last_step and step % every == 0
+        ]
+        assert (len(steps), steps[-1]) == (average.count, average.last_step)
+        decay = AVERAGES[average.name]
+        shares = torch.tensor([math.prod(range(n, n + decay)) for n in range(1, len(steps) + 1)])
+        shares = shares.double() / shares.sum()
+        return {
+            name: sum(
+                share * self.weights[step][name] for share, step in zip(shares, steps, strict=True)
+            )
+            for name in self.weights[steps[0]]
+        }

@@ -10,6 +10,7 @@ from conftest import (
     make_encoder,
     make_monitor,
 )
+from helpers.averages import averaged
 from helpers.padding import alone
 from transformers import (
     FunnelConfig,
@@ -22,9 +23,12 @@ from transformers import (
 
 from sepstop import Patience, SepStopCallback, SepStopConfig
 from sepstop.criteria import CRITERIA
+from sepstop.measure.average import AVERAGES
 from sepstop.measure.observer import Observer, embedding_key
 from sepstop.measure.pool import read_pool
 from sepstop.measure.pooling import MeanPooling
+from sepstop.measure.scorer import CriterionError
+from sepstop.measure.tokens import DROP_RATE, drop_tokens
 
 
 def count_calls(module):
@@ -39,29 +43,73 @@ def count_calls(module):
 MANY = ["auto", "separability", "infomax", "entropy", "sepstop.bench.criteria:RankMe"]
 
 
-@pytest.mark.parametrize("extra", [[], ["separability"], MANY])
+@pytest.mark.parametrize("extra", [[], ["separability"], MANY, ["consistency", *MANY]])
 @pytest.mark.parametrize("criterion", ["auto", "separability", "infomax"])
-def test_any_number_of_criteria_takes_one_pass(criterion, extra, pool, tokenizer):
+def test_any_number_of_criteria_takes_one_pass_and_one_of_corrupted_texts(
+    criterion, extra, pool, tokenizer
+):
     model = make_encoder()
     monitor = make_monitor(pool, tokenizer=tokenizer, criterion=criterion, extra_criteria=extra)
     monitor.prepare(model)  # tries what padding does
     layer, head = count_calls(model.bert.encoder.layer[0]), count_calls(model.classifier)
     record = monitor.measure(model, 1)
-    assert len(layer) == len(head) == 2  # batches of 64 for 80 texts
+    passes = 2 if "auto" in (criterion, *extra) else 1
+    assert monitor.needs_corrupted is (passes == 2)
+    assert len(layer) == len(head) == 2 * passes  # batches of 64 for 80 texts
     assert next(iter(record.scores)) == monitor.decides
     assert set(record.scores) >= {name for name in extra if name in CRITERIA}
     monitor.measure(model, 2)
-    assert len(layer) == len(head) == 4
+    assert len(layer) == len(head) == 4 * passes
 
 
-def test_texts_without_some_of_their_tokens_take_a_second_pass(pool, tokenizer):
+@pytest.mark.parametrize("outputs", ["classes", "labels", "none"])
+def test_each_candidate_takes_one_pass_of_corrupted_texts_if_it_has_classes(
+    outputs, pool, tokenizer
+):
     model = make_encoder()
-    extra = ["sepstop.bench.criteria:Consistency", *MANY]
-    monitor = make_monitor(pool, tokenizer=tokenizer, extra_criteria=extra)
+    options = {"outputs": outputs, "score_checkpoints": True}
+    monitor = make_monitor(pool, tokenizer=tokenizer, **options)
     monitor.prepare(model)
+    averages = averaged(model)
     layer = count_calls(model.bert.encoder.layer[0])
-    assert set(monitor.measure(model, 1).scores) >= {"consistency", "rankme"}
-    assert len(layer) == 4
+    record = monitor.measure(model, 4, averages=averages)
+    candidates = len(AVERAGES) + 1
+    assert len(record.candidates) == candidates
+    assert len(layer) == 2 * candidates * (2 if outputs == "classes" else 1)
+    assert all(scores[monitor.decides].is_finite for scores in record.candidates.values())
+
+
+def test_a_model_without_logits_takes_no_pass_of_corrupted_texts(pool, tokenizer):
+    model = make_encoder().bert
+    monitor = make_monitor(pool, tokenizer=tokenizer)
+    monitor.prepare(model)
+    layer = count_calls(model.encoder.layer[0])
+    seen = monitor.observe(model)
+    assert (monitor.decides, monitor.needs_corrupted) == ("component_mi", False)
+    assert seen.corrupted_logits is None
+    assert len(layer) == 2
+
+
+def test_an_observation_of_an_earlier_process_is_complete_if_it_has_what_is_needed(pool, tokenizer):
+    model = make_encoder()
+
+    def monitor(**options):
+        return make_monitor(pool, tokenizer=tokenizer, **options)
+
+    whole = monitor().observe(model)
+    without = whole._replace(corrupted_logits=None)
+    with pytest.raises(RuntimeError, match="expected `prepare` or `measure` first"):
+        assert monitor().needs_corrupted
+    for options, needs in (
+        ({}, True),
+        ({"criterion": "infomax"}, False),
+        ({"criterion": "infomax", "extra_criteria": ["robust_mi"]}, True),
+        ({"outputs": "labels"}, False),
+    ):
+        assert monitor(**options).is_complete(whole)
+        assert monitor(**options).is_complete(without) is not needs
+    with pytest.raises(CriterionError, match="'infomax' is for a model whose outputs are one cl"):
+        monitor(criterion="infomax", outputs="labels").is_complete(whole)
 
 
 def test_the_reference_takes_one_pass_without_the_head(pool, tokenizer):
@@ -101,14 +149,18 @@ def test_a_batch_halved_for_want_of_memory_stays_so(pool, tokenizer):
         return MeanPooling()(model, input_ids, attention_mask)
 
     model = make_encoder()
-    monitor = make_monitor(pool, tokenizer=tokenizer, pooling=hungry, batch_size=40)
+    monitor = make_monitor(
+        pool, tokenizer=tokenizer, criterion="neighbor_mi", pooling=hungry, batch_size=40
+    )
     record = monitor.measure(model, 1)
     assert monitor.observer.batch_size == 20
     assert 40 in sizes
     sizes.clear()
     again = monitor.measure(model, 2)
     assert sizes == [20] * 4
-    expected = make_monitor(pool, tokenizer=tokenizer, batch_size=20).measure(model, 1)
+    expected = make_monitor(
+        pool, tokenizer=tokenizer, criterion="neighbor_mi", batch_size=20
+    ).measure(model, 1)
     assert again.scores["separability"] == record.scores["separability"]
     assert record.scores == expected.scores
 
@@ -171,7 +223,10 @@ def test_a_decoder_without_a_padding_token_reads_one_text_at_a_time(pool, bare_t
     model.config.pad_token_id = None
     monitor = make_monitor(pool, tokenizer=bare_tokenizer)
     seen = monitor.observe(model)
-    torch.testing.assert_close(seen.logits, alone(model, bare_tokenizer(pool)["input_ids"]))
+    ids = bare_tokenizer(pool)["input_ids"]
+    torch.testing.assert_close(seen.logits, alone(model, ids))
+    left = drop_tokens([torch.tensor(row) for row in ids], DROP_RATE, seed=0)
+    torch.testing.assert_close(seen.corrupted_logits, alone(model, [row.tolist() for row in left]))
     assert monitor.settings["padding"] is False
 
 

@@ -249,7 +249,8 @@ def test_the_requested_outputs_come_first(pool, tokenizer):
 
 @pytest.mark.parametrize("problem", [MULTI, "regression"])
 @pytest.mark.parametrize(
-    "name", ["neighbor_mi", "infomax", "entropy", "bnm", "snd", "churn", "consistency"]
+    "name",
+    ["robust_mi", "neighbor_mi", "consistency", "infomax", "entropy", "bnm", "snd", "churn"],
 )
 def test_criteria_on_classes_are_an_error_for_other_outputs(name, problem, pool, tokenizer):
     criterion = (CRITERIA | COMPARED)[name]

@@ -88,7 +88,7 @@ def train(folder, tokenizer, rows, callback, model, **options):
 def multi_run(tmp_path_factory, tokenizer, multi_rows, pool):
     """A run whose configuration has no ``problem_type`` before the first training step."""
     folder = tmp_path_factory.mktemp("multi") / "run"
-    callback = SepStopCallback(pool, num_resamples=5)
+    callback = SepStopCallback(pool, average=False, num_resamples=5)
     model = make_encoder(dropout=0.0)
     model.classifier, model.num_labels = torch.nn.Linear(16, 3), 3
     model.config.num_labels = 3
@@ -124,14 +124,14 @@ def test_labels_of_a_trainer_run_are_scored_and_decide(multi_run):
 
 def test_offline_selection_scores_labels_as_online(multi_run, pool):
     folder, callback = multi_run
-    chosen = select_checkpoint(folder, pool, progress=False)
+    chosen = select_checkpoint(folder, pool, progress=False, average=False)
     assert values_of(chosen.records) == pytest.approx(values_of(callback.history), abs=1e-5)
     assert chosen.decides == "label_mi"
     assert chosen.settings["outputs"] == "labels"
     assert chosen.best_step == callback.decision.best_step
     with pytest.raises(ValueError, match="'infomax' is for a model whose outputs are one class"):
-        select_checkpoint(folder, pool, criterion="infomax", progress=False)
-    alike = select_checkpoint(folder, pool, criterion="label_mi", progress=False)
+        select_checkpoint(folder, pool, criterion="infomax", progress=False, average=False)
+    alike = select_checkpoint(folder, pool, criterion="label_mi", progress=False, average=False)
     assert values_of(alike.records) == pytest.approx(values_of(chosen.records))
 
 
@@ -163,7 +163,7 @@ def test_the_command_skips_criteria_that_are_not_for_labels(multi_run, pool, tmp
     assert found["decides"] == "label_mi"
     assert list(found["best_steps"]) == ["label_mi", "rankme"]
     # Also in sequence, from cached observations.
-    names = {"none": "component_mi", "classes": "neighbor_mi", "labels": "label_mi"}
+    names = {"none": "component_mi", "classes": "robust_mi", "labels": "label_mi"}
     for outputs, name in names.items():
         options = ["--outputs", outputs, "--criterion", "auto"]
         result = CliRunner().invoke(app, [*command, *options])
@@ -217,11 +217,11 @@ def test_outputs_of_an_adapter_come_from_its_history(tmp_path, tokenizer, multi_
     classifier(3).save_pretrained(tmp_path / "base")
     base = BertForSequenceClassification.from_pretrained(tmp_path / "base")
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", r=4))
-    callback = SepStopCallback(pool, num_resamples=3)
+    callback = SepStopCallback(pool, average=False, num_resamples=3)
     folder = tmp_path / "run"
     options = {"max_steps": 4, "eval_steps": 2, "save_steps": 2}
     train(folder, tokenizer, multi_rows, callback, model, **options)
-    chosen = select_checkpoint(folder, pool, progress=False)
+    chosen = select_checkpoint(folder, pool, progress=False, average=False)
     assert chosen.decides == "label_mi"
     assert values_of(chosen.records) == pytest.approx(values_of(callback.history), abs=1e-5)
     # Without the history it is a guess, and the user can set it.
@@ -229,7 +229,7 @@ def test_outputs_of_an_adapter_come_from_its_history(tmp_path, tokenizer, multi_
         state.unlink()
     (folder / HISTORY_FILE).unlink()
     with pytest.warns(UserWarning, match="assumed to be one class out of k"):
-        guessed = select_checkpoint(folder, pool, progress=False)
-    assert guessed.decides == "neighbor_mi"
-    said = select_checkpoint(folder, pool, outputs="labels", progress=False)
+        guessed = select_checkpoint(folder, pool, progress=False, average=False)
+    assert guessed.decides == "robust_mi"
+    said = select_checkpoint(folder, pool, outputs="labels", progress=False, average=False)
     assert said.decides == "label_mi"

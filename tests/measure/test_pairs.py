@@ -8,7 +8,7 @@ import torch
 from conftest import deciding, make_encoder, make_monitor
 from helpers.padding import alone, bart
 
-from sepstop.measure.tokens import drop_tokens
+from sepstop.measure.tokens import DROP_RATE, drop_tokens
 
 
 def make_pair_encoder():
@@ -44,7 +44,7 @@ def test_token_types_of_a_tokenized_pool_reach_the_model(pairs):
 
 def test_token_types_are_truncated_and_dropped_with_their_tokens(pairs):
     model = make_pair_encoder()
-    monitor = make_monitor(pairs, max_length=10, criterion="sepstop.bench.criteria:Consistency")
+    monitor = make_monitor(pairs, max_length=10, criterion="consistency")
     tokens = monitor.observer.tokens(model)
     for row, ids, types in zip(pairs, tokens.ids, tokens.types, strict=True):
         cut = [*row["input_ids"][:9], row["input_ids"][-1]]
@@ -57,6 +57,23 @@ def test_token_types_are_truncated_and_dropped_with_their_tokens(pairs):
     assert all(torch.equal(a, b) for a, b in zip(dropped.ids, expected, strict=True))
     assert [len(ids) for ids in dropped.ids] == [len(types) for types in dropped.types]
     assert deciding(monitor.measure(model, 1)).is_finite
+
+
+def test_the_corrupted_copy_of_a_pair_is_a_pair(pairs):
+    """The separator between its texts stays, and each token has the type that it had."""
+    model = make_pair_encoder()
+    monitor = make_monitor(pairs, seed=3)
+    dropped = monitor.observer.tokens(model).corrupted(DROP_RATE, seed=3)
+    for row, ids, types in zip(pairs, dropped.ids, dropped.types, strict=True):
+        assert ids.tolist().count(3) == 2  # [SEP]
+        places = iter(zip(row["input_ids"], row["token_type_ids"], strict=True))
+        for pair in zip(ids.tolist(), types.tolist(), strict=True):
+            assert pair in places  # in order
+    seen = monitor.observe(model)
+    rows = [ids.tolist() for ids in dropped.ids]
+    types = {"token_type_ids": [one.tolist() for one in dropped.types]}
+    torch.testing.assert_close(seen.corrupted_logits, alone(model, rows, **types))
+    assert (seen.corrupted_logits - seen.logits).abs().max() > 1e-3
 
 
 def test_a_model_without_token_types_gets_none(pairs):
@@ -88,8 +105,8 @@ def test_a_cross_encoder_reads_pairs(pool, pairs, tokenizer, tmp_path):
         make_monitor(pool).prepare(model)
     monitor = make_monitor(pairs)
     record = monitor.measure(model, 1)
-    assert record.scores["neighbor_mi"].is_finite
-    assert monitor.decides == "neighbor_mi"
+    assert record.scores["robust_mi"].is_finite
+    assert monitor.decides == "robust_mi"
     seen = monitor.observe(model)
     types = {"token_type_ids": pairs["token_type_ids"]}
     torch.testing.assert_close(seen.logits, alone(model.model.eval(), pairs["input_ids"], **types))

@@ -10,14 +10,16 @@ import torch
 from clouds import normal
 
 from sepstop import Score, Scorer, SepStopConfig
-from sepstop.bench.criteria import Churn, Consistency, RankMe
+from sepstop.bench.criteria import Churn, RankMe
 from sepstop.criteria import (
     INPUTS,
     ComponentMI,
+    Consistency,
     InfoMax,
     LabelMI,
     NegativeEntropy,
     NeighborMI,
+    RobustMI,
     Separability,
 )
 from sepstop.measure.embedding import Observation
@@ -35,6 +37,7 @@ EVERY_CLASS = [
     InfoMax(),
     NegativeEntropy(),
     RankMe(),
+    RobustMI(),
     Churn(),
     Consistency(),
 ]
@@ -122,12 +125,12 @@ def test_criteria_have_names_of_their_own(criteria, names):
 
 
 def test_a_replay_gives_the_same_records():
-    assert records_of(EVERY_CLASS[:6]) == records_of(EVERY_CLASS[:6])
+    assert records_of(EVERY_CLASS[:7]) == records_of(EVERY_CLASS[:7])
 
 
 def test_the_step_measured_last_does_not_change_those_before():
     """A replay that ends earlier has the same records up to there."""
-    assert records_of(EVERY_CLASS[:6], seeds=[1, 2]) == records_of(EVERY_CLASS[:6])[:2]
+    assert records_of(EVERY_CLASS[:7], seeds=[1, 2]) == records_of(EVERY_CLASS[:7])[:2]
 
 
 def test_random_states_are_left_alone():
@@ -206,6 +209,10 @@ def test_only_criteria_of_predictions_leave_out_a_start_that_agrees_anyway():
     now = observation(2)
     expected = now.logits.argmax(dim=-1)[nearest_neighbors(now.points)][:, None]  # (N, 1, 3)
     assert torch.equal(classes.seen[-1][0], expected[RESAMPLES])
+    robust = Scorer([RobustMI()], RESAMPLES, scorer.neighborhoods)(now, 2).scores["robust_mi"]
+    inputs = now.logits[RESAMPLES], now.corrupted_logits[RESAMPLES], expected[RESAMPLES]
+    assert robust.resample_values == pytest.approx(RobustMI()(*inputs).tolist())
+    assert robust.value > 0.1
     assert scorer.reference_step is None
     assert Scorer([embeddings], RESAMPLES, scorer.neighborhoods).reference_step == 0
 
@@ -299,9 +306,13 @@ def with_bad(values, value):
 @pytest.mark.parametrize(
     ("part", "words", "missing"),
     [
-        ("points", "embeddings", ["neighbor_mi", "separability", "component_mi", "rankme"]),
-        ("logits", "logits", ["neighbor_mi", "infomax", "entropy", "consistency"]),
-        ("corrupted_logits", "corrupted logits", ["consistency"]),
+        (
+            "points",
+            "embeddings",
+            ["neighbor_mi", "separability", "component_mi", "rankme", "robust_mi"],
+        ),
+        ("logits", "logits", ["neighbor_mi", "infomax", "entropy", "robust_mi", "consistency"]),
+        ("corrupted_logits", "corrupted logits", ["robust_mi", "consistency"]),
     ],
 )
 def test_what_is_not_finite_gives_no_score_and_one_warning(part, words, missing, value):
@@ -368,7 +379,7 @@ def names(**config):
 @pytest.mark.parametrize(
     ("outputs", "has_logits", "decides"),
     [
-        ("classes", True, "neighbor_mi"),
+        ("classes", True, "robust_mi"),
         ("labels", True, "label_mi"),
         ("none", True, "component_mi"),
         ("none", False, "component_mi"),
@@ -377,9 +388,12 @@ def names(**config):
 def test_auto_is_the_mutual_information_of_the_outputs(outputs, has_logits, decides):
     given = {"outputs": outputs, "has_logits": has_logits}
     assert names(**given) == [decides, "separability"]
-    assert names(**given, policy="plateau") == ["separability", decides]
-    assert names(**given, policy="plateau", criterion=decides) == [decides, "separability"]
-    assert names(**given, criterion="separability") == ["separability", decides]
+    assert names(**given, policy="plateau") == [decides, "separability"]
+    assert names(**given, criterion="separability") == ["separability"]
+    assert names(**given, criterion="separability", extra_criteria=["auto"]) == [
+        "separability",
+        decides,
+    ]
     assert names(**given, extra_criteria=()) == [decides]
 
 
@@ -388,12 +402,12 @@ def test_a_name_counts_once_and_the_first_counts():
     extra = ["separability", "auto", "neighbor_mi"]
     with pytest.warns(UserWarning, match="two criteria are called 'separability'; the second, Sep"):
         found = criteria_for(SepStopConfig(criterion=plain, extra_criteria=extra), "classes")
-    assert [one.name for one in found] == ["separability", "neighbor_mi"]
+    assert [one.name for one in found] == ["separability", "robust_mi", "neighbor_mi"]
     assert found[0] == Separability(normalize=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # equal ones, or in the place of a default
-        assert names(criterion="neighbor_mi", extra_criteria=["auto"]) == ["neighbor_mi"]
-        assert names(criterion=plain) == ["separability", "neighbor_mi"]
+        assert names(criterion="robust_mi", extra_criteria=["auto"]) == ["robust_mi"]
+        assert names(criterion=plain) == ["separability"]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +415,8 @@ def test_a_name_counts_once_and_the_first_counts():
     [
         ("labels", True, "infomax", "'infomax' is for .* one class out of k, but they are labels"),
         ("none", False, "neighbor_mi", "'neighbor_mi' is for .*: use 'component_mi'"),
-        ("classes", True, "label_mi", "'label_mi' is for .*: use 'neighbor_mi'"),
+        ("labels", True, "robust_mi", "'robust_mi' is for .*: use 'label_mi'"),
+        ("classes", True, "label_mi", "'label_mi' is for .*: use 'robust_mi'"),
         ("none", False, "logits", "the criterion 'own' needs logits, and the model returns none"),
         ("none", False, "neighbor_classes", "the criterion 'own' needs logits, and the model"),
     ],
@@ -433,11 +448,12 @@ class Misread:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("depth", "unknown criterion 'depth'; known: component_mi, entropy,"),
+        ("depth", "unknown criterion 'depth'; known: component_mi, consistency,"),
         ("snd", "'snd' is for comparison only, as 'sepstop.bench.criteria:SND'"),
         (criterion("labels"), "'own' needs labels; known: points, logits"),
         (criterion("points", name="runtime"), "'runtime' would replace the Trainer's own eval_run"),
         (criterion("points", name="own_low"), "'own_low' could be confused with an end of an int"),
+        (criterion("points", name="a_of_b"), "'a_of_b' could be confused with the score of one of"),
         (lambda points: points, "has no attribute `name`"),
         (criterion("points", name=None), "expected a string as `name` .*, got None"),
         (

@@ -50,6 +50,41 @@ def test_dropped_tokens_are_reproducible_and_never_the_ends():
     assert not torch.equal(dropped[3], drop_tokens(tokens, 0.3, seed=2)[3])
 
 
+@pytest.mark.parametrize("begin", [[], [2], [2, 8, 9]])
+@pytest.mark.parametrize("end", [[], [3], [7, 3]])
+def test_what_all_texts_begin_or_end_with_is_not_dropped(begin, end):
+    """Special tokens, a prompt, what asks for the answer, and separators between two texts."""
+    texts = [[10, 11, 8, 12], [13, 14], [15, *end, 16, 17]]
+    tokens = [torch.tensor(begin + text + end) for text in texts]
+    (whole, pair, separated) = (row.tolist() for row in drop_tokens(tokens, 1.0, seed=0))
+    first, last = ([] if begin else [10]), ([] if end else [12])
+    assert whole == begin + first + last + end  # the 8 of the prompt is a word elsewhere
+    assert pair == begin + ([] if begin else [13]) + ([] if end else [14]) + end
+    assert separated == begin + ([] if begin else [15]) + end + ([] if end else [17]) + end
+
+
+def test_the_same_tokens_are_dropped_with_and_without_special_tokens():
+    """They use up random numbers as before, when only the first and the last token stayed."""
+    texts = [torch.arange(4 + length, 4 + 2 * length) for length in (9, 12, 30)]
+    closed = [torch.tensor([2, *text.tolist(), 3]) for text in texts]
+    generator = torch.Generator().manual_seed(5)
+    expected = []
+    for row in closed:
+        kept = torch.rand(len(row), generator=generator) >= 0.3
+        kept[[0, -1]] = True
+        expected.append(row[kept].tolist())
+    assert [row.tolist() for row in drop_tokens(closed, 0.3, seed=5)] == expected
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_texts_of_one_token(special):
+    rows = [[2, word, 3] if special else [word] for word in range(4, len(WORDS))]
+    seen = make_monitor(rows).observe(make_encoder())
+    assert seen.corrupted_logits.isfinite().all()
+    if not special:
+        torch.testing.assert_close(seen.corrupted_logits, seen.logits)
+
+
 # sentence-transformers
 
 
@@ -79,6 +114,20 @@ def test_the_default_prompt_is_put_before_each_text(sentence_transformer, pool, 
     torch.testing.assert_close(seen.points, model.encode(pool, convert_to_tensor=True))
     plain = model.encode(pool, prompt="", convert_to_tensor=True)
     assert (seen.points - plain).abs().max() > 1e-3
+
+
+def test_a_prompt_is_not_dropped(sentence_transformer, pool):
+    """Even where the prompt's tokens are told by their number alone."""
+    prompts = {"topic": "the film was "}
+    model = sentence_transformer(prompts=prompts, default_prompt_name="topic")
+    tokens = make_monitor(pool).observer.tokens(model)
+    assert tokens.prompt_length == 4
+    for kept in (tokens.corrupted(1.0, seed=0), tokens.at([0]).corrupted(1.0, seed=0)):
+        assert kept.prompt_length == 4
+        for ids, whole in zip(kept, tokens, strict=False):
+            assert ids[:4].tolist() == whole[:4].tolist()
+            assert ids[-1] == whole[-1]
+    assert [len(ids) for ids in tokens.corrupted(1.0, seed=0)] == [5] * len(pool)
 
 
 def test_a_static_embedding_uses_its_own_tokenizer(pool, tokenizer):

@@ -4,6 +4,7 @@ import math
 
 import matplotlib as mpl
 import pytest
+from helpers.averaged import averaged_run
 
 from sepstop import Decision, Record
 from sepstop.report.figures import draw_scores
@@ -53,6 +54,22 @@ def test_accuracy_title_and_marks(tmp_path):
     run = run_with(*RECORDS, decision=Decision(False, 30, "improving", 30))
     assert "stop" not in svg(run, tmp_path / "x.svg")
     assert "pick" not in svg(run_with(*RECORDS), tmp_path / "x.svg")
+
+
+def test_a_line_per_candidate_and_the_average_that_is_kept(tmp_path):
+    text = svg(averaged_run(), tmp_path / "x.svg")
+    for label in (
+        "best candidate (checkpoint, recent average, cumulative average)",
+        ">recent average<",
+        ">checkpoint<",
+        "pick: cumulative average of steps 11 to 40",
+        "stop: step 50",
+    ):
+        assert text.count(label) == 1
+    assert text.count("stroke-dasharray") > 4
+    plain = svg(run_with(*RECORDS, decision=Decision(True, 10, "so", 30)), tmp_path / "x.svg")
+    for label in ("candidate", "average", "checkpoint"):
+        assert label not in plain
 
 
 def test_a_score_that_never_was_has_no_panel(tmp_path):

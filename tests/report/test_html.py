@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder, make_texts
+from helpers.averaged import averaged_run
 from transformers import Trainer, TrainingArguments
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ except ImportError:  # then the tests in a browser are skipped
 
 from sepstop import Decision, Patience, Record, SepStopCallback, h0_separability
 from sepstop.cli.main import app
+from sepstop.decide.selection import Selection
 from sepstop.measure.embedding import Observation
 from sepstop.measure.pool import read_pool
 from sepstop.report.html import write_page
@@ -81,7 +83,15 @@ def finished(tmp_path_factory, tokenizer, train_rows):
     rows = [{"text": t, "topic": label} for t, label in zip(POOL, LABELS, strict=True)]
     (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pool = [row["text"] for row in rows]
-    callback = SepStopCallback(pool, policy=Patience(patience=2), every_n_steps=4, num_resamples=5)
+    callback = SepStopCallback(
+        pool,
+        average=False,  # so that the checkpoints are what was scored
+        policy=Patience(patience=2),
+        criterion="separability",
+        extra_criteria=["auto"],
+        every_n_steps=4,
+        num_resamples=5,
+    )
     train(folder, tokenizer, train_rows, callback)
     return folder
 
@@ -95,7 +105,7 @@ def run_dir(finished, tmp_path):
 def page(finished, tmp_path_factory):
     """The page of the run, with its texts and labels."""
     path = tmp_path_factory.mktemp("page") / "new" / "report.html"
-    write_page([finished], path, texts=True, labels="topic")
+    write_page([finished], path, texts=True, labels="topic", average=False)
     return path
 
 
@@ -371,6 +381,67 @@ def test_all_scores_of_a_run_and_their_picks():
     assert [curve["name"] for curve in data["curves"]] == ["churn"]
 
 
+def test_candidates_of_a_run():
+    data = page_data(ReportData(Path("run"), averaged_run()), 1, "run")
+    mi = data["curves"][0]
+    assert mi["values"] == [0.2, 0.4, 0.5, 0.7, 0.65]  # of the best candidates
+    assert {line["name"]: line["values"] for line in mi["others"]} == {
+        "checkpoint": [0.2, 0.3, 0.25, 0.35, 0.15],
+        "cumulative average": [None, 0.25, 0.45, 0.7, 0.65],
+        "recent average": [None, 0.4, 0.5, 0.6, 0.55],
+    }
+    assert mi["weights"][0] == "checkpoint of step 10"
+    assert mi["weights"][3] == data["kept"] == "cumulative average of steps 11 to 40"
+    assert "checkpoint, neighbor_mi from step 10 to 50: first 0.2, last 0.15" in mi["alt"]
+    assert data["lines"][1:] == [line["name"] for line in mi["others"]]
+    assert [row["average"] for row in data["records"]][:2] == ["", "11 to 20, recent"]
+    assert len(data["candidates"]) == 8
+    assert data["candidates"][0] == {
+        "step": "20",
+        "candidate": "checkpoint",
+        "scores": ["0.3 [0.25, 0.35]", "-0.3"],
+    }
+    weights = dict(dict(data["settings"])["Decision"])["weights to keep"]
+    assert weights == "cumulative average of steps 11 to 40, 30 steps in it"
+    json.dumps(data, allow_nan=False)
+
+
+def test_a_page_without_averages_does_not_speak_of_them(tmp_path):
+    _write_history(tmp_path / "run")
+    write_page([tmp_path / "run"], tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    body = page[page.index("<body>") : page.index('<script type="application/json"')]
+    for word in ("average", "candidate", "which weights"):
+        assert word not in body
+    assert "which checkpoint to keep" in body
+
+
+def test_the_pick_of_compared_runs_may_be_an_average():
+    runs = [ReportData(Path(name), averaged_run()) for name in ("a", "b")]
+    lines = compare_runs(runs)["lines"]
+    assert [line["average"] for line in lines] == ["cumulative average of steps 11 to 40"] * 2
+    runs = [replace(run, selection=_selection(run.history)) for run in runs]
+    best = compare_runs(runs)["best"]
+    assert best.startswith("Of all runs, keep the cumulative average of steps 11 to 40 of a.")
+
+
+def _selection(run):
+    return Selection(run.decision, run.decides, run.higher_is_better, run.records, {})
+
+
+def test_the_slider_shows_the_score_of_the_checkpoint():
+    recorder = FrameRecorder(sample(9), sample(9))
+    points = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    for step in (10, 40, 60):
+        recorder(step, _seen(points))
+    run = ReportData(Path("run"), averaged_run(), frames=recorder.frames, num_mapped=9)
+    assert [frame["value"] for frame in page_data(run, 1, "run")["frames"]] == [
+        "step 10, neighbor_mi 0.2",
+        "step 40, neighbor_mi 0.35, the pick is an average up to here",
+        "step 60",
+    ]
+
+
 def test_nothing_scored():
     records = [Record(10, None, {"separability": Score(math.nan)})]
     data = page_data(_run(records, Decision(False, None, "nothing measured yet", 10)), 1, "run")
@@ -384,7 +455,7 @@ def test_nothing_scored():
 
 def test_frames_of_a_run(run_dir):
     before = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
-    run = collect(run_dir, labels="topic")
+    run = collect(run_dir, labels="topic", average=False)
     after = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
     assert after == before  # only the cache is new
     assert run.is_monitored
@@ -399,9 +470,9 @@ def test_frames_of_a_run(run_dir):
         assert empty == pytest.approx(own, abs=1e-5)  # the barcode is the score
         assert 0 <= frame.supervised["accuracy of the model"] <= 1
     data = page_data(run, 1, "run")
-    assert [curve["name"] for curve in data["curves"]] == ["separability", "neighbor_mi"]
+    assert [curve["name"] for curve in data["curves"]] == ["separability", "robust_mi"]
     names = [one["name"] for one in data["criteria"]]
-    assert names == ["separability", "neighbor_mi", "infomax"]  # the last was not recorded
+    assert names == ["separability", "robust_mi", "infomax"]  # the last was not recorded
     assert [way["title"][:5] for way in data["groupings"]] == ["class", "class", "given"]
     label, first = data["groupings"][2], data["groupings"][0]
     assert label["names"] == first["names"]  # so they have the same colors
@@ -410,7 +481,7 @@ def test_frames_of_a_run(run_dir):
     assert "patience 2" in policy
 
 
-def test_all_criteria_take_one_forward_pass(run_dir, monkeypatch):
+def test_all_criteria_take_one_observation(run_dir, monkeypatch):
     from sepstop.measure.monitor import Monitor
 
     passes, observe = [], Monitor.observe
@@ -418,11 +489,11 @@ def test_all_criteria_take_one_forward_pass(run_dir, monkeypatch):
         Monitor, "observe", lambda self, model: passes.append(1) or observe(self, model)
     )
     names = ["infomax", "entropy", "sepstop.bench.criteria:RankMe"]
-    run = collect(run_dir, extra_criteria=names, cache=False)
+    run = collect(run_dir, extra_criteria=names, cache=False, average=False)
     assert len(passes) == len(run.frames) == 3
     assert not (run_dir / "sepstop_cache").exists()
     shown = [one["name"] for one in page_data(run, 1, "run")["criteria"]]
-    assert shown == ["separability", "neighbor_mi", "infomax", "entropy", "rankme"]
+    assert shown == ["separability", "robust_mi", "infomax", "entropy", "rankme"]
 
 
 def test_the_barcode_is_of_the_texts_that_are_scored():
@@ -441,7 +512,8 @@ def test_another_pick_afterwards_is_noted(run_dir):
     decision = replace(recorded.decision, best_step=other)
     changed = replace(recorded, decisions=(*recorded.decisions[:-1], decision))
     write_history(run_dir / HISTORY_FILE, changed)
-    notes = page_data(collect(run_dir, extra_criteria=[], ties="best"), 1, "run")["notes"]
+    found = collect(run_dir, extra_criteria=[], ties="best", average=False)
+    notes = page_data(found, 1, "run")["notes"]
     assert f"scored now, the pick is the checkpoint of step {best}" in notes[0]
     assert f"the run itself kept step {other}" in notes[0]
 
@@ -453,7 +525,7 @@ def test_a_checkpoint_that_is_gone_has_no_frame(run_dir):
     assert 8 in steps
     assert [frame.step for frame in run.frames] == [step for step in steps if step != 8]
     names = [one["name"] for one in page_data(run, 1, "run")["criteria"]]
-    assert names == ["separability", "neighbor_mi"]  # those recorded
+    assert names == ["separability", "robust_mi"]  # those recorded
 
 
 def test_a_model_without_predictions_is_colored_by_components(tmp_path, tokenizer):
@@ -805,6 +877,46 @@ def test_a_history_alone_and_several_runs_in_a_browser(opened, finished, tmp_pat
 
 def _only_separability(record):
     return replace(record, scores={"separability": record.scores["separability"]})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_candidates_have_thin_lines_and_a_legend(opened, tmp_path, scheme):
+    name = "<img src=x onerror='window.hacked = 1'>"
+    write_history(tmp_path / HISTORY_FILE, averaged_run(("cumulative", name)))
+    write_page([tmp_path], tmp_path / "report.html")
+    size = {"width": 360, "height": 800}
+    tab = opened(tmp_path / "report.html", size=size, color_scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    traces = [trace for trace in data_of(tab, "run-1-curve") if trace.get("text")]
+    on_top = [trace for trace in traces if trace["yaxis"] == "y"]
+    *thin, best = on_top
+    assert best["y"] == [0.2, 0.4, 0.5, 0.7, 0.65]
+    assert best["text"][3] == "cumulative average of steps 11 to 40"
+    assert [trace["y"][1] for trace in thin] == [0.3, 0.25, 0.4]
+    assert all(trace["line"]["width"] < best["line"]["width"] for trace in thin)
+    labels = tab.locator("#run-1 .lines li")
+    names = ["checkpoint", "cumulative average", f"{name[:39]} average"]
+    assert labels.all_inner_texts()[1:] == names
+    shown = [
+        label.locator("svg").evaluate("e => getComputedStyle(e).stroke") for label in labels.all()
+    ]
+    drawn = [trace["line"]["color"] for trace in [best, *thin]]
+    assert shown == [_rgb(color) for color in drawn]
+    assert len(set(shown)) == 4
+    marks = [trace["name"] for trace in data_of(tab, "run-1-curve") if "hovertext" in trace]
+    assert "the pick, step 40, an average" in marks
+    tab.evaluate("Plotly.Fx.hover('run-1-curve', [{ curveNumber: 3, pointNumber: 2 }])")
+    tab.wait_for_timeout(100)
+    assert "<img src=x" in tab.locator("#run-1-curve .hovertext").text_content()
+    assert tab.evaluate("window.hacked") is None
+    table = tab.locator("#run-1-candidates")
+    expect(table.locator("table")).to_be_hidden()
+    table.locator("summary").press("Enter")
+    expect(table.locator("table")).to_be_visible()
+
+
+def _rgb(color):
+    return f"rgb({', '.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
 def test_each_recorded_score_has_a_panel(opened, tmp_path):

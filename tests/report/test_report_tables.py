@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from sepstop import Decision, Record
 from sepstop.decide.selection import Selection
 from sepstop.report.tables import ranking_table, runs_table
-from sepstop.types import Score
+from sepstop.types import Average, Score
 
 STEPS, EPOCHS = (10, 20, 30), (0.5, None, 1.5)
 DIRECTIONS = {"neighbor_mi": True, "churn": False}
@@ -86,3 +87,26 @@ def test_runs_from_best_to_worst(decides):
     assert [row[0] for row in rows] == order
     assert ["best" in row for row in rows] == [True, False, False]
     assert ["tie" in row for row in rows] == [False, True, False]
+
+
+def averaged(found, name="last-3"):
+    """The same, but each record after the first is of an average."""
+    first, *later = found.records
+    later = [replace(r, average=Average(name, 10, r.step, r.step // 10)) for r in later]
+    return replace(found, records=(first, *later))
+
+
+def test_averages_of_checkpoints_say_of_which_steps():
+    found = averaged(selection((0.2, 0.9, 0.1)))
+    heading, *rows = shown(ranking_table(found)).splitlines()[1:]
+    assert "average of steps" in heading
+    assert ["last-3" in row for row in rows] == [True, False, True]
+    assert "10 to 20, last-3" in rows[0]
+    runs = {"high": found, "low": selection((0.2, 0.3, 0.1))}
+    high, low = (row for row in shown(runs_table(runs, "high", [])).splitlines() if " 20 " in row)
+    assert "10 to 20, last-3" in high
+    assert "last-3" not in low
+    assert "average" not in shown(ranking_table(runs["low"]))
+    hostile = averaged(found, "[/]" + "x" * 100)
+    assert "10 to 20, [/]xxx" in shown(ranking_table(hostile))
+    assert "x" * 41 not in shown(ranking_table(hostile))

@@ -1,6 +1,7 @@
 """Scores of checkpoints beside those of the run's own log."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from conftest import make_encoder
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from sepstop import Record, Score, SepStopCallback, select_checkpoint
 from sepstop.runs.agreement import differences_from_log
 from sepstop.runs.history import read_online
+from sepstop.types import CHECKPOINT, Average
 
 SETTINGS = {
     "criterion": {"name": "neighbor_mi"},
@@ -99,6 +101,20 @@ def test_scores_that_depend_on_more_than_the_model_can_be_left_out():
     assert "neighbor_mi" not in said
 
 
+def test_checkpoints_are_compared_wherever_they_stand_and_averages_never():
+    average, scores = Average("cumulative", 1, 5, 5), {"separability": Score(0.1)}
+    here = replace(record(separability=0.9), average=average, others={CHECKPOINT: scores})
+    (said,) = differences_from_log([here], [OWN], SETTINGS, SETTINGS).values()
+    assert said.startswith("separability 0.1000, in the run's log 0.4000: the model")
+    without = replace(here, others={"recent": scores})
+    assert differences_from_log([without], [OWN], SETTINGS, SETTINGS) == {}
+    assert (
+        differences_from_log([without], [replace(OWN, average=average)], SETTINGS, SETTINGS) == {}
+    )
+    own = replace(OWN, average=average, others={CHECKPOINT: OWN.scores})
+    assert differences_from_log([record(separability=0.1)], [own], SETTINGS, SETTINGS)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])  # both are null in the log
 def test_scores_that_were_not_finite_are_the_same(value):
     nothing = record(**dict.fromkeys(VALUES, math.nan))
@@ -107,16 +123,16 @@ def test_scores_that_were_not_finite_are_the_same(value):
 
 
 def test_weights_that_are_not_those_of_the_run_are_noticed(tmp_path, tokenizer, train_rows, pool):
-    callback = SepStopCallback(
-        pool, extra_criteria=["entropy", "sepstop.bench.criteria:StableRank"], every_n_steps=4
-    )
+    extra = ["entropy", "sepstop.bench.criteria:StableRank"]
+    callback = SepStopCallback(pool, extra_criteria=extra, every_n_steps=4, average=False)
     train(tmp_path, tokenizer, train_rows, callback, make_encoder(), max_steps=12)
-    names = {"neighbor_mi", "entropy", "stable_rank"}
+    names = {"robust_mi", "entropy", "stable_rank"}
     assert read_online(tmp_path).records[0].scores.keys() == names
 
     def select():
-        extra = ["entropy", "sepstop.bench.criteria:StableRank"]
-        return select_checkpoint(tmp_path, pool, extra_criteria=extra, progress=False)
+        return select_checkpoint(
+            tmp_path, pool, extra_criteria=extra, progress=False, average=False
+        )
 
     assert select().differences == {}
     path = tmp_path / "checkpoint-8" / "model.safetensors"

@@ -46,6 +46,18 @@ def test_models_with_numbers_of_their_own_are_a_run(tmp_path):
     assert find_runs(tmp_path) == [str(tmp_path)]
 
 
+def test_averages_that_sepstop_wrote_are_no_checkpoints(tmp_path):
+    touch(tmp_path, "epoch_1", "epoch_2", "average-2", "sepstop_average")
+    for name in ("average-2", "sepstop_average"):
+        (tmp_path / name / "sepstop_average.json").write_text("{}")
+    found = find_run(tmp_path)
+    assert sorted(found.checkpoints) == [1, 2]
+    assert not found.is_one_run
+    assert find_run(tmp_path / "average-2").checkpoints == {2: tmp_path / "average-2"}
+    touch(tmp_path, "checkpoint-1", "checkpoint-2")
+    assert find_run(tmp_path).is_one_run
+
+
 @pytest.mark.parametrize("names", [("small", "large"), ("a-1", "b-1"), ("a", "b-2")])
 def test_models_without_are_compared_one_by_one(tmp_path, names):
     touch(tmp_path, *names)

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from helpers.averaged import averaged_run
 
 from sepstop import Decision, Record, Score
 from sepstop.decide.selection import Selection
@@ -29,6 +30,7 @@ from sepstop.runs.history import (
     write_selection,
 )
 from sepstop.runs.records import RunHistory, header_to_dict, record_to_dict
+from sepstop.types import Average
 
 NAN = math.nan
 FULL = Record(
@@ -38,6 +40,8 @@ FULL = Record(
     seconds=2.25,
     resample_size=10,
     pool_size=40,
+    average=Average("cumulative", 5, 30, 26),
+    others={"checkpoint": {"my_score": Score(0.4), "entropy": Score(NAN)}},
 )
 
 
@@ -98,6 +102,10 @@ def test_scalars_carry_the_name_of_the_criterion():
         "eval_entropy": 0.25,
         "eval_entropy_low": nan,
         "eval_entropy_high": nan,
+        "eval_my_score_of_cumulative": 0.5,
+        "eval_entropy_of_cumulative": 0.25,
+        "eval_my_score_of_checkpoint": 0.4,
+        "eval_entropy_of_checkpoint": nan,
     }
 
 
@@ -106,6 +114,28 @@ def test_a_row_has_the_record_the_decision_and_the_header():
     assert row.record == FULL
     assert row.decision == RUN.decisions[0]
     assert row.header == BEGUN
+
+
+def test_candidates_survive_a_trainer_state_and_a_history_file(tmp_path):
+    run = averaged_run(ended=50)
+    rows = [
+        row_of(one, decision, run) for one, decision in zip(run.records, run.decisions, strict=True)
+    ]
+    save_rows(tmp_path, rows, 50)
+    assert repr(read_online(tmp_path)) == repr(run)
+    write_history(tmp_path / HISTORY_FILE, run)
+    assert repr(read_run(tmp_path)) == repr(run)
+
+
+def test_a_history_before_averages_is_read(tmp_path):
+    path = tmp_path / HISTORY_FILE
+    write_history(path, RUN)
+    header, *lines = map(json.loads, path.read_text().splitlines())
+    header[KEY]["schema"] = 2
+    for line in lines:
+        del line["average"], line["others"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
+    assert repr(read_run(tmp_path)) == repr(RUN)
 
 
 def test_the_history_in_a_log_that_went_through_json():
@@ -207,7 +237,7 @@ def test_what_was_decided_comes_back_as_it_was_written(tmp_path, ended):
     assert repr(read_run(tmp_path)) == repr(read_online(tmp_path)) == repr(run)
     assert repr(read_history(str(path))) == repr(run)
     header, *lines = map(json.loads, path.read_text().splitlines())
-    assert header == {KEY: {"schema": 2, "count": 3, **header_to_dict(run)}}
+    assert header == {KEY: {"schema": 3, "count": 3, **header_to_dict(run)}}
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -334,12 +364,12 @@ def test_a_file_of_an_earlier_version_says_what_to_do(tmp_path, lines, name):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({KEY: {**HEADER, "schema": 3}}, "schema 3 of a newer version of sepstop, expected at mo"),
+        ({KEY: {**HEADER, "schema": 4}}, "schema 4 of a newer version of sepstop, expected at mo"),
         ({KEY: {**HEADER, "schema": "2"}}, "expected a header of sepstop, got {"),
         ({KEY: {**HEADER, "settings": []}}, "expected a header of sepstop, got {"),
         ({KEY: {**HEADER, "ended": "now"}}, "expected a header of sepstop, got {"),
         ({KEY: {**HEADER, "settings": {"seed": -1}}}, "expected a header of sepstop, got {"),
-        ({KEY: {"schema": 2}}, "expected a header of sepstop, got {"),
+        ({KEY: {"schema": 3}}, "expected a header of sepstop, got {"),
         ({KEY: []}, "expected a header of sepstop, got {"),
         ({}, "expected a header of sepstop, got {}"),
         ([], r"expected a header of sepstop, got \[\]"),

@@ -1,5 +1,6 @@
 """Checkpoints on disk, scored and chosen as the run would have chosen them."""
 
+import functools
 import json
 import math
 import shutil
@@ -19,11 +20,16 @@ from transformers import (
 from sepstop import Patience, Plateau, SepStopCallback, select_checkpoint
 from sepstop.measure.neighbors import NEIGHBORS_FILE
 from sepstop.runs.cache import CACHE_FOLDER, ObservationCache
+from sepstop.runs.candidates import Candidates
 from sepstop.runs.checkpoints import find_checkpoints, find_run
 from sepstop.runs.history import HISTORY_FILE, SELECTION_FILE, read_history, read_run
 from sepstop.runs.loading import Loading, load_model
 from sepstop.runs.plan import resolve
-from sepstop.runs.select import NothingScoredError, _observe_share
+from sepstop.runs.select import NothingScoredError
+
+# Checkpoints by themselves; test_averaging.py is about their averages.
+select_checkpoints = functools.partial(select_checkpoint, average=False)
+OfCheckpoints = functools.partial(SepStopCallback, average=False)
 
 LEARNS = {"max_steps": 80, "learning_rate": 1e-2}
 
@@ -56,10 +62,12 @@ def pool_file(tmp_path_factory, pool):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tokenizer, train_rows, pool_file):
     """A run with settings of its own, stopped by its policy; and its callback."""
-    callback = SepStopCallback(
+    callback = OfCheckpoints(
         pool_file,
         pooling={"name": "cls", "layer": 1},
         policy=Plateau(window=2, tolerance=0.3, warmup=3),
+        criterion="separability",
+        extra_criteria=["auto"],
         every_n_steps=4,
         num_resamples=7,
         resample_size=25,
@@ -79,7 +87,7 @@ def run(finished, tmp_path):
 
 def test_the_offline_pick_and_scores_are_the_online_ones(run, finished, pool_file):
     callback = finished[1]
-    selection = select_checkpoint(run, pool_file, progress=False)
+    selection = select_checkpoints(run, pool_file, progress=False)
     assert selection.best_step == selection.online_best_step == callback.decision.best_step
     assert selection.best == run / f"checkpoint-{callback.decision.best_step}"
     assert [r.step for r in selection.records] == [r.step for r in callback.history]
@@ -95,12 +103,13 @@ def test_the_offline_pick_and_scores_are_the_online_ones(run, finished, pool_fil
 @pytest.mark.parametrize(
     ("online", "decides", "given"),
     [
-        ({}, "neighbor_mi", {}),
-        ({"policy": Patience(9)}, "separability", {}),
+        ({}, "robust_mi", {}),
+        ({"policy": Patience(9)}, "robust_mi", {}),
+        ({"criterion": "neighbor_mi"}, "neighbor_mi", {}),
         ({"criterion": "infomax"}, "infomax", {}),
         ({"criterion": {"name": "separability", "normalize": False}}, "separability", {}),
         ({"outputs": "none"}, "component_mi", {}),
-        ({"extra_criteria": []}, "neighbor_mi", {}),
+        ({"extra_criteria": []}, "robust_mi", {}),
         ({"criterion": Norm()}, "norm", {"criterion": Norm()}),
     ],
     ids=str,
@@ -108,11 +117,11 @@ def test_the_offline_pick_and_scores_are_the_online_ones(run, finished, pool_fil
 def test_what_decided_online_decides_offline(
     tmp_path, tokenizer, train_rows, pool_file, online, decides, given
 ):
-    callback = SepStopCallback(pool_file, every_n_steps=4, **online)
+    callback = OfCheckpoints(pool_file, every_n_steps=4, **online)
     options = LEARNS | {"max_steps": 16}
     train(tmp_path, tokenizer, train_rows, callback, make_encoder(), **options)
     assert callback.session.decides == decides
-    selection = select_checkpoint(tmp_path, pool_file, progress=False, **given)
+    selection = select_checkpoints(tmp_path, pool_file, progress=False, **given)
     assert selection.decides == read_run(tmp_path).decides == decides
     assert selection.higher_is_better == callback.monitor.higher_is_better
     assert repr([r.scores for r in selection.records]) == repr([r.scores for r in callback.history])
@@ -121,12 +130,12 @@ def test_what_decided_online_decides_offline(
 
 
 def test_what_metric_for_best_model_names_decides_offline_too(tmp_path, make_trainer, pool):
-    callback = SepStopCallback(pool, extra_criteria=["auto", "entropy"])
+    callback = OfCheckpoints(pool, extra_criteria=["auto", "entropy"])
     names = {"metric_for_best_model": "entropy", "greater_is_better": True}
     make_trainer(callback, load_best_model_at_end=True, **names).train()
-    selection = select_checkpoint(tmp_path / "run", pool, progress=False)
+    selection = select_checkpoints(tmp_path / "run", pool, progress=False)
     assert selection.decides == callback.session.decides == "entropy"
-    assert list(selection.higher_is_better) == ["entropy", "neighbor_mi"]
+    assert list(selection.higher_is_better) == ["entropy", "robust_mi"]
     assert [r.scores for r in selection.records] == [r.scores for r in callback.history]
     assert selection.best_step == callback.decision.best_step
 
@@ -136,17 +145,17 @@ def test_what_metric_for_best_model_names_decides_offline_too(tmp_path, make_tra
 
 def test_a_policy_is_replayed(run, pool_file, finished):
     policy = finished[1].session.policy
-    selection = select_checkpoint(run, pool_file, policy=policy, progress=False)
+    selection = select_checkpoints(run, pool_file, policy=policy, progress=False)
     assert selection.decision.stop
     assert selection.decision.step == finished[1].decision.step
     hasty = Patience(patience=None, warmup=0, stopping_threshold=0.0)
-    first = select_checkpoint(run, pool_file, policy=hasty, progress=False)
+    first = select_checkpoints(run, pool_file, policy=hasty, progress=False)
     assert first.best_step == first.decision.step == 4
 
 
 def test_settings_given_win_over_the_recorded_ones(run, pool_file):
     given = {"num_resamples": 3, "pooling": "mean", "extra_criteria": ()}
-    selection = select_checkpoint(run, pool_file, progress=False, **given)
+    selection = select_checkpoints(run, pool_file, progress=False, **given)
     assert {len(deciding(record).resample_values) for record in selection.records} == {3}
     assert selection.settings["pooling"] == {"name": "mean", "layer": -1}
     assert list(selection.higher_is_better) == ["separability"]
@@ -154,19 +163,19 @@ def test_settings_given_win_over_the_recorded_ones(run, pool_file):
 
 def test_a_part_of_the_recorded_settings_can_be_changed(run, pool_file, finished):
     given = {"pooling": {"name": "cls", "layer": 2}}
-    expected = select_checkpoint(run, pool_file, progress=False, **given)
-    part = select_checkpoint(run, pool_file, pooling={"layer": 2}, progress=False)
+    expected = select_checkpoints(run, pool_file, progress=False, **given)
+    part = select_checkpoints(run, pool_file, pooling={"layer": 2}, progress=False)
     assert part.records[0].scores == expected.records[0].scores
     assert part.records[0].scores != finished[1].history[0].scores
-    part = select_checkpoint(run, pool_file, criterion={"normalize": False}, progress=False)
+    part = select_checkpoints(run, pool_file, criterion={"normalize": False}, progress=False)
     assert part.settings["criterion"] == {"name": "separability", "normalize": False}
     assert deciding(part.records[0]) != deciding(expected.records[0])
 
 
 def test_a_criterion_given_decides_beside_the_one_of_the_run(run, pool_file, finished):
-    selection = select_checkpoint(run, pool_file, criterion="entropy", progress=False)
+    selection = select_checkpoints(run, pool_file, criterion="entropy", progress=False)
     assert selection.decides == "entropy"
-    assert list(selection.higher_is_better) == ["entropy", "separability", "neighbor_mi"]
+    assert list(selection.higher_is_better) == ["entropy", "separability", "robust_mi"]
     entropy = values(selection.records, "entropy")
     assert selection.best_step == selection.series.best_step
     assert selection.series.score_at(selection.best_step).value == max(entropy)
@@ -179,7 +188,7 @@ def test_a_criterion_given_decides_beside_the_one_of_the_run(run, pool_file, fin
 
 def test_extra_criteria_given_take_the_place_of_the_recorded_ones(run, pool_file):
     extra = ["infomax", "sepstop.bench.criteria:TotalPersistence", Norm]
-    selection = select_checkpoint(run, pool_file, extra_criteria=extra, progress=False)
+    selection = select_checkpoints(run, pool_file, extra_criteria=extra, progress=False)
     assert selection.decides == "separability"
     assert selection.higher_is_better == {
         "separability": True,
@@ -187,7 +196,7 @@ def test_extra_criteria_given_take_the_place_of_the_recorded_ones(run, pool_file
         "total_persistence": False,
         "norm": False,
     }
-    alone = select_checkpoint(run, pool_file, criterion=Norm(), extra_criteria=(), progress=False)
+    alone = select_checkpoints(run, pool_file, criterion=Norm(), extra_criteria=(), progress=False)
     assert values(alone.records, "norm") == values(selection.records, "norm")
     assert alone.best_step == selection.series_of("norm").best_step
 
@@ -206,7 +215,7 @@ def test_extra_criteria_given_take_the_place_of_the_recorded_ones(run, pool_file
 )
 def test_what_is_given_wrongly(run, pool_file, given, error, message):
     with pytest.raises(error, match=message):
-        select_checkpoint(run, pool_file, progress=False, **given)
+        select_checkpoints(run, pool_file, progress=False, **given)
 
 
 # What a run's file names is never imported
@@ -236,9 +245,9 @@ def test_a_name_in_a_file_imports_nothing(run, pool_file, bomb, kind):
     edit_header(run, **{kind: {"name": "sepstop_bomb:Armed"}})
     message = f"the run's {kind} is its own, sepstop_bomb:Armed; pass {kind}=, for instance as"
     with pytest.raises(ValueError, match=message):
-        select_checkpoint(run, pool_file, progress=False)
+        select_checkpoints(run, pool_file, progress=False)
     with pytest.raises(ValueError, match=message):  # nor with parameters of the user's
-        select_checkpoint(run, pool_file, progress=False, **{kind: {"layer": 2}})
+        select_checkpoints(run, pool_file, progress=False, **{kind: {"layer": 2}})
     assert not bomb.exists()
 
 
@@ -248,12 +257,12 @@ def test_extra_criteria_in_a_file_import_nothing(run, pool_file, bomb):
     )
     message = "criteria of its own, which are left out: sepstop_bomb:Armed, x:y; pass extra_crit"
     with pytest.warns(UserWarning, match=message) as caught:
-        selection = select_checkpoint(run, pool_file, progress=False)
+        selection = select_checkpoints(run, pool_file, progress=False)
     assert caught[0].filename == __file__
     assert list(selection.higher_is_better) == ["separability", "infomax"]
     edit_header(run, criterion={"name": "sepstop_bomb:Armed"})
     with pytest.warns(UserWarning, match="are left out: sepstop_bomb:Armed, sepstop_bomb:Armed, x"):
-        select_checkpoint(run, pool_file, criterion="separability", progress=False)
+        select_checkpoints(run, pool_file, criterion="separability", progress=False)
     assert not bomb.exists()
 
 
@@ -265,18 +274,18 @@ def test_a_criterion_and_a_pooling_of_the_user_s_own_are_asked_for(
         return backbone(input_ids, attention_mask).last_hidden_state[:, 0]
 
     own = {"pooling": pooling, "criterion": Norm()}
-    callback = SepStopCallback(pool_file, **own, every_n_steps=4)
+    callback = OfCheckpoints(pool_file, **own, every_n_steps=4)
     train(tmp_path, tokenizer, train_rows, callback, make_encoder(), max_steps=8)
     with pytest.raises(ValueError, match=r"criterion is its own, \S*test_select:Norm; pass"):
-        select_checkpoint(tmp_path, pool_file, progress=False)
+        select_checkpoints(tmp_path, pool_file, progress=False)
     with pytest.raises(ValueError, match=r"pooling is its own, .*<locals>.pooling; pass"):
-        select_checkpoint(tmp_path, pool_file, criterion=Norm(), progress=False)
+        select_checkpoints(tmp_path, pool_file, criterion=Norm(), progress=False)
     with pytest.warns(UserWarning, match="are left out: .*test_select:Norm; pass"):
-        other = select_checkpoint(
+        other = select_checkpoints(
             tmp_path, pool_file, pooling=pooling, criterion="entropy", progress=False
         )
-    assert list(other.higher_is_better) == ["entropy", "neighbor_mi", "separability"]
-    selection = select_checkpoint(tmp_path, pool_file, progress=False, **own)
+    assert list(other.higher_is_better) == ["entropy", "separability"]
+    selection = select_checkpoints(tmp_path, pool_file, progress=False, **own)
     assert [r.scores for r in selection.records] == [r.scores for r in callback.history]
     assert selection.best_step == callback.decision.best_step
 
@@ -285,7 +294,7 @@ def test_processes_can_not_exchange_what_a_pooling_of_the_user_s_own_gives(run, 
     given = {"pooling": lambda model, input_ids, attention_mask: model(input_ids).logits}
     plan = resolve(find_run(run), pool_file, Loading(), given, distributed=False)
     with pytest.raises(ValueError, match="of your own can't be divided over processes, which exch"):
-        _observe_share(plan, ObservationCache(None))
+        Candidates(plan, ObservationCache(None)).observe_share()
 
 
 # The folder of a run
@@ -293,17 +302,17 @@ def test_processes_can_not_exchange_what_a_pooling_of_the_user_s_own_gives(run, 
 
 def test_the_run_s_own_history_is_left_as_it_is(run, pool_file):
     before = (run / HISTORY_FILE).read_bytes()
-    select_checkpoint(run, pool_file, num_resamples=3, progress=False)
+    select_checkpoints(run, pool_file, num_resamples=3, progress=False)
     assert (run / HISTORY_FILE).read_bytes() == before
     (run / SELECTION_FILE).unlink()
-    select_checkpoint(run, pool_file, write_history=False, progress=False)
+    select_checkpoints(run, pool_file, write_history=False, progress=False)
     assert not (run / SELECTION_FILE).exists()
 
 
 def test_another_pool_is_pointed_out_and_still_ranks(run, pool):
     message = "not the pool that the run was monitored with"
     with pytest.warns(UserWarning, match=message) as caught:
-        selection = select_checkpoint(run, pool[:20], progress=False)
+        selection = select_checkpoints(run, pool[:20], progress=False)
     assert caught[0].filename == __file__
     assert {record.resample_size for record in selection.records} == {10}
 
@@ -312,7 +321,7 @@ def test_broken_checkpoints_are_skipped_with_the_reason(run, pool_file):
     weights = run / "checkpoint-8" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (run / "checkpoint-12" / "config.json").write_text("{")
-    selection = select_checkpoint(run, pool_file, progress=False)
+    selection = select_checkpoints(run, pool_file, progress=False)
     assert {path.name for path in selection.skipped} == {"checkpoint-8", "checkpoint-12"}
     assert "Safetensor" in selection.skipped[run / "checkpoint-8"]
     assert 8 not in {record.step for record in selection.records}
@@ -338,7 +347,7 @@ def test_pickled_code_is_not_run(run, pool_file):
         (folder / "model.safetensors").unlink()
         torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
     with pytest.raises(NothingScoredError, match=r"none of the .* checkpoints .* could be scored"):
-        select_checkpoint(run, pool_file, progress=False)
+        select_checkpoints(run, pool_file, progress=False)
     assert not (run / "boom").exists()
 
 
@@ -348,7 +357,7 @@ def test_checkpoints_of_nan_rank_last(run, pool_file):
     tensors = {key: torch.full_like(value, math.nan) for key, value in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.warns(RuntimeWarning, match="embeddings are NaN or infinite at step 4"):
-        selection = select_checkpoint(run, pool_file, progress=False)
+        selection = select_checkpoints(run, pool_file, progress=False)
     assert selection.ranking[-1].step == 4
 
 
@@ -360,7 +369,7 @@ def test_adapters_are_loaded_onto_their_base(
     make_decoder().save_pretrained(base)
     model = LlamaForSequenceClassification.from_pretrained(base, num_labels=5, pad_token_id=0)
     config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], r=4)
-    callback = SepStopCallback(
+    callback = OfCheckpoints(
         pool_file, pooling="last", policy=Patience(patience=None), every_n_steps=4
     )
     model = peft.get_peft_model(model, config)
@@ -373,7 +382,7 @@ def test_adapters_are_loaded_onto_their_base(
         "from_pretrained",
         lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs),
     )
-    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    selection = select_checkpoints(tmp_path / "run", pool_file, progress=False)
     assert len(loaded) == 1  # the base, for all three
     assert selection.skipped == {}
     for offline, online in zip(selection.records, callback.history, strict=True):
@@ -392,22 +401,22 @@ def test_adapters_are_loaded_onto_their_base(
 def test_a_classifier_is_ranked_by_its_mutual_information_as_during_the_run(
     tmp_path, tokenizer, train_rows, pool_file
 ):
-    callback = SepStopCallback(pool_file, every_n_steps=10)
+    callback = OfCheckpoints(pool_file, every_n_steps=10)
     options = LEARNS | {"save_steps": 10}
     train(tmp_path, tokenizer, train_rows, callback, make_encoder(), **options)
-    selection = select_checkpoint(tmp_path, pool_file, progress=False)
-    assert selection.decides == "neighbor_mi"
+    selection = select_checkpoints(tmp_path, pool_file, progress=False)
+    assert selection.decides == "robust_mi"
     assert selection.reference_step == 0
     online = {record.step: record.scores for record in callback.history}
     assert {record.step: record.scores for record in selection.records} == online
-    by_step = {step: scores["neighbor_mi"].value for step, scores in online.items()}
+    by_step = {step: scores["robust_mi"].value for step, scores in online.items()}
     assert len(set(by_step.values())) > 2
     assert selection.best_step == callback.decision.best_step == max(by_step, key=by_step.get)
     assert selection.ranking[0].step == selection.best_step
-    chosen = select_checkpoint(tmp_path, pool_file, criterion="separability", progress=False)
+    chosen = select_checkpoints(tmp_path, pool_file, criterion="separability", progress=False)
     assert (chosen.decides, chosen.reference_step) == ("separability", None)
     assert chosen.best_step == chosen.series_of("separability").best_step
-    assert values(chosen.records, "neighbor_mi") == list(by_step.values())
+    assert values(chosen.records, "robust_mi") == list(by_step.values())
 
 
 @pytest.mark.filterwarnings("ignore:.* has no trace of the model before training")
@@ -415,18 +424,18 @@ def test_the_model_before_training_can_be_named(
     tmp_path, tokenizer, train_rows, pool_file, monkeypatch
 ):
     """A run without the callback leaves no neighbors; the base of an adapter is known."""
-    callback = SepStopCallback(pool_file, every_n_steps=10)
+    callback = OfCheckpoints(pool_file, every_n_steps=10)
     options = LEARNS | {"save_steps": 10}
     model = make_encoder()
     model.save_pretrained(tmp_path / "start")
     train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
-    online = values(callback.history, "neighbor_mi")
+    online = values(callback.history, "robust_mi")
     (tmp_path / "run" / NEIGHBORS_FILE).unlink()
 
     def offline(base_model=None):
         loading = Loading(base_model=base_model)
-        found = select_checkpoint(tmp_path / "run", pool_file, loading=loading, progress=False)
-        return values(found.records, "neighbor_mi")
+        found = select_checkpoints(tmp_path / "run", pool_file, loading=loading, progress=False)
+        return values(found.records, "robust_mi")
 
     assert offline(tmp_path / "start") == online
     with pytest.warns(UserWarning, match=r"no trace of the model .* refers to step 10; name"):
@@ -443,13 +452,13 @@ def test_the_model_before_training_can_be_named(
 def test_damaged_neighbors_are_no_difference_of_the_models(
     tmp_path, tokenizer, train_rows, pool_file
 ):
-    callback = SepStopCallback(pool_file, every_n_steps=10)
+    callback = OfCheckpoints(pool_file, every_n_steps=10)
     options = LEARNS | {"save_steps": 10}
     train(tmp_path, tokenizer, train_rows, callback, make_encoder(), **options)
     (tmp_path / NEIGHBORS_FILE).write_bytes(b"no archive")
     with pytest.warns(UserWarning, match=rf"{NEIGHBORS_FILE} is damaged or of another version"):
-        found = select_checkpoint(tmp_path, pool_file, progress=False)
-    assert values(found.records, "neighbor_mi") != values(callback.history, "neighbor_mi")
+        found = select_checkpoints(tmp_path, pool_file, progress=False)
+    assert values(found.records, "robust_mi") != values(callback.history, "robust_mi")
     assert found.differences == {}
 
 
@@ -468,12 +477,17 @@ def test_predictions_are_scored_as_during_the_run(
         model = peft.get_peft_model(model, config)
     else:
         model = make_encoder()
-    callback = SepStopCallback(
-        pool_file, criterion="infomax", policy=Patience(None), pooling="last", every_n_steps=4
+    callback = OfCheckpoints(
+        pool_file,
+        criterion="infomax",
+        extra_criteria=["auto", "separability"],
+        policy=Patience(None),
+        pooling="last",
+        every_n_steps=4,
     )
     options = {"max_steps": 12, "learning_rate": 3e-2} if adapter else LEARNS
     train(tmp_path / "run", tokenizer, train_rows, callback, model, **options)
-    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    selection = select_checkpoints(tmp_path / "run", pool_file, progress=False)
     assert selection.skipped == {}
     assert selection.decides == "infomax"
     for offline, online in zip(selection.records, callback.history, strict=True):
@@ -482,11 +496,11 @@ def test_predictions_are_scored_as_during_the_run(
             assert offline.scores[name].resample_values == pytest.approx(
                 score.resample_values, abs=1e-5
             )
-    online = values(callback.history, "neighbor_mi")
+    online = values(callback.history, "robust_mi")
     (tmp_path / "run" / NEIGHBORS_FILE).unlink()
-    without = select_checkpoint(tmp_path / "run", pool_file, progress=False).records
+    without = select_checkpoints(tmp_path / "run", pool_file, progress=False).records
     # The base of an adapter is where it started.
-    same = values(without, "neighbor_mi") == pytest.approx(online, abs=1e-5)
+    same = values(without, "robust_mi") == pytest.approx(online, abs=1e-5)
     assert same == adapter
 
 
@@ -498,7 +512,7 @@ def test_predictions_of_a_model_without_a_head_are_an_error(
     with pytest.raises(
         ValueError, match=r"expected logits of shape \(1, k\), got none from BertModel"
     ):
-        select_checkpoint(tmp_path, pool_file, criterion="infomax", progress=False)
+        select_checkpoints(tmp_path, pool_file, criterion="infomax", progress=False)
 
 
 def test_a_broken_log_is_passed_over(run, pool_file, finished):
@@ -506,7 +520,7 @@ def test_a_broken_log_is_passed_over(run, pool_file, finished):
     newest = run / f"checkpoint-{finished[1].history[-1].step}"
     (newest / "trainer_state.json").write_text('{"log_history": [')
     with pytest.warns(UserWarning, match="is not a trainer state"):
-        selection = select_checkpoint(run, pool_file, progress=False)
+        selection = select_checkpoints(run, pool_file, progress=False)
     assert {len(deciding(record).resample_values) for record in selection.records} == {
         7
     }  # as recorded
@@ -515,11 +529,11 @@ def test_a_broken_log_is_passed_over(run, pool_file, finished):
 @pytest.mark.filterwarnings("ignore:.* has no trace of the model before training")
 def test_a_run_that_was_never_monitored(tmp_path, tokenizer, train_rows, pool_file):
     train(tmp_path / "run", tokenizer, train_rows, None, make_encoder(), max_steps=8)
-    selection = select_checkpoint(tmp_path / "run", pool_file, progress=False)
+    selection = select_checkpoints(tmp_path / "run", pool_file, progress=False)
     assert [record.step for record in selection.records] == [4, 8]
     assert selection.online_best_step is None
     with pytest.raises(ValueError, match="expected a `name` in the settings of the criterion"):
-        select_checkpoint(
+        select_checkpoints(
             tmp_path / "run", pool_file, criterion={"normalize": False}, progress=False
         )
 
@@ -536,12 +550,12 @@ def test_folders_without_checkpoints(run, pool_file, folder, message):
     (run.parent / "empty").mkdir()
     (run.parent / "file").touch()
     with pytest.raises(FileNotFoundError, match=message):
-        select_checkpoint(run.parent / folder, pool_file)
+        select_checkpoints(run.parent / folder, pool_file)
 
 
 def test_checkpoints_may_be_named_one_by_one(run, pool_file):
-    whole = select_checkpoint(run, pool_file, cache=False, progress=False)
-    found = select_checkpoint(run / "checkpoint-4", pool_file, progress=False)
+    whole = select_checkpoints(run, pool_file, cache=False, progress=False)
+    found = select_checkpoints(run / "checkpoint-4", pool_file, progress=False)
     assert found.decides == whole.decides == "separability"
     for name, score in whole.records[0].scores.items():
         found_values = found.records[0].scores[name].resample_values
@@ -553,17 +567,17 @@ def test_checkpoints_may_be_named_one_by_one(run, pool_file):
 
 
 def test_the_weights_can_be_cast(run, pool_file):
-    saved = select_checkpoint(run, pool_file, progress=False)
+    saved = select_checkpoints(run, pool_file, progress=False)
     half = Loading(dtype="float16")
     with (
         pytest.warns(UserWarning, match="weights cast to float16 are not those"),
         pytest.warns(UserWarning, match=r"checkpoint-\d+: separability .* in the run's log"),
     ):
-        halved = select_checkpoint(run, pool_file, loading=half, progress=False)
+        halved = select_checkpoints(run, pool_file, loading=half, progress=False)
     scores = values(saved.records, "separability")
     assert values(halved.records, "separability") != scores
     assert values(halved.records, "separability") == pytest.approx(scores, abs=0.05)
-    again = select_checkpoint(run, pool_file, progress=False)  # the cache tells them apart
+    again = select_checkpoints(run, pool_file, progress=False)  # the cache tells them apart
     assert values(again.records, "separability") == scores
     with pytest.raises(ValueError, match=r"expected `dtype` among float32, .* got 'int8'"):
         Loading(dtype="int8")
@@ -579,7 +593,7 @@ def test_the_kept_one_of_tied_checkpoints_can_be_chosen(run, pool_file, monitore
         settings = {"num_resamples": 7, "resample_size": 25, "criterion": "separability"}
 
     def select(rule=None, **options):
-        return select_checkpoint(run, pool_file, ties=rule, progress=False, **settings, **options)
+        return select_checkpoints(run, pool_file, ties=rule, progress=False, **settings, **options)
 
     own = select().online_best_step
     first = min(find_checkpoints(run))
@@ -600,19 +614,19 @@ def test_the_kept_one_of_tied_checkpoints_can_be_chosen(run, pool_file, monitore
     assert replayed.best_step == 1
     assert replayed.best_step < first
     with pytest.raises(ValueError, match="expected `ties` among best, earliest, latest, got 'any'"):
-        select_checkpoint(run, pool_file, ties="any")
+        select_checkpoints(run, pool_file, ties="any")
 
 
 def test_offline_scores_have_the_precision_of_the_run(tmp_path, make_trainer, pool):
-    callback = SepStopCallback(pool, policy=Patience(None))
+    callback = OfCheckpoints(pool, policy=Patience(None))
     make_trainer(callback, max_steps=4, learning_rate=1e-2, bf16=True).train()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="sepstop")
-        chosen = select_checkpoint(tmp_path / "run", pool)
+        chosen = select_checkpoints(tmp_path / "run", pool)
     assert [r.scores for r in chosen.records] == [r.scores for r in callback.history]
     assert chosen.settings["precision"] == "bf16"
     with pytest.warns(UserWarning, match="read in precision 'no', but the run read it in 'bf16'"):
-        other = select_checkpoint(tmp_path / "run", pool, precision="no")
+        other = select_checkpoints(tmp_path / "run", pool, precision="no")
     assert [r.scores for r in other.records] != [r.scores for r in callback.history]
     with pytest.warns(UserWarning, match="weights cast to bfloat16 are not those that the run"):
-        select_checkpoint(tmp_path / "run", pool, loading=Loading(dtype="bfloat16"))
+        select_checkpoints(tmp_path / "run", pool, loading=Loading(dtype="bfloat16"))

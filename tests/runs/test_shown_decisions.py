@@ -16,9 +16,10 @@ from sepstop import Decision, Patience, SepStopCallback, select_checkpoint
 from sepstop.callbacks.lightning import SepStopCallback as LightningCallback
 from sepstop.cli.main import app
 from sepstop.decide.policies import POLICIES
+from sepstop.report.candidates import weights_label
 from sepstop.report.html.collect import collect
 from sepstop.report.live import follow
-from sepstop.runs.history import HISTORY_FILE, read_run
+from sepstop.runs.history import HISTORY_FILE, SCHEMA, read_run
 from sepstop.runs.records import record_to_dict
 from sepstop.utils.registry import describe
 
@@ -33,7 +34,7 @@ BY_EVALUATIONS = {
     "eval_strategy": "steps",
     "eval_steps": 2,
     "save_strategy": "best",
-    "metric_for_best_model": "neighbor_mi",
+    "metric_for_best_model": "robust_mi",
     "greater_is_better": True,
     "load_best_model_at_end": True,
 }
@@ -54,6 +55,12 @@ def failing(series):
     raise ZeroDivisionError("nothing to divide by")
 
 
+def decided_by(policy):
+    """The policy; with one of its own, a run is decided by its embeddings."""
+    own = {"criterion": "separability", "extra_criteria": ["auto"]}
+    return {"policy": policy, **({} if policy == "auto" else own)}
+
+
 def as_json(records):
     """Comparable where they hold NaN; Trainer's files have their keys in another order."""
     return [record_to_dict(record) for record in records]
@@ -65,7 +72,7 @@ def train(tmp_path, pool, tokenizer, train_rows):
 
     def run(policy="auto", resume=None, others=(), go_on=False, **options):
         callback = SepStopCallback(
-            pool, policy=policy, every_n_steps=2, continue_after_stop=go_on, **SETTINGS
+            pool, every_n_steps=2, continue_after_stop=go_on, **decided_by(policy), **SETTINGS
         )
         defaults = {
             "max_steps": 10,
@@ -106,7 +113,7 @@ def check(tmp_path, pool, monkeypatch):
         assert as_json(recorded.records) == as_json(callback.history)
         assert list(recorded.decisions) == callback.session.decisions
         assert recorded.policy == describe(callback.session.policy, POLICIES)
-        assert recorded.settings == callback.session.monitor.settings
+        assert recorded.settings == callback.session.settings
         assert recorded.decides == decides
 
         shown = collect(folder)
@@ -115,7 +122,11 @@ def check(tmp_path, pool, monkeypatch):
 
         said = CliRunner().invoke(app, ["card", str(folder)])
         assert said.exit_code == 0, said.output
-        assert f"from step {decision.best_step} of {trained} training steps" in said.stdout
+        (kept,) = (one for one in callback.history if one.step == decision.best_step)
+        average = f"The weights are the {kept.average}, chosen without labels"
+        origin = f"from step {kept.step}" if kept.average is None else average
+        assert origin in said.stdout
+        assert f" of {trained} training steps" in said.stdout
         assert f"| {decides} (decides) |" in said.stdout
         assert f"says: {decision.reason}." in said.stdout
 
@@ -124,9 +135,9 @@ def check(tmp_path, pool, monkeypatch):
             said = CliRunner().invoke(app, ["plot", str(folder), "-o", str(picture)])
         assert said.exit_code == 0, said.output
         both = decision.stop and decision.best_step == decision.step
-        assert ("stop: step" in picture.read_text()) == decision.stop
-        pick = f"{'pick and stop' if both else 'pick'}: step {decision.best_step}"
-        assert pick in picture.read_text()
+        assert ("stop: " in picture.read_text()) == decision.stop
+        weights = f"step {kept.step}" if kept.average is None else weights_label(kept)
+        assert f"{'pick and stop' if both else 'pick'}: {weights}" in picture.read_text()
         assert f"{decides} (decides)" in picture.read_text()
 
         for once in (True, False):
@@ -143,7 +154,7 @@ def check(tmp_path, pool, monkeypatch):
                 assert text.count("stopped: ") == len(stops)
 
         if list(folder.glob("checkpoint-*")):
-            selection = select_checkpoint(folder, pool, progress=False)
+            selection = select_checkpoint(folder, pool, progress=False, average=False)
             assert selection.online_best_step == decision.best_step
             assert selection.settings == callback.session.monitor.settings
             assert selection.decides == decides
@@ -154,14 +165,14 @@ def check(tmp_path, pool, monkeypatch):
 @pytest.mark.parametrize(
     ("policy", "options", "decides"),
     [
-        ("auto", {"save_strategy": "no"}, "neighbor_mi"),
-        ("auto", {}, "neighbor_mi"),
+        ("auto", {"save_strategy": "no"}, "robust_mi"),
+        ("auto", {}, "robust_mi"),
         (EAGER, {"save_strategy": "no"}, "separability"),
         (EAGER, {"save_only_model": True}, "separability"),
         (NEVER, {"save_strategy": "no"}, "separability"),
         (StopsAt(6), {"save_strategy": "no"}, "separability"),
         (StopsAt(6), {"save_total_limit": 1}, "separability"),
-        ("auto", BY_EVALUATIONS, "neighbor_mi"),
+        ("auto", BY_EVALUATIONS, "robust_mi"),
         (EAGER, BY_EVALUATIONS | {"metric_for_best_model": "separability"}, "separability"),
         ("auto", BY_EVALUATIONS | {"metric_for_best_model": "separability"}, "separability"),
         (failing, {"save_strategy": "no"}, "separability"),
@@ -176,7 +187,7 @@ def test_of_a_trainer(train, check, policy, options, decides):
 @pytest.mark.parametrize("policy", ["auto", EAGER, StopsAt(8)])
 def test_of_lightning(tmp_path, pool, tokenizer, batches, check, policy):
     callback = LightningCallback(
-        pool, policy=policy, tokenizer=tokenizer, every_n_steps=4, **SETTINGS
+        pool, tokenizer=tokenizer, every_n_steps=4, **decided_by(policy), **SETTINGS
     )
     pl.Trainer(
         default_root_dir=tmp_path / "run",
@@ -188,7 +199,7 @@ def test_of_lightning(tmp_path, pool, tokenizer, batches, check, policy):
         enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(Classifier(), batches)
-    check(callback, "neighbor_mi" if policy == "auto" else "separability")
+    check(callback, "robust_mi" if policy == "auto" else "separability")
 
 
 def test_of_a_run_without_its_history_file(train, check, tmp_path):
@@ -204,7 +215,7 @@ def test_of_a_run_whose_checkpoints_lost_their_log(train, check, tmp_path):
         state.unlink()
     check(callback)
     path = tmp_path / "run" / "checkpoint-4"
-    alone = select_checkpoint(path, callback.session.monitor.pool, progress=False)
+    alone = select_checkpoint(path, callback.session.monitor.pool, progress=False, average=False)
     assert alone.settings == callback.session.monitor.settings
 
 
@@ -214,7 +225,7 @@ def test_a_torn_history_file_is_never_guessed_at(train, pool, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     last = len(path.read_bytes().splitlines())
     with pytest.raises(ValueError, match=rf"{HISTORY_FILE}, line {last}: "):
-        select_checkpoint(tmp_path / "run", pool, progress=False)
+        select_checkpoint(tmp_path / "run", pool, progress=False, average=False)
     for command in ("plot", "card", "report", "watch"):
         said = CliRunner().invoke(app, [command, str(tmp_path / "run")])
         assert said.exit_code == 2
@@ -298,8 +309,8 @@ def test_a_record_that_the_checkpoint_was_saved_without_is_taken_from_the_file(t
 def test_a_run_that_cannot_read_its_history_file_goes_on_with_a_warning(train, check, tmp_path):
     train(NEVER, max_steps=4)
     path = tmp_path / "run" / HISTORY_FILE
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
-    with pytest.raises(ValueError, match=r"line 1: schema 3 of a newer version"):
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}'))
+    with pytest.raises(ValueError, match=rf"line 1: schema {SCHEMA + 1} of a newer version"):
         read_run(tmp_path / "run")
     with pytest.warns(UserWarning, match="newer version .* goes on from what its checkpoint knows"):
         callback = train(NEVER, max_steps=6, resume=True)

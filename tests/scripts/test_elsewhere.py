@@ -73,7 +73,7 @@ def test_criteria_keep_to_the_device(name, there):
         ("auto", "labels"),
         ("auto", "none"),
         ("infomax", "classes"),
-        ("sepstop.bench.criteria:Consistency", "classes"),
+        ("consistency", "classes"),
     ],
 )
 def test_a_measurement_keeps_to_the_device(criterion, outputs, there):

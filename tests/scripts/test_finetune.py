@@ -86,18 +86,60 @@ training:
 
 @UNNAMED_HEAD
 def test_a_run_stops_and_leaves_what_the_offline_pick_needs(settings, tmp_path, capsys):
-    options = [f"--config={settings}", "--sepstop.load_best_model_at_end=true"]
-    trainer, callback = finetune.main(options)
+    trainer, callback = finetune.main(
+        [
+            f"--config={settings}",
+            "--sepstop.load_best_model_at_end=true",
+            "--sepstop.average=false",
+        ]
+    )
     assert callback.decision.stop
     assert trainer.state.global_step < 60
-    assert "40 labeled rows, 2 classes, pool of 100 texts" in capsys.readouterr().out
-    run = tmp_path / "run"
+    run, best = tmp_path / "run", callback.decision.best_step
+    said = capsys.readouterr().out
+    assert "40 labeled rows, 2 classes, pool of 100 texts" in said
+    assert f"best weights: those of step {best}, in {run}/checkpoint-{best}\n" in said
+    assert f"{run}/model holds the best weights\n" in said
     assert (run / "model" / "model.safetensors").is_file()
     assert list(read_history(run / "sepstop_history.jsonl").records) == callback.history
     pool = [json.loads(line)["text"] for line in (run / "pool.jsonl").read_text().splitlines()]
     assert tuple(pool) == callback.monitor.pool.rows
-    selection = select_checkpoint(run, run / "pool.jsonl", progress=False)
+    selection = select_checkpoint(run, run / "pool.jsonl", progress=False, average=False)
     assert selection.best_step == callback.decision.best_step
+
+
+@pytest.mark.parametrize("loads", [True, False])
+@UNNAMED_HEAD
+def test_the_best_average_is_kept_and_said(settings, tmp_path, capsys, loads):
+    """Two of the fields are set in the file, two on the command line."""
+    settings.write_text(
+        settings.read_text().replace(
+            "{every_n_steps: 5,", "{every_n_steps: 5, average: true, average_every_n_steps: 2,"
+        )
+    )
+    trainer, callback = finetune.main(
+        [
+            f"--config={settings}",
+            "--sepstop.score_checkpoints=false",
+            "--sepstop.average_device=cpu",
+            f"--sepstop.load_best_model_at_end={str(loads).lower()}",
+            "--training.warmup_steps=4",
+        ]
+    )
+    record = next(one for one in callback.history if one.step == callback.decision.best_step)
+    first, last = record.average.first_step, record.average.last_step
+    assert (first, last) == (4, record.step - record.step % 2)
+    run, said = tmp_path / "run", capsys.readouterr().out
+    assert f"best weights: {record.average}, in {run}/average-{record.step}\n" in said
+    holds = "the best weights" if loads else "the last weights; to have the best there, set sepstop"
+    assert f"{run}/model holds {holds}" in said
+    kept, model = (
+        BertForSequenceClassification.from_pretrained(run / name)
+        for name in (f"average-{record.step}", "model")
+    )
+    same = map(torch.equal, kept.parameters(), model.parameters())
+    assert all(same) if loads else not any(same)
+    assert all(map(torch.equal, trainer.model.parameters(), model.parameters()))
 
 
 def load(settings, *options):

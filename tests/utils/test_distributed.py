@@ -65,7 +65,7 @@ def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
     alone = ran(1)[0][model]
     for one in ran(processes):
         found = one[f"{sharded}{model}"]
-        mutual_information = "neighbor_mi" if model == "encoder" else "component_mi"
+        mutual_information = "robust_mi" if model == "encoder" else "component_mi"
         assert set(found["scores"]) == {mutual_information, "separability"}
         for name, score in found["scores"].items():
             for key in ("resample_values", "low"):
@@ -100,6 +100,27 @@ def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
         assert recorded["ended"] == (6 if name == "stop again" else 12)
     assert ran(processes)[0]["stop"]["decision"]["stop"]
     assert ran(processes)[0]["stop"]["steps"] == 6
+
+
+@SEVERAL
+def test_averages_are_kept_loaded_and_resumed_as_in_one_process(ran, processes):
+    (alone,) = ran(1)
+    for name in ("averages", "resumed averages"):
+        first, *others = [found[name] for found in ran(processes)]
+        assert others == [first] * (processes - 1)
+        assert first["failed"] is None
+        expected = alone["averages"]
+        assert first["best"] == expected["best"] == f"average-{first['decision']['best_step']}"
+        assert [one["average"] for one in first["history"]] == [
+            one["average"] for one in expected["history"]
+        ]
+        assert all(one["average"] for one in first["history"])
+        assert found_scores(first) == pytest.approx(found_scores(expected), rel=1e-3)
+        assert first["differ"] == []  # the best average is loaded
+    first = ran(processes)[0]
+    for key in ("weights", "best", "decision"):  # bit for bit
+        assert first["resumed averages"][key] == first["averages"][key]
+    assert found_scores(first["resumed averages"]) == found_scores(first["averages"])
 
 
 def found_scores(run):
@@ -190,6 +211,7 @@ def test_the_documented_loop_under_accelerate_launch(tmp_path):
             str(tmp_path),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | own,
+        cwd=tmp_path,  # it saves the best weights there
         capture_output=True,
         text=True,
         timeout=200,
@@ -197,6 +219,6 @@ def test_the_documented_loop_under_accelerate_launch(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (read_history(tmp_path / f"rank{rank}.jsonl") for rank in (0, 1))
     assert first == second
-    assert first.series.name == "neighbor_mi"
+    assert first.series.name == "robust_mi"
     assert first.series.steps == (5, 10, 15)
     assert all(score.is_finite for record in first.records for score in record.scores.values())

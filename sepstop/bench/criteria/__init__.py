@@ -8,7 +8,7 @@ YAML and on the command line write "sepstop.bench.criteria:RankMe", or a mapping
 from sepstop.bench.criteria.clusters import CalinskiHarabasz, Silhouette
 from sepstop.bench.criteria.components import ClusterEntropy, ClusterInformation
 from sepstop.bench.criteria.persistence import TotalPersistence
-from sepstop.bench.criteria.predictions import BNM, SND, Churn, Consistency
+from sepstop.bench.criteria.predictions import BNM, SND, Churn
 from sepstop.bench.criteria.spectrum import (
     AlphaReQ,
     Coherence,
@@ -33,7 +33,6 @@ COMPARED: dict[str, type] = {
     "bnm": BNM,
     "snd": SND,
     "churn": Churn,
-    "consistency": Consistency,
 }
 """The criteria for comparison by their names in the bench's tables."""
 
@@ -47,7 +46,6 @@ __all__ = [
     "ClusterEntropy",
     "ClusterInformation",
     "Coherence",
-    "Consistency",
     "NESum",
     "RankMe",
     "SelfClustering",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sepstop.criteria.neighbor_mi import mutual_information
 from sepstop.criteria.predictions import entropy
 
 
@@ -66,27 +65,6 @@ def churn(logits: Tensor, previous_logits: Tensor) -> Tensor:
         arXiv:2502.07551, Early Stopping Against Label Noise Without Validation Data (Label Wave).
     """
     return (logits.argmax(dim=-1) != previous_logits.argmax(dim=-1)).double().mean(dim=-1)
-
-
-def consistency(logits: Tensor, corrupted_logits: Tensor) -> Tensor:
-    """Mutual information of each text's predicted class and its corrupted copy's.
-
-    It is high if all classes are in use and predictions survive the loss of some tokens. Unlike
-    `sepstop.criteria.predictions.infomax` it ignores confidence, which memorizing wrong labels
-    raises as well. It is Miller-Madow corrected; see
-    `sepstop.criteria.neighbor_mi.mutual_information`.
-
-    Args:
-        logits, corrupted_logits: ``(B, n, k)``, any float dtype, on one device.
-
-    Returns:
-        ``(B,)`` float64 in nats, on the same device; up to about log k.
-
-    References:
-        Ours, after the objective of arXiv:1807.06653, Invariant Information Clustering.
-    """
-    first, second = logits.argmax(dim=-1), corrupted_logits.argmax(dim=-1)  # (B, n)
-    return mutual_information(first, second, logits.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -145,20 +123,3 @@ class Churn:
     def __call__(self, logits: Tensor, previous_logits: Tensor) -> Tensor:
         """``(B, n, k)`` twice -> ``(B,)``; see `churn`."""
         return churn(logits, previous_logits)
-
-
-@dataclass(frozen=True)
-class Consistency:
-    """`consistency` as a criterion, for a model that predicts one class out of k.
-
-    It costs a second forward pass over the pool.
-    """
-
-    name: ClassVar[str] = "consistency"
-    higher_is_better: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ("logits", "corrupted_logits")
-    outputs: ClassVar[str] = "classes"
-
-    def __call__(self, logits: Tensor, corrupted_logits: Tensor) -> Tensor:
-        """``(B, n, k)`` twice -> ``(B,)``; see `consistency`."""
-        return consistency(logits, corrupted_logits)

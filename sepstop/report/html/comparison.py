@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sepstop.decide.selection import best_run, tied_runs
+from sepstop.report.candidates import weights_label
 from sepstop.report.html.descriptions import describe_curve, number
 from sepstop.report.html.report_data import ReportData
 from sepstop.report.html.sanitize import plain, without_folders
@@ -45,6 +46,7 @@ def compare_runs(runs: Sequence[ReportData]) -> dict[str, Any] | None:
                 "steps": list(values),
                 "values": [v if math.isfinite(v) else None for v in values.values()],
                 "pick": pick,
+                "average": weights_label(run.kept) if run.kept and run.kept.average else "",
                 "at_pick": number(None if pick is None else values.get(pick)),
                 "stop": run.decision.step if run.decision.stop else None,
                 "alt": describe_curve(name, values, {"pick": pick}),
@@ -92,9 +94,9 @@ def _best(runs: Sequence[ReportData], names: Sequence[str]) -> tuple[str | None,
             ]
     texts = [str(w.message).removeprefix("sepstop: ") for w in caught]
     notes = [f"{text[0].upper()}{without_folders(text[1:], best)}." for text in texts]
-    step = selections[best].best_step
+    kept = next(one for one in selections[best].records if one.step == selections[best].best_step)
     name_of = {run.folder: name for run, name in zip(runs, names, strict=True)}
-    verdict = f"Of all runs, keep the checkpoint of step {step} of {name_of[best]}."
+    verdict = f"Of all runs, keep the {weights_label(kept)} of {name_of[best]}."
     tied = [name_of[run] for run in tied_runs(selections, best)]
     if tied:
         verdict += f" It is not significantly better than {', '.join(tied)}."

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sepstop.types import Decision, Score
+from sepstop.report.candidates import weights_label
+from sepstop.types import Decision, Record, Score
 
 
 def number(value: float | None) -> str:
@@ -31,18 +32,19 @@ def score_text(score: Score) -> str:
     return f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"
 
 
-def describe_decision(decision: Decision, is_monitored: bool) -> str:
+def describe_decision(decision: Decision, is_monitored: bool, kept: Record | None = None) -> str:
     """What was decided, as a sentence.
 
     Args:
         is_monitored: True if the run itself decided.
+        kept: record of the weights to keep. Default: those of the best step.
 
     >>> describe_decision(Decision(True, 80, "", 140), is_monitored=True)
     'The run was stopped at step 140. Keep the checkpoint of step 80.'
     """
     if decision.best_step is None:
         return "There is no checkpoint to recommend."
-    keep = f"Keep the checkpoint of step {decision.best_step}."
+    keep = f"Keep the {weights_label(kept or Record(decision.best_step, None, {}))}."
     if decision.stop:
         what = "The run was stopped" if is_monitored else "The run could have stopped"
         return f"{what} at step {decision.step}. {keep}"
@@ -86,21 +88,24 @@ def describe_groups(groups: Sequence[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(groups).most_common(12))
 
 
-def describe_step(step: int, name: str, score: Score | None, decision: Decision) -> str:
+def describe_step(
+    step: int, name: str, score: Score | None, decision: Decision, is_average: bool = False
+) -> str:
     """What the slider says at a checkpoint.
 
     Args:
         name: of the deciding score.
-        score: None if the step was not scored.
+        score: of the checkpoint; None if it was not scored.
+        is_average: True if the pick is an average of the weights up to its step.
 
-    >>> describe_step(140, "neighbor_mi", Score(1.161), Decision(True, 140, "", 160))
-    'step 140, neighbor_mi 1.161, the pick'
+    >>> describe_step(140, "robust_mi", Score(1.161), Decision(True, 140, "", 160))
+    'step 140, robust_mi 1.161, the pick'
     """
     parts = [f"step {step}"]
     if score is not None:
         parts.append(f"{name} {number(score.value)}" if score.is_finite else f"no {name}")
     if step == decision.best_step:
-        parts.append("the pick")
+        parts.append("the pick is an average up to here" if is_average else "the pick")
     if decision.stop and step == decision.step:
         parts.append("the stop")
     return ", ".join(parts)

@@ -8,6 +8,8 @@
     ["star", "★"], ["triangle-down", "▼"],
   ];
   const DASHES = ["solid", "dash", "dot", "dashdot"];
+  // Lines of other candidates; page.css has the same ones for the legend.
+  const CANDIDATES = [["green", "dash"], ["pink", "dot"], ["edge", "dashdot"], ["orange", "dash"], ["sky", "dot"], ["text", "dashdot"]];
   const OPTIONS = { displayModeBar: false, responsive: true };
   const PLAY_INTERVAL = 900; // milliseconds per checkpoint
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -54,6 +56,9 @@
     };
   }
 
+  // What a line's hover labels say beside step and score: what each point is of.
+  const hoverOf = (names) => names ? { text: names.map(escaped), hovertemplate: "step %{x}: %{y}<br>%{text}<extra></extra>" } : {};
+
   // A large marker at the value of a curve at a step.
   function mark(curve, step, name, symbol, more, size = 15) {
     const index = curve.steps.indexOf(step);
@@ -84,6 +89,7 @@
   // The recorded scores, one panel each, the deciding one on top.
   function drawCurve(run) {
     const traces = [], axes = {}, titles = [], count = run.curves.length;
+    const kept = run.kept ? `, ${run.kept}` : "";
     const reason = (name) => [`${name}<br>${wrapped(run.reason)}`];
     run.curves.forEach((curve, i) => {
       const suffix = i === 0 ? "" : `${i + 1}`, first = i === 0;
@@ -95,8 +101,15 @@
           fill: "toself", fillcolor: translucent(color("blue")), line: { width: 0 }, hoverinfo: "skip", showlegend: false, ...on,
         }));
       }
-      traces.push(line(curve, "", { ...on, showlegend: false, line: { color: color("blue"), width: 2 }, marker: { size: 6 } }));
-      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}`, "star", { ...on, showlegend: first, hovertext: reason("the pick") }));
+      curve.others.forEach((other, j) => {
+        const [ink, dash] = CANDIDATES[j % CANDIDATES.length];
+        traces.push(line({ steps: curve.steps, values: other.values }, other.name, {
+          ...on, showlegend: false, line: { color: color(ink), dash, width: 1.5 }, marker: { size: 3.5 },
+          ...hoverOf(curve.steps.map(() => other.name)),
+        }));
+      });
+      traces.push(line(curve, "", { ...on, showlegend: false, line: { color: color("blue"), width: curve.others.length ? 3 : 2 }, marker: { size: 6 }, ...hoverOf(curve.weights) }));
+      traces.push(...mark(curve, run.marks.pick, `the pick, step ${run.marks.pick}${run.kept ? ", an average" : ""}`, "star", { ...on, showlegend: first, hovertext: reason(`the pick${escaped(kept)}`) }));
       traces.push(...mark(curve, run.marks.stop, `the stop, step ${run.marks.stop}`, "circle-open", { ...on, showlegend: first, hovertext: reason("the stop") }));
       const domain = panel(i, count);
       axes[`yaxis${suffix}`] = axis({ domain, anchor: "x", nticks: count > 2 ? 4 : 6 });

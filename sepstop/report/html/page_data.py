@@ -9,6 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from sepstop.report.candidates import (
+    MAX_LINES,
+    best_label,
+    candidate_label,
+    candidate_series,
+    other_names,
+    weights_label,
+)
 from sepstop.report.html.descriptions import (
     describe_curve,
     describe_decision,
@@ -20,7 +28,8 @@ from sepstop.report.html.frames import Frame
 from sepstop.report.html.groups import Grouping, groupings, reference_frame
 from sepstop.report.html.report_data import ReportData
 from sepstop.report.html.sanitize import plain, shown
-from sepstop.report.html.tables import record_row, settings, text_rows
+from sepstop.report.html.tables import candidate_rows, record_row, settings, text_rows
+from sepstop.runs.records import RunHistory
 from sepstop.types import Series
 
 _MAP_SCALE = 1000  # map positions are integers up to this
@@ -40,11 +49,14 @@ def page_data(run: ReportData, position: int, name: str) -> dict[str, Any]:
     return {
         "id": f"run-{position}",
         "name": name,
-        "summary": describe_decision(run.decision, run.is_monitored),
+        "summary": describe_decision(run.decision, run.is_monitored, run.kept),
         "reason": shown(run.decision.reason, run.folder),
         "policy": plain(policy.get("name", policy.get("custom", "")), 60),
         "decides": plain(run.history.decides, 60),
         "marks": run.marks,
+        "kept": None if run.kept is None or run.kept.average is None else weights_label(run.kept),
+        "has_averages": run.has_averages,
+        "lines": lines(run),
         "curves": curves(run),
         "frames": frames(run, ways),
         "start": reference_frame(run) if run.frames else 0,
@@ -59,6 +71,7 @@ def page_data(run: ReportData, position: int, name: str) -> dict[str, Any]:
         "settings": settings(run),
         "score_names": [plain(one, 60) for one in run.history.names],
         "records": [record_row(record, run) for record in run.history.records],
+        "candidates": candidate_rows(run),
         "texts": text_rows(run, ways),
         "notes": [
             shown(note, run.folder) for note in [*other_pick(run), *steps_without(run), *run.notes]
@@ -67,9 +80,39 @@ def page_data(run: ReportData, position: int, name: str) -> dict[str, Any]:
 
 
 def curves(run: ReportData) -> list[dict[str, Any]]:
-    """The recorded scores over the steps, the deciding one first."""
-    recorded = set(run.history.names)
-    return [_curve(series, run) for series in run.series if series.name in recorded]
+    """The recorded scores over the steps, the deciding one first.
+
+    Where averages were scored, each has what its scores are of, and lines of other candidates.
+    """
+    recorded, others = set(run.history.names), other_names(run.history)[:MAX_LINES]
+    found = []
+    for series in run.series:
+        if series.name in recorded:
+            lines = [_line(run.history, one, series.name) for one in others]
+            alt = " ".join(str(line["alt"]) for line in lines)
+            curve = _curve(series, run)
+            found.append(curve | {"alt": f"{curve['alt']} {alt}".strip(), "others": lines})
+    if run.has_averages:
+        weights = [weights_label(record) for record in run.history.records]
+        found = [curve | {"weights": weights} for curve in found]
+    return found
+
+
+def _line(history: RunHistory, candidate: str, name: str) -> dict[str, Any]:
+    """The line of a candidate that is not the best one at some step."""
+    series, label = candidate_series(history, candidate, name), candidate_label(candidate)
+    values = {step: score.value for step, score in series}
+    return {
+        "name": label,
+        "values": _finite(values.values()),
+        "alt": describe_curve(f"{label}, {plain(name, 60)}", values, {}),
+    }
+
+
+def lines(run: ReportData) -> list[str]:
+    """What the lines of a panel are of, the best candidates first; empty for a single line."""
+    names = [candidate_label(name) for name in other_names(run.history)]
+    return [best_label(run.history), *names] if names else []
 
 
 def criteria(run: ReportData) -> list[dict[str, Any]]:
@@ -131,7 +174,13 @@ def _frame(
     explained = None if frame.explained is None else f"{frame.explained:.0%}"
     variance = "" if explained is None else f" It shows {explained} of their variance."
     sizes = describe_groups([way.names[group] for group in way.at(index)])
-    score = run.deciding_score(frame.step)
+    value = describe_step(
+        frame.step,
+        plain(run.history.decides, 60),
+        run.checkpoint_score(frame.step),
+        run.decision,
+        is_average=run.kept is not None and run.kept.average is not None,
+    )
     return {
         "step": frame.step,
         "x": x,
@@ -139,7 +188,7 @@ def _frame(
         "deaths": [_rounded(death) for death in deaths],
         "separability": number(1 - float(deaths.mean()) / longest if longest > 0 else 0.0),
         "explained": explained,
-        "value": describe_step(frame.step, plain(run.history.decides, 60), score, run.decision),
+        "value": value,
         "map_alt": f"Map of {len(x)} texts at step {frame.step}.{variance} "
         f"By {way.title}: {sizes}.",
         "bars_alt": f"Barcode of {len(deaths)} merges at step {frame.step}: the median is at "
@@ -166,9 +215,13 @@ def other_pick(run: ReportData) -> list[str]:
     best_step = run.selection.best_step
     if run.decision.best_step in (None, best_step):
         return []
+    best = next(one for one in run.selection.records if one.step == best_step)
+    kept = f"step {run.decision.best_step}"
+    if run.kept is not None and run.kept.average is not None:
+        kept = f"the {weights_label(run.kept)}"
     return [
-        f"scored now, the pick is the checkpoint of step {best_step} "
-        f"({run.selection.decision.reason}); the run itself kept step {run.decision.best_step}"
+        f"scored now, the pick is the {weights_label(best)} "
+        f"({run.selection.decision.reason}); the run itself kept {kept}"
     ]
 
 

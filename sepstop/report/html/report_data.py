@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sepstop.decide.selection import Selection
+from sepstop.report.candidates import has_averages, kept_record
 from sepstop.report.html.frames import Frame
 from sepstop.runs.records import RunHistory
-from sepstop.types import Decision, Score, Series
+from sepstop.types import CHECKPOINT, NO_SCORE, Decision, Record, Score, Series
 
 NO_DECISION = Decision(False, None, "the run recorded no decision")
 """The decision of a run that has none on disk."""
@@ -64,6 +65,16 @@ class ReportData:
         return self.history.is_online and self.history.decision is not None
 
     @property
+    def kept(self) -> Record | None:
+        """The record of the weights to keep; None without one."""
+        return kept_record(self.history)
+
+    @property
+    def has_averages(self) -> bool:
+        """True if averages of the weights were scored."""
+        return has_averages(self.history.records)
+
+    @property
     def marks(self) -> dict[str, int | None]:
         """Steps of the pick and of the stop."""
         decision = self.decision
@@ -82,12 +93,18 @@ class ReportData:
     def class_names(self) -> Mapping[int, str]:
         return class_names(self.model_config)
 
-    def deciding_score(self, step: int) -> Score | None:
-        """The deciding score at a step, from the history or else from the selection."""
-        found = dict(self.history.series)
-        if self.selection is not None:
-            found = dict(self.selection.series_of(self.history.decides)) | found
-        return found.get(step)
+    def checkpoint_score(self, step: int) -> Score | None:
+        """The deciding score of a step's own weights, from the history or else from the selection.
+
+        Returns:
+            None if they were not scored, or the step was not.
+        """
+        recorded = self.history.records, self.selection.records if self.selection else ()
+        for record in (one for records in recorded for one in records if one.step == step):
+            scores = record.candidates.get(CHECKPOINT)
+            if scores is not None:
+                return scores.get(self.history.decides, NO_SCORE)
+        return None
 
 
 def class_names(model_config: Mapping[str, Any]) -> dict[int, str]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sepstop._version import __version__
+from sepstop.report.candidates import average_cell, candidate_label, weights_label
 from sepstop.report.html.descriptions import number, score_text
 from sepstop.report.html.groups import Grouping
 from sepstop.report.html.report_data import NO_DECISION, ReportData
 from sepstop.report.html.sanitize import plain, shown
 from sepstop.report.model_card import described, version_of
-from sepstop.types import NO_SCORE, Record
+from sepstop.types import NO_SCORE, Record, Score
 
 _TRAINER = {
     "global_step": "steps at the newest checkpoint",
@@ -51,6 +52,9 @@ def settings(run: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
         ("deciding score", run.history.decides),
         ("decided by", "unknown" if run.decision is NO_DECISION else who),
     ]
+    if run.kept is not None and run.kept.average is not None:
+        weights = f"{weights_label(run.kept)}, {run.kept.average.count} steps in it"
+        decision.append(("weights to keep", weights))
     measurement = [
         (_MEASUREMENT.get(key, key), _setting_text(value))
         for key, value in run.history.settings.items()
@@ -100,10 +104,28 @@ def record_row(record: Record, run: ReportData) -> dict[str, Any]:
     return {
         "step": str(record.step),
         "epoch": "" if record.epoch is None else f"{record.epoch:.2f}",
-        "scores": [score_text(record.scores.get(name, NO_SCORE)) for name in run.history.names],
+        "average": average_cell(record),
+        "scores": _score_cells(record.scores, run),
         "seconds": f"{record.seconds:.1f}",
         "marks": " and ".join(marks),
     }
+
+
+def candidate_rows(run: ReportData) -> list[dict[str, Any]]:
+    """Rows of the other candidates at each step, with scores as in `record_row`."""
+    return [
+        {
+            "step": str(record.step),
+            "candidate": candidate_label(name),
+            "scores": _score_cells(scores, run),
+        }
+        for record in run.history.records
+        for name, scores in record.others.items()
+    ]
+
+
+def _score_cells(scores: Mapping[str, Score], run: ReportData) -> list[str]:
+    return [score_text(scores.get(name, NO_SCORE)) for name in run.history.names]
 
 
 def text_rows(run: ReportData, ways: Sequence[Grouping]) -> list[dict[str, str]] | None:

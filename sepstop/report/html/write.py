@@ -15,7 +15,13 @@ from sepstop.utils.files import write_atomically
 if TYPE_CHECKING:
     from sepstop.report.html.report_data import ReportData
 
-_ONLY_IN_TABLES = ("settings", "records", "texts", "score_names")  # parts that no script needs
+_ONLY_IN_TABLES = (
+    "settings",
+    "records",
+    "candidates",
+    "texts",
+    "score_names",
+)  # parts that no script needs
 
 
 def write_page(

@@ -1,0 +1,103 @@
+"""The state of averages beside checkpoints."""
+
+import pytest
+from conftest import make_encoder
+from helpers.averages import are_equal, averaged, with_lora
+
+from sepstop.measure.average import RunningAverages
+from sepstop.runs.average_state import (
+    load_state,
+    move_state,
+    remove_states,
+    save_state,
+    state_folder,
+)
+
+FILE = "sepstop_average_state.safetensors"
+
+
+def is_same(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    tensors, others = first.pop("averages"), second.pop("averages")
+    return first == second and all(are_equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("make", [make_encoder, lambda: make_encoder().double(), with_lora])
+def test_it_comes_back_to_the_bit(tmp_path, make):
+    model = make()
+    averages = averaged(model)
+    save_state(tmp_path / "checkpoint-4", averages, model, step=4)
+    resumed = RunningAverages(model)
+    assert load_state(tmp_path / "checkpoint-4", resumed, model, step=4)
+    assert is_same(averages, resumed)
+    assert [path.name for path in (tmp_path / "checkpoint-4").iterdir()] == [FILE]
+    empty = RunningAverages(model)  # during the warm-up
+    save_state(tmp_path / "checkpoint-4", empty, model, step=4)
+    assert load_state(tmp_path / "checkpoint-4", resumed, model, step=4)
+    assert is_same(empty, resumed)
+
+
+def test_it_waits_beside_the_checkpoint(tmp_path):
+    """The process may be killed before, while or after the checkpoint is saved."""
+    model, checkpoint = make_encoder(), tmp_path / "checkpoint-4"
+    averages, resumed = averaged(model), RunningAverages(model)
+    save_state(state_folder(tmp_path, 3), averages, model, step=3)  # its checkpoint never came
+    save_state(state_folder(tmp_path, 4), averages, model, step=4)
+    checkpoint.mkdir()
+    assert load_state(checkpoint, resumed, model, step=4)
+    assert is_same(averages, resumed)
+    move_state(tmp_path, checkpoint, step=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    resumed = RunningAverages(model)
+    assert load_state(checkpoint, resumed, model, step=4)
+    assert is_same(averages, resumed)
+    save_state(state_folder(tmp_path, 8), averages, model, step=8)
+    remove_states(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_rank_that_does_not_write(tmp_path):
+    model = make_encoder()
+    save_state(tmp_path / "checkpoint-4", averaged(model), model, step=4, writes=False)
+    assert not list(tmp_path.iterdir())
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def no_tensors(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "decays", "step", "said"),
+    [
+        (lambda path: path.unlink(), None, 4, rf"\(no {FILE}\)"),
+        (cut, None, 4, "Error while deserializing header"),
+        (no_tensors, None, 4, "Error while deserializing header"),
+        (None, {"other": 1}, 4, "expected averages {'other': 1}, got {'cumulative': 0"),
+        (None, None, 8, "is of step 4, not 8"),
+    ],
+)
+def test_without_a_fitting_state_the_averages_begin_anew(tmp_path, damage, decays, step, said):
+    model, checkpoint = make_encoder(), tmp_path / f"checkpoint-{step}"
+    save_state(checkpoint, averaged(model), model, step=4)
+    if damage:
+        damage(checkpoint / FILE)
+    averages = RunningAverages(model, **({"decays": decays} if decays else {}))
+    with pytest.warns(UserWarning, match=rf"^sepstop: .* can't be resumed .*{said}") as caught:
+        assert not load_state(checkpoint, averages, model, step=step)
+    assert "they begin anew at step" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert averages.count == 0
+    assert not any(averages.state_dict()["averages"].values())
+
+
+def test_the_state_of_another_model(tmp_path):
+    save_state(tmp_path, averaged(make_encoder()), make_encoder(), step=4)
+    model = with_lora()
+    averages = RunningAverages(model)
+    with pytest.warns(UserWarning, match="does not fit the model, which lacks it"):
+        assert not load_state(tmp_path, averages, model, step=4)
+    assert averages.count == 0
