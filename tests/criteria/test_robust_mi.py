@@ -1,4 +1,4 @@
-"""Consistency with corrupted copies and its product with neighbors: by hand, naively, limits."""
+"""Consistency with corrupted copies and its mean with neighbors: by hand, naively, limits."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_robust_mi_by_hand():
     # the other, as among the copies. The lower bound of the first evaluation, 10 / 40, is below.
     first = math.log(2) + 1 / 80
     near = math.sqrt(first * (first + stable) / 2)
-    assert robust(HALVES, copies, HALVES, copies) == pytest.approx(math.sqrt(stable * near))
+    assert robust(HALVES, copies, HALVES, copies) == pytest.approx((stable**2 * near) ** (1 / 3))
 
 
 def test_neither_neighbors_nor_copies_are_enough():
@@ -105,7 +105,7 @@ def test_names_of_classes_confidence_and_dtype_do_not_matter():
     assert surer.dtype == torch.float64
 
 
-def test_it_is_the_geometric_mean_of_its_parts_on_each_resample():
+def test_it_is_the_weighted_geometric_mean_of_its_parts_on_each_resample():
     """The scorer gives all three the same texts of each resample, at each evaluation."""
     resamples = draw_resamples(60, 5, 30, seed=0)
     scorer = Scorer([RobustMI(), Consistency(), NeighborMI()], resamples)
@@ -120,15 +120,16 @@ def test_it_is_the_geometric_mean_of_its_parts_on_each_resample():
             for name in ("robust_mi", "consistency", "neighbor_mi")
         )
         assert (found > 0).all()
-        assert found == pytest.approx(np.sqrt(stable.clip(min=0) * agreeing))
+        assert found == pytest.approx((stable.clip(min=0) ** 2 * agreeing) ** (1 / 3))
         near.append(nearest_neighbors(points))
         classes = logits.argmax(dim=-1)
         by_pool = classes[torch.stack(near, dim=1)]  # neighbors are those in the whole pool
         expected = [
-            math.sqrt(
-                consistency(logits[None, chosen], copies[None, chosen]).item()
+            (
+                consistency(logits[None, chosen], copies[None, chosen]).item() ** 2
                 * neighbor_mi(logits[None, chosen], by_pool[None, chosen]).item()
             )
+            ** (1 / 3)
             for chosen in resamples
         ]
         assert found == pytest.approx(expected)

@@ -1,0 +1,84 @@
+"""Regret of averages chosen by `robust_mi` with other weights of consistency, on recorded runs.
+
+    python scripts/bench_consistency_weight.py RUNS_DIR
+
+The regret is the test accuracy of the best checkpoint less that of the average that is kept, at the
+end of the run and where the default policy stops it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
+from sepstop.bench.scored import Scored
+from sepstop.bench.scores import score_run
+from sepstop.criteria.neighbor_mi import neighbor_mi
+from sepstop.criteria.robust_mi import RobustMI, consistency
+from sepstop.decide.policies import PastPeak, replay
+from sepstop.measure.average import AVERAGES
+
+WEIGHTS = (0.0, 0.5, 0.6, 2 / 3, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """`robust_mi` with another weight of consistency."""
+
+    weight: float
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = RobustMI.needs
+    outputs: ClassVar[str] = "classes"
+
+    @property
+    def name(self) -> str:
+        return f"weight {self.weight:.2f}"
+
+    def __call__(self, logits: Tensor, corrupted: Tensor, neighbor_classes: Tensor) -> Tensor:
+        stable = consistency(logits, corrupted).clamp(min=0)
+        return stable**self.weight * neighbor_mi(logits, neighbor_classes) ** (1 - self.weight)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs_dir", type=Path)
+    criteria = [Weighted(weight) for weight in WEIGHTS]
+    found: dict[str, list[tuple[float, ...]]] = {one.name: [] for one in criteria}
+    for path in find_recorded_runs(parser.parse_args().runs_dir):
+        run = load_run(path)
+        scores = score_run(run, criteria, candidates=tuple(AVERAGES))
+        for name, scored in scores.items():
+            found[name].append(tuple(outcome(run, scored)))
+    table = Table(title=f"{len(found[criteria[0].name])} runs, points of test accuracy")
+    for column in ("weight of consistency", "regret", "max", "stopped", "max", "steps saved"):
+        table.add_column(column, justify="right")
+    for name, outcomes in found.items():
+        end, stopped, saved = np.array(outcomes).T
+        cells = [end.mean(), end.max(), stopped.mean(), stopped.max()]
+        table.add_row(name, *(f"{100 * cell:.1f}" for cell in cells), f"{saved.mean():.0%}")
+    Console().print(table)
+
+
+def outcome(run: RecordedRun, scored: Scored) -> Iterator[float]:
+    """Regret at the end, regret where `PastPeak` stops, and the share of steps that saves."""
+    series = scored.series
+    decision = replay(PastPeak(), series)
+    for step in (series.best_step, decision.best_step):
+        kept = series.steps[-1] if step is None else step
+        accuracy = run.test_accuracy_of(scored.best_at(kept))[run.steps.index(kept)]
+        yield float(run.test_accuracy[1:].max() - accuracy)
+    stop = decision.step if decision.stop and decision.step is not None else series.steps[-1]
+    yield 1 - stop / series.steps[-1]
+
+
+if __name__ == "__main__":
+    main()
