@@ -86,7 +86,7 @@ def draw_scores(
     panels[-1].set_xlim(0, max_steps)
     if title:
         panels[0].set_title(title)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")  # a long legend is wider than the panels
     return Path(path)
 
 
