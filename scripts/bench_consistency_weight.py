@@ -59,11 +59,12 @@ def main() -> None:
         for name, scored in scores.items():
             found[name].append(tuple(outcome(run, scored)))
     table = Table(title=f"{len(found[criteria[0].name])} runs, points of test accuracy")
-    for column in ("weight of consistency", "regret", "max", "stopped", "max", "steps saved"):
+    columns = ("regret", "median", "max", "stopped", "median", "max", "steps saved")
+    for column in ("weight of consistency", *columns):
         table.add_column(column, justify="right")
     for name, outcomes in found.items():
         end, stopped, saved = np.array(outcomes).T
-        cells = [end.mean(), end.max(), stopped.mean(), stopped.max()]
+        cells = [f(regrets) for regrets in (end, stopped) for f in (np.mean, np.median, np.max)]
         table.add_row(name, *(f"{100 * cell:.1f}" for cell in cells), f"{saved.mean():.0%}")
     Console().print(table)
 
