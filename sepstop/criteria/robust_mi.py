@@ -10,7 +10,7 @@ from torch import Tensor
 from sepstop.criteria.neighbor_mi import mutual_information, neighbor_mi
 
 CONSISTENCY_WEIGHT = 2 / 3
-"""Weight of `consistency` in `robust_mi`. Development runs do not tell 0.6 to 0.75 apart."""
+"""Weight of `consistency` in `robust_mi`, chosen on development runs: see docs/method.md."""
 
 
 def consistency(logits: Tensor, corrupted_logits: Tensor) -> Tensor:
