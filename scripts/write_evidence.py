@@ -11,16 +11,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from numpy.typing import NDArray
 
-from sepstop.bench.judge import JUDGED, KNOWN, judge
+from sepstop.bench.judge import CONTENDERS, KNOWN, judge
 from sepstop.bench.judgement import Judgement
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, fingerprint, load_run
-from sepstop.bench.scores import ScoreCache
+from sepstop.bench.scores import NUM_RESAMPLES, ScoreCache
+from sepstop.bench.strata import STRATA
 from sepstop.bench.tables import (
     Table,
     candidates_table,
@@ -31,30 +34,40 @@ from sepstop.bench.tables import (
     question_tables,
     strata_table,
 )
-from sepstop.bench.verdicts import DEFAULT, HINDSIGHT, Verdict, bootstrap_interval
+from sepstop.bench.verdicts import CHECKPOINTS, DEFAULT, HINDSIGHT, Verdict, bootstrap_interval
 from sepstop.config import AUTO
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parent.parent
-DEVELOPMENT = "averages_development"
-CONFIRMATION = ("averages_confirmation", "averages_confirmation_smollm2")
+FAMILIES = {
+    "averages_confirmation": "all-MiniLM-L6-v2",
+    "averages_confirmation_smollm2": "SmolLM2-135M with LoRA",
+    "averages_development": "all-MiniLM-L6-v2",
+    "averages_development_smollm2": "SmolLM2-135M with LoRA",
+    "averages_development_minilm_lora": "all-MiniLM-L6-v2 with LoRA",
+}
+"""Model family of each suite, by the suite's name; the confirmation comes first."""
 STOPS = 16  # rows of the tables of stops
+BOTH = "both"
 SHOWN = (DEFAULT, "average of all", "EMA 0.999", "last checkpoint")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs_dir", type=Path, help="a folder of runs for each suite")
-    parser.add_argument("--num-resamples", type=int, default=5, help="resamples of the pool")
-    parser.add_argument("--criterion", nargs="*", default=JUDGED, help="judge only these criteria")
+    parser.add_argument("--num-resamples", type=int, default=NUM_RESAMPLES, help="of the pool")
+    parser.add_argument(
+        "--criterion", nargs="*", default=CONTENDERS, help="judge only these criteria"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for the pages")
     options = parser.parse_args()
     (options.out / "images").mkdir(parents=True, exist_ok=True)
-    names = [n for n in (*CONFIRMATION, DEVELOPMENT) if (options.runs_dir / n).is_dir()]
+    names = [name for name in FAMILIES if (options.runs_dir / name).is_dir()]
     if not names:
-        parser.error(f"{options.runs_dir} has no folder of a suite, such as {DEVELOPMENT}")
+        parser.error(f"{options.runs_dir} has no folder of a suite, such as {next(iter(FAMILIES))}")
     suites = {name: suite(options.runs_dir / name) for name in names}
     cache = ScoreCache(options.runs_dir / "scores", options.num_resamples)
     criteria = [KNOWN[name]() for name in options.criterion]
@@ -62,26 +75,33 @@ def main() -> None:
     def judged(runs: Sequence[RecordedRun]) -> Judgement:
         return judge(runs, criteria, scores=cache, progress=True)
 
-    confirmed = [run for name in CONFIRMATION for run in suites.get(name, [])]
-    answer = judged(confirmed or suites[DEVELOPMENT])
+    judgements = {name: judged(runs) for name, runs in suites.items()}
+    confirmed = [name for name in names if is_confirmation(name)]
+    shown = confirmed or names
+    answers = {FAMILIES[name]: judgements[name] for name in shown}
+    whole = judged([run for name in shown for run in suites[name]])
     page = filled(
         "evidence.md",
         {
-            "scope": scope(answer, bool(confirmed)),
-            "strata": strata(answer),
-            "default": default_figures(answer),
+            "scope": scope(whole, bool(confirmed)),
+            "targets": targets(answers | ({BOTH: whole} if len(answers) > 1 else {})),
+            "families": "\n\n".join(family(name, answer) for name, answer in answers.items()),
         },
     )
     (options.out / "evidence.md").write_text(page)
-    picture(answer, options.out / "images/evidence-regret.png")
+    picture(answers, options.out / "images/evidence-regret.png")
     sections = []
     for name, runs in suites.items():
-        judgement = judged(runs)
+        judgement = judgements[name]
         frontier(judgement, options.out / f"images/evidence-frontier-{name}.png")
         sections.append(section(name, judgement, runs))
     page = filled("evidence_suites.md", {"suites": "\n\n".join(sections)})
     (options.out / "evidence_suites.md").write_text(page)
     print(f"{options.out}: {write_manifest(suites, options.out)}")
+
+
+def is_confirmation(name: str) -> bool:
+    return "confirmation" in name
 
 
 def suite(folder: Path) -> list[RecordedRun]:
@@ -126,14 +146,81 @@ def scope(judgement: Judgement, is_confirmation: bool) -> str:
     count = count_of(judgement)
     if is_confirmation:
         return (
-            f"The confirmation has {count}. Their data sets were not used to choose anything. "
-            "Their settings and seeds were written down before the first of them was recorded, "
-            "and they were judged once."
+            f"The confirmation has {count}. No choice was made on their data sets, and their "
+            "settings and seeds were\nwritten down before the first of them was recorded."
         )
     return (
         f"The development suite has {count} so far. Choices were made on them; the confirmation is "
-        "not judged yet."
+        "not\njudged yet."
     )
+
+
+def targets(answers: Mapping[str, Judgement]) -> str:
+    """What was aimed at before the confirmation, and what came out."""
+    goals = [goal for goal, _, _ in goals_of(next(iter(answers.values())))]
+    columns = [goals_of(answer) for answer in answers.values()]
+    rows = [
+        [goal, *(f"{found}{'' if met else ' ✗'}" for _, found, met in reached)]
+        for goal, *reached in zip(goals, *columns, strict=True)
+    ]
+    return markdown(Table("", ["aimed at", *answers], rows))
+
+
+def goals_of(judgement: Judgement) -> list[tuple[str, str, bool]]:
+    """Each target, the figure, and whether it is met. Regrets are in points."""
+    default, stopped = judgement.find(DEFAULT), judgement.find(DEFAULT, AUTO)
+    regrets = 100 * default.regrets
+    strata_of = np.array(judgement.strata)
+    noisy = ~np.isin(strata_of, ("clean", "unknown"))
+
+    def part(chosen: NDArray[np.bool_]) -> float:
+        return float(regrets[chosen].mean()) if chosen.any() else math.nan
+
+    numbers = [
+        ("mean regret at most -1.0", regrets.mean(), -1.0),
+        ("in the clean stratum at most 0.0", part(strata_of == "clean"), 0.0),
+        ("in the other strata at most -2.0", part(noisy), -2.0),
+        ("90th percentile at most 1.0", np.quantile(regrets, 0.9), 1.0),
+        ("maximum at most 4.0", regrets.max(), 4.0),
+    ]
+    goals = [(goal, f"{value:.1f}", bool(value <= most)) for goal, value, most in numbers]
+    singles = [
+        verdict
+        for verdict in judgement.verdicts
+        if verdict.label_free
+        and verdict.policy == HINDSIGHT
+        and verdict.candidates == CHECKPOINTS
+        and verdict.criterion not in (DEFAULT, "last checkpoint")
+    ]
+    closest = min(singles, key=lambda verdict: float(verdict.regrets.mean()))
+    rivals = {
+        "better than the last checkpoint": judgement.find("last checkpoint"),
+        "better than the average of all checkpoints": judgement.find("average of all"),
+        "better than each label-free pick of a checkpoint; the best of them": closest,
+    }
+    for goal, rival in rivals.items():
+        less = default.regrets - rival.regrets
+        low, high = bootstrap_interval(less)
+        found = f"{100 * less.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        if rival is closest:
+            found += f", {rival.criterion}"
+        goals.append((goal, found, high < 0))
+    behind = {
+        name: 100 * float((one.find(DEFAULT).regrets - one.find("average of all").regrets).mean())
+        for name, one in judgement.by_stratum.items()
+    }
+    worst = max(behind, key=lambda name: behind[name])
+    goal = "never behind the average of all by more than 0.3 in a stratum; the worst"
+    goals.append((goal, f"{behind[worst]:+.1f}, {worst}", behind[worst] <= 0.3))
+    saved, kept = float(stopped.saved.mean()), 100 * float(stopped.regrets.mean())
+    goal = "stopping saves half of the steps at a mean regret of at most 0"
+    goals.append((goal, f"{saved:.0%} at {kept:.1f}", saved >= 0.5 and kept <= 0))
+    return goals
+
+
+def family(name: str, judgement: Judgement) -> str:
+    """Tables of one model family."""
+    return f"### {name}\n\n{strata(judgement)}\n\n{default_figures(judgement)}"
 
 
 def strata(judgement: Judgement) -> str:
@@ -166,38 +253,49 @@ def default_figures(judgement: Judgement) -> str:
     return "\n".join(lines)
 
 
-def picture(judgement: Judgement, path: Path) -> None:
-    """Regret of each run, by stratum and choice."""
-    chosen = shown(judgement)
-    strata_parts = judgement.by_stratum
+def picture(answers: Mapping[str, Judgement], path: Path) -> None:
+    """Regret of each run, by model family, stratum and choice."""
+    names = [name for name in STRATA if any(name in one.by_stratum for one in answers.values())]
     figure, grid = plt.subplots(
-        len(strata_parts),
-        1,
-        figsize=(8, 0.7 + 1.6 * len(strata_parts)),
-        sharex=True,
+        len(names),
+        len(answers),
+        figsize=(2 + 5 * len(answers), 0.9 + 1.6 * len(names)),
+        sharex="col",
         squeeze=False,
         layout="constrained",
     )
-    rng = np.random.default_rng(0)
-    colors = plt.get_cmap("tab10").colors
-    for axes, (name, part) in zip(grid[:, 0], strata_parts.items(), strict=True):
-        for row, key in enumerate(chosen.values()):
-            regrets = 100 * part.find(*key).regrets
-            spread = row + rng.uniform(-0.22, 0.22, len(regrets))
-            axes.scatter(regrets, spread, s=14, color=colors[row], alpha=0.5, linewidths=0)
-            low, high = bootstrap_interval(regrets)
-            if np.isfinite(low):
-                axes.plot([low, high], [row, row], color=colors[row], lw=2.5)
-            axes.scatter(regrets.mean(), row, marker="D", s=45, color=colors[row], ec="black")
-            axes.set_ylim(len(chosen) - 0.5, -0.5)
-        axes.axvline(0, color="black", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(chosen)), chosen)
-        axes.set_title(f"{name}, {count_of(part)}", loc="left", fontsize=10)
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[-1, 0].set_xlabel("regret against the best checkpoint, points of accuracy; left is better")
+    for column, (title, judgement) in zip(grid.T, answers.items(), strict=True):
+        for axes, name in zip(column, names, strict=True):
+            part = judgement.by_stratum.get(name)
+            if part is None:
+                axes.set_axis_off()
+                continue
+            draw_stratum(axes, part, shown(judgement))
+            axes.set_title(f"{title}: {name}, {count_of(part)}", loc="left", fontsize=10)
+        column[-1].set_xlabel("regret, points of accuracy; left is better")
+        column[-1].set_axis_on()
+    for axes in grid[:, 1:].flat:
+        axes.tick_params(labelleft=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_stratum(axes: Axes, part: Judgement, chosen: Mapping[str, tuple[str, str]]) -> None:
+    rng = np.random.default_rng(0)
+    colors = plt.get_cmap("tab10").colors
+    for row, key in enumerate(chosen.values()):
+        regrets = 100 * part.find(*key).regrets
+        spread = row + rng.uniform(-0.22, 0.22, len(regrets))
+        axes.scatter(regrets, spread, s=14, color=colors[row], alpha=0.5, linewidths=0)
+        low, high = bootstrap_interval(regrets)
+        if np.isfinite(low):
+            axes.plot([low, high], [row, row], color=colors[row], lw=2.5)
+        axes.scatter(regrets.mean(), row, marker="D", s=45, color=colors[row], ec="black")
+    axes.set_ylim(len(chosen) - 0.5, -0.5)
+    axes.axvline(0, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(chosen)), chosen)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def shown(judgement: Judgement) -> dict[str, tuple[str, str]]:

@@ -270,12 +270,13 @@ class PastPeak:
 
     Age is a share of the steps so far, so more frequent evaluations do not stop the run earlier.
     For scores that are at least 0 and better when higher, such as mutual information. While no
-    score is above 0, the run goes on.
+    score is above `min_best`, the run goes on.
 
     Args:
         max_drop: stop at once when the score is this share below the best.
         max_age: stop when this share of the steps so far came after the best ...
         min_evaluations: ... and at least this many evaluations did.
+        min_best: a best score up to this is no evidence to stop by.
         since_lowest: take the best since the lowest score so far, for scores that fall at first.
         nonfinite: "skip" an evaluation that could not be scored, or "stop" there.
 
@@ -286,6 +287,7 @@ class PastPeak:
     max_drop: float = 0.3
     max_age: float = 0.6
     min_evaluations: int = 3
+    min_best: float = 0.0
     since_lowest: bool = False
     nonfinite: NonFinite = "skip"
 
@@ -295,6 +297,7 @@ class PastPeak:
                 raise ValueError(f"expected `{name}` between 0 and 1, got {value}")
         if self.min_evaluations < 1:
             raise ValueError(f"expected `min_evaluations` >= 1, got {self.min_evaluations}")
+        _check_at_least_zero(min_best=self.min_best)
         _check_nonfinite(self.nonfinite)
 
     def __call__(self, series: Series) -> Decision:
@@ -310,8 +313,9 @@ class PastPeak:
             value = score.value
             if self.since_lowest and value < lowest:
                 lowest, best = value, None
-            if value <= 0 and best is None:
-                why = f"no {series.name} yet, so there is no evidence to stop by"
+            if value <= self.min_best and best is None:
+                above = f" above {self.min_best:g}" if self.min_best else ""
+                why = f"no {series.name}{above} yet, so there is no evidence to stop by"
             elif best is None or value > best[1]:
                 best, since, why = (step, value), 0, "improving"
             else:
@@ -337,10 +341,13 @@ def default_policy(name: str) -> Policy:
 
     `PastPeak` for "robust_mi", "neighbor_mi" and "label_mi", else `Plateau`.
 
-    >>> default_policy("robust_mi")
-    PastPeak(max_drop=0.3, max_age=0.6, min_evaluations=3, since_lowest=False, nonfinite='skip')
+    >>> default_policy("robust_mi").min_best
+    0.1
     """
-    if name in ("robust_mi", "neighbor_mi"):
+    if name == "robust_mi":
+        # It is near 0 while the model is undecided, and its peaks there are chance.
+        return PastPeak(min_best=0.1)
+    if name == "neighbor_mi":
         return PastPeak()
     if name == "label_mi":
         # An untrained head predicts each label for about half of the texts, and training first

@@ -108,15 +108,15 @@ def test_it_measures_decides_and_writes(loop):
     run = loop()
     run.run(40)
     session, written = run.session, read_run(run.folder)
-    assert session.policy == PastPeak()
+    assert session.policy == PastPeak(min_best=0.1)
     assert list(written.records) == session.records
     assert [record.step for record in session.records] == list(range(EVERY, run.step + 1, EVERY))
     assert all(list(record.scores) == ["robust_mi", "separability"] for record in written.records)
     assert list(written.decisions) == session.decisions
-    assert session.decision == replay(PastPeak(), written.series)
+    assert session.decision == replay(session.policy, written.series)
     assert written.decides == session.decides == "robust_mi"
     assert written.settings == session.settings
-    assert written.policy == {"name": "past_peak", **dataclasses.asdict(PastPeak())}
+    assert written.policy == {"name": "past_peak", **dataclasses.asdict(session.policy)}
     assert written.higher_is_better == {"robust_mi": True, "separability": True}
     assert written.ended == run.step
 
@@ -368,7 +368,7 @@ def test_recorded_outputs_replace_a_guess(loop):
     """Without labels and a ``problem_type``, a head may be for classes or for labels."""
     session = (run := loop()).session
     session.prepare(run.model)
-    assert (session.decides, session.policy) == ("robust_mi", PastPeak())
+    assert (session.decides, session.policy) == ("robust_mi", PastPeak(min_best=0.1))
     session.resume(RunHistory(settings={"outputs": "labels"}))
     assert (session.decides, session.policy) == ("label_mi", PastPeak(since_lowest=True))
 

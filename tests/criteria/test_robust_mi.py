@@ -11,7 +11,7 @@ from sklearn.metrics import mutual_info_score
 from sepstop import Scorer
 from sepstop.criteria import Consistency, NeighborMI, RobustMI
 from sepstop.criteria.neighbor_mi import neighbor_mi
-from sepstop.criteria.robust_mi import consistency, robust_mi
+from sepstop.criteria.robust_mi import confidence, consistency, robust_mi
 from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import nearest_neighbors
 from sepstop.measure.resampling import draw_resamples
@@ -20,9 +20,9 @@ PAIRS = one_hot_logits(0, 0, 1, 1)
 HALVES = torch.arange(40) // 20  # two classes of 20 texts
 
 
-def logits_of(classes, k=2):
-    """Logits of one cloud that predict these classes."""
-    return torch.nn.functional.one_hot(classes, k).double()[None]
+def logits_of(classes, k=2, sure=3):
+    """Logits of one cloud that predict these classes, surely enough if not said otherwise."""
+    return sure * torch.nn.functional.one_hot(classes, k).double()[None]
 
 
 def robust(classes, copies, *neighbors):
@@ -91,8 +91,27 @@ def test_a_single_class_scores_zero():
     assert robust(one, HALVES, one) == robust(HALVES, one, HALVES) == robust(one, one, HALVES) == 0
 
 
-def test_names_of_classes_confidence_and_dtype_do_not_matter():
-    logits, copies = normal(2, 50, 4), normal(2, 50, 4) + normal(2, 50, 4, seed=1) / 2
+def test_confidence_by_hand():
+    # a half of the way from chance, 1/2, to certainty, and none of it
+    shares = torch.tensor([[[0.75, 0.25], [0.25, 0.75]], [[0.5, 0.5], [0.5, 0.5]]])
+    torch.testing.assert_close(confidence(shares.log()), torch.tensor([0.5, 0.0]).double())
+    thirds = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
+    assert confidence(thirds).item() == pytest.approx((0.5 - 1 / 3) / (2 / 3))
+    assert confidence(torch.zeros(1, 3, 1)).item() == 1  # of one class
+
+
+@pytest.mark.parametrize(("shown", "share"), [(0.4, 1), (0.9, 1), (0.2, 1 / 4), (0.04, 1 / 100)])
+def test_undecided_predictions_count_less(shown, share):
+    sure = math.log((1 + shown) / (1 - shown))  # of two classes
+    near = HALVES[None, :, None, None]
+    logits, copies = logits_of(HALVES, sure=sure), logits_of(HALVES)
+    assert confidence(logits).item() == pytest.approx(shown)
+    expected = share * robust(HALVES, HALVES, HALVES)
+    assert robust_mi(logits, copies, near).item() == pytest.approx(expected)
+
+
+def test_names_of_classes_more_confidence_and_dtype_do_not_matter():
+    logits, copies = 3 * normal(2, 50, 4), normal(2, 50, 4) + normal(2, 50, 4, seed=1) / 2
     near = (logits[:, :, None, None] + normal(2, 50, 3, 2, 4, seed=2) / 2).argmax(dim=-1)
     expected = robust_mi(logits, copies, near)
     assert expected.dtype == torch.float64
@@ -114,6 +133,7 @@ def test_it_is_the_weighted_geometric_mean_of_its_parts_on_each_resample():
         points, logits = normal(60, 5, seed=step), normal(60, 3, seed=step + 1)
         points[:, :3] += 2 * logits
         copies = logits + normal(60, 3, seed=step + 2) / 2
+        logits, copies = 3 * logits, 3 * copies
         record = scorer(Observation(points, logits, copies), step)
         found, stable, agreeing = (
             np.array(record.scores[name].resample_values)

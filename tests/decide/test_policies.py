@@ -405,6 +405,8 @@ def test_first_optimum_says_why_and_refuses_what_can_not_be():
         (PastPeak(max_drop=0.05), [1, 0.9], 20, 10),
         (PastPeak(min_evaluations=1), [1, 0.9, 0.9], 30, 10),
         (PastPeak(), [], None, None),
+        (PastPeak(min_best=0.1), [0.1, 0.02, 0.02, 0.02, 0.02], None, 10),  # too low to go by
+        (PastPeak(min_best=0.1), [0.1, 0.02, 0.02, 0.5, 0.3], 50, 40),
     ],
 )
 def test_past_peak(policy, scores, stop, best):
@@ -433,10 +435,13 @@ def test_past_peak_says_why_and_refuses_what_can_not_be():
         ({"max_drop": 0}, "expected `max_drop` between 0 and 1, got 0"),
         ({"max_age": 1}, "expected `max_age` between 0 and 1, got 1"),
         ({"min_evaluations": 0}, "expected `min_evaluations` >= 1, got 0"),
+        ({"min_best": -0.1}, "expected `min_best` >= 0, got -0.1"),
     ):
         with pytest.raises(ValueError, match=message):
             PastPeak(**options)
 
+    waiting = replay(PastPeak(min_best=0.6), series_of([0.5, 0.25])).reason
+    assert waiting.startswith("no separability above 0.6 yet, so there is no evidence to stop")
     with pytest.raises(ValueError, match="better when higher, got 'separability'"):
         PastPeak()(series_of(Lower([1, 2])))
 
@@ -445,14 +450,15 @@ def test_past_peak_says_why_and_refuses_what_can_not_be():
 
 
 def test_the_default_policy_fits_the_score():
-    assert default_policy("robust_mi") == default_policy("neighbor_mi") == PastPeak()
+    assert default_policy("robust_mi") == PastPeak(min_best=0.1)
+    assert default_policy("neighbor_mi") == PastPeak()
     assert default_policy("label_mi") == PastPeak(since_lowest=True)
     for name in ("component_mi", "consistency", "separability", "infomax", "ones_own"):
         assert default_policy(name) == Plateau()
 
 
 def test_the_policy_of_a_configuration():
-    assert policy_for("auto", "robust_mi", True) == PastPeak()
+    assert policy_for("auto", "robust_mi", True) == PastPeak(min_best=0.1)
     assert policy_for({"name": "patience", "patience": 2}, "mine", False) == Patience(2)
     with pytest.raises(ValueError, match="past_peak needs a score that is better when higher"):
         policy_for("past_peak", "mine", False)

@@ -1,9 +1,12 @@
-"""Regret of averages chosen by `robust_mi` with other weights of consistency, on recorded runs.
+"""Regret of averages chosen by other variants of `robust_mi`, on recorded runs.
 
-    python scripts/bench_consistency_weight.py RUNS_DIR
+    python scripts/bench_robust_mi.py RUNS_DIR
+
+The variants have another weight of consistency, or another confidence from which on they trust the
+predictions.
 
 The regret is the test accuracy of the best checkpoint less that of the average that is kept, at the
-end of the run and where the default policy stops it.
+end of the run and where its default policy stops it.
 """
 
 from __future__ import annotations
@@ -23,35 +26,47 @@ from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
 from sepstop.bench.scored import Scored
 from sepstop.bench.scores import score_run
 from sepstop.criteria.neighbor_mi import neighbor_mi
-from sepstop.criteria.robust_mi import RobustMI, consistency
-from sepstop.decide.policies import PastPeak, replay
+from sepstop.criteria.robust_mi import (
+    CONSISTENCY_WEIGHT,
+    ENOUGH_CONFIDENCE,
+    RobustMI,
+    confidence,
+    consistency,
+)
+from sepstop.decide.policies import default_policy, replay
 from sepstop.measure.average import AVERAGES
 
-WEIGHTS = (0.0, 0.5, 0.6, 2 / 3, 0.75, 1.0)
+WEIGHTS = (0.0, 0.5, 1.0)
+CONFIDENCES = (0.0, 0.2, ENOUGH_CONFIDENCE, 0.6)
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """`robust_mi` with another weight of consistency."""
+class Variant:
+    """`RobustMI` with other constants."""
 
-    weight: float
+    weight: float = CONSISTENCY_WEIGHT
+    enough: float = ENOUGH_CONFIDENCE
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = RobustMI.needs
     outputs: ClassVar[str] = "classes"
 
     @property
     def name(self) -> str:
-        return f"weight {self.weight:.2f}"
+        return f"{self.weight:.2f}, {self.enough:.1f}"
 
     def __call__(self, logits: Tensor, corrupted: Tensor, neighbor_classes: Tensor) -> Tensor:
         stable = consistency(logits, corrupted).clamp(min=0)
-        return stable**self.weight * neighbor_mi(logits, neighbor_classes) ** (1 - self.weight)
+        score = stable**self.weight * neighbor_mi(logits, neighbor_classes) ** (1 - self.weight)
+        if self.enough:
+            score = score * (confidence(logits) / self.enough).clamp(max=1) ** 2
+        return score
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs_dir", type=Path)
-    criteria = [Weighted(weight) for weight in WEIGHTS]
+    criteria = [Variant(weight) for weight in WEIGHTS]
+    criteria += [Variant(enough=enough) for enough in CONFIDENCES]
     found: dict[str, list[tuple[float, ...]]] = {one.name: [] for one in criteria}
     for path in find_recorded_runs(parser.parse_args().runs_dir):
         run = load_run(path)
@@ -59,12 +74,13 @@ def main() -> None:
         for name, scored in scores.items():
             found[name].append(tuple(outcome(run, scored)))
     table = Table(title=f"{len(found[criteria[0].name])} runs, points of test accuracy")
-    columns = ("regret", "median", "max", "stopped", "median", "max", "steps saved")
-    for column in ("weight of consistency", *columns):
+    columns = ("regret", "median", "p90", "max", "stopped", "median", "p90", "max", "saved")
+    for column in ("weight, confidence", *columns):
         table.add_column(column, justify="right")
     for name, outcomes in found.items():
         end, stopped, saved = np.array(outcomes).T
-        cells = [f(regrets) for regrets in (end, stopped) for f in (np.mean, np.median, np.max)]
+        statistics = (np.mean, np.median, lambda regrets: np.quantile(regrets, 0.9), np.max)
+        cells = [statistic(regrets) for regrets in (end, stopped) for statistic in statistics]
         table.add_row(name, *(f"{100 * cell:.1f}" for cell in cells), f"{saved.mean():.0%}")
     Console().print(table)
 
@@ -72,7 +88,7 @@ def main() -> None:
 def outcome(run: RecordedRun, scored: Scored) -> Iterator[float]:
     """Regret at the end, regret where `PastPeak` stops, and the share of steps that saves."""
     series = scored.series
-    decision = replay(PastPeak(), series)
+    decision = replay(default_policy(RobustMI.name), series)
     for step in (series.best_step, decision.best_step):
         kept = series.steps[-1] if step is None else step
         accuracy = run.test_accuracy_of(scored.best_at(kept))[run.steps.index(kept)]
