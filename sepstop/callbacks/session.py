@@ -329,11 +329,23 @@ class Session:
             remedy: what to do if the pool was not scored once, as a clause.
 
         Warns:
-            RuntimeWarning: the pool was not scored once.
+            RuntimeWarning: the pool was not scored once, or all its scores are equal.
         """
         if not self.records:
             warnings.warn(
                 f"sepstop: the pool was not scored once in {step} steps: {remedy}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self.write(folder, step)
+            return
+        series = self.monitor.series(self.records).trained
+        values = [score.value for score in series.scores if score.is_finite]
+        if len(values) > 1 and len(set(values)) == 1:
+            warnings.warn(
+                f"sepstop: all {len(values)} scores of {series.name} are {values[0]:g}, so they do "
+                "not tell which weights are best, and the earliest were kept; if that is 0, look "
+                "whether the model predicts the same for every text",
                 RuntimeWarning,
                 stacklevel=4,
             )

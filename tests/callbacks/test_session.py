@@ -150,6 +150,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(loop, policy, resume_at):
     resumed = loop(policy=policy).load(checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "sepstop: all .* scores of")
         resumed.run(32)
     assert timeless(resumed.session.records) == timeless(whole.session.records)
     assert resumed.session.decisions == whole.session.decisions
@@ -509,3 +510,24 @@ def test_the_loop_in_monitors_docstring_runs_as_written(
     (best,) = (record for record in records if record.step == decision.best_step)
     kept = monitor.measure(run.model.from_pretrained("best"), names["step"] + 1)
     assert kept.scores["separability"] == best.scores["separability"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([0, 0], True),
+        ([2, 2, math.nan], True),
+        ([1, 2], False),
+        ([0], False),
+        ([1, math.nan], False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*no score for:RuntimeWarning")
+def test_scores_that_tell_nothing_are_said_at_the_end(loop, scores, said):
+    run = loop(criterion=Scripted(scores), policy=NEVER, extra_criteria=())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.run(EVERY * len(scores))
+    found = [str(one.message) for one in caught if "do not tell" in str(one.message)]
+    assert len(found) == said
+    assert not said or f"all 2 scores of separability are {scores[0]}, so they" in found[0]
