@@ -24,18 +24,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepstop.bench.record import (
-    Classifier,
-    RunSettings,
-    prepare,
-    split_rows,
-    test_accuracy,
-    tokenize,
-    train,
-)
+from sepstop.bench.record import RunSettings, classifier_and_split, test_accuracy, train
 from sepstop.measure.average import AVERAGES
-from sepstop.measure.pooling import POOLINGS
-from sepstop.utils.registry import build
 
 WARMUP = 20
 KINDS = ("factors", "products", "products cut")
@@ -67,15 +57,7 @@ def main() -> None:
 
 def accuracies(texts: list[str], labels: list[Any], settings: RunSettings) -> dict[str, float]:
     """Test accuracy of the last weights and of each average, by column."""
-    from transformers import AutoModel, AutoTokenizer
-
-    rng = np.random.default_rng(settings.seed)
-    rows = split_rows(texts, labels, settings, rng)
-    split = tokenize(rows, AutoTokenizer.from_pretrained(settings.model), settings, rng)
-    torch.manual_seed(settings.seed)
-    backbone = AutoModel.from_pretrained(settings.model, dtype=torch.float32)
-    pooling = build("pooling", settings.pooling, POOLINGS)
-    model = Classifier(prepare(backbone, settings), pooling, split.classes)
+    model, split = classifier_and_split(texts, labels, settings)
     layers = list(adapted(model))
     sums = {name: Sums(model, layers) for name in AVERAGES}
     training = train(model, split, settings)

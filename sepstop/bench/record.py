@@ -170,22 +170,34 @@ def record_run(
     Raises:
         ValueError: too few rows or classes for the settings.
     """
-    from transformers import AutoModel, AutoTokenizer
-
-    rng = np.random.default_rng(settings.seed)
-    rows = split_rows(texts, labels, settings, rng)
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    split = tokenize(rows, tokenizer, settings, rng)
-    torch.manual_seed(settings.seed)
-    backbone = AutoModel.from_pretrained(settings.model, dtype=torch.float32)
-    pooling = build("pooling", settings.pooling, POOLINGS)
-    model = Classifier(prepare(backbone, settings), pooling, split.classes).to(device)
-
+    model, split = classifier_and_split(texts, labels, settings, device)
     arrays, plain = _record(model, split, settings, progress)
     arrays |= {"y": split.labels["pool"], "train_y": split.labels["train"]}
     arrays["plain_te_acc"] = np.array(list(plain.values()))
     described = settings.described() | {"plain": list(plain)}
     return RecordedRun(settings.name, arrays, described)
+
+
+def classifier_and_split(
+    texts: Sequence[str],
+    labels: Sequence[Any],
+    settings: RunSettings,
+    device: str | torch.device = "cpu",
+) -> tuple[Classifier, Split]:
+    """The model and the data at the start of a run; the seed settles both.
+
+    Raises:
+        ValueError: too few rows or classes for the settings.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    rng = np.random.default_rng(settings.seed)
+    rows = split_rows(texts, labels, settings, rng)
+    split = tokenize(rows, AutoTokenizer.from_pretrained(settings.model), settings, rng)
+    torch.manual_seed(settings.seed)
+    backbone = AutoModel.from_pretrained(settings.model, dtype=torch.float32)
+    pooling = build("pooling", settings.pooling, POOLINGS)
+    return Classifier(prepare(backbone, settings), pooling, split.classes).to(device), split
 
 
 def _record(

@@ -34,9 +34,10 @@ from sepstop.measure.tokens import load_own_tokenizer
 from sepstop.measure.training_labels import label_names, training_labels
 from sepstop.runs.average_files import (
     average_folder,
+    finish_average,
     load_average,
     prune_averages,
-    save_average,
+    write_average,
 )
 from sepstop.runs.history import HISTORY_FILE, continuation, scalars
 from sepstop.runs.records import RunHistory, from_state, to_state
@@ -161,15 +162,15 @@ class SepStopCallback(pl.Callback):
             )
         self.monitor.observer.distributed = True
         labels = training_labels(getattr(trainer, "train_dataloader", None), label_names(model))
-        session.averages_of = functools.partial(_ModuleAverages, pl_module)
+        session.averaged_steps.make = functools.partial(_ModuleAverages, pl_module)
         session.prepare(model, labels=labels, precision=_PRECISIONS.get(str(trainer.precision)))
         warn_of_few_scores(*_planned_scores(trainer, self.config.every_n_steps))
-        session.start_averages(self.warmup_steps)
+        session.averaged_steps.begin_at(self.warmup_steps)
         session.announce_start(self._what_is_kept(trainer))
-        averages = self._saved.pop("averages", None)
+        saved = self._saved
         session.resume(self._saved_history(trainer))
         self._known_step = None if self.decision is None else self.decision.best_step
-        session.restore_averages(averages, pl_module, trainer.global_step)
+        session.averaged_steps.restore(lambda: _averages_in(saved), pl_module, trainer.global_step)
         session.write(trainer.default_root_dir)
         if session.settle_stop():
             trainer.should_stop = True
@@ -282,13 +283,15 @@ class SepStopCallback(pl.Callback):
             return
         average, model = record.average, self._model(pl_module)
         folder, writes = average_folder(self._folder, record.step), trainer.is_global_zero
+        ranks, tokenizer = Ranks.of_run(), self._tokenizer(model)
         try:
             with averages.applied(model, average.name):
-                Ranks.of_run().together(
-                    lambda: save_average(folder, model, self._tokenizer(model), average, writes)
+                unfinished = ranks.together(
+                    lambda: write_average(folder, model, tokenizer, average, writes)
                 )
                 if _trains_more(pl_module, model):
-                    trainer.save_checkpoint(folder / MODULE_FILE, weights_only=True)
+                    trainer.save_checkpoint(unfinished / MODULE_FILE, weights_only=True)
+            ranks.together(lambda: finish_average(folder) if writes else None)
         except Exception as error:
             self.session.fail(f"could not save the {average}", error)
         else:
@@ -404,6 +407,18 @@ class _ModuleAverages(RunningAverages):
     def applied(self, model: nn.Module, name: str) -> Iterator[None]:
         with super().applied(self._module, name):
             yield
+
+
+def _averages_in(saved: dict[str, Any]) -> dict[str, Any]:
+    """The state of the averages in a callback's saved state.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "averages" not in saved:
+        raise ValueError("the checkpoint has none")
+    averages: dict[str, Any] = saved["averages"]
+    return averages
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:

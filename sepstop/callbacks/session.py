@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from sepstop.callbacks.averaged_steps import AveragedSteps
 from sepstop.callbacks.checks import check_significance
 from sepstop.config import AUTO, CriterionSpec, Precision, SepStopConfig
 from sepstop.decide.policies import POLICIES, decide, policy_for
@@ -23,7 +23,7 @@ from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.runs.history import HISTORY_FILE, try_to_write_history
 from sepstop.runs.records import RunHistory
 from sepstop.types import NO_SCORE, Decision, Policy, Record
-from sepstop.utils.distributed import RankError, Ranks
+from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import build, describe
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Session:
     """Measures, decides and remembers; knows no trainer.
 
     Callbacks hold one and translate their trainer's events. The calls, in order, the same on all
-    ranks: `prepare`, `start_averages`, `resume`, `settle_stop`, `set_reference`; `after_step` after
-    each optimizer step and `measure` at each evaluation; `end`.
+    ranks: `prepare`, `resume`, `settle_stop`, `set_reference`; `after_step` after each optimizer
+    step and `measure` at each evaluation; `end`.
 
     Args:
         pool: see `sepstop.measure.pool.read_pool`.
@@ -44,8 +44,7 @@ class Session:
 
     Attributes:
         monitor: measures the model.
-        averages: running averages of the weights; None if the model itself is scored.
-        averages_of: makes averages of a model, called as `RunningAverages`.
+        averaged_steps: updates the averages of the weights.
         records: the scores so far, those before a resume included.
         decisions: the decision made at each record.
         stays_stopped: True for a run that was stopped before it was resumed, unless the
@@ -59,8 +58,7 @@ class Session:
     def __init__(self, pool: Any, config: SepStopConfig) -> None:
         self.config = config
         self.monitor = Monitor(pool, config)
-        self.averages: RunningAverages | None = None
-        self.averages_of: Callable[..., RunningAverages] = RunningAverages
+        self.averaged_steps = AveragedSteps(config)
         self.policy: Policy | None = None  # of an "auto", known when the model is
         if config.policy != AUTO:
             self.policy = build("policy", config.policy, POLICIES)
@@ -71,8 +69,6 @@ class Session:
         self.verbose = config.verbose
         self._settings_since = 0  # first step measured with the current settings
         self._policy_restart_step = -1  # the policy sees only the scores after this step
-        self._first_average = 1  # step from which on the averages are updated
-        self._update_error: Exception | None = None  # of this rank
 
     # State
 
@@ -80,6 +76,11 @@ class Session:
     def decision(self) -> Decision | None:
         """The newest decision; None before the first record."""
         return self.decisions[-1] if self.decisions else None
+
+    @property
+    def averages(self) -> RunningAverages | None:
+        """The averages of the weights; None if the model itself is scored."""
+        return self.averaged_steps.averages
 
     @property
     def decides(self) -> str:
@@ -106,11 +107,6 @@ class Session:
             return True
         return step - self.records[-1].step >= every
 
-    def is_averaged(self, step: int) -> bool:
-        """True if a step up to ``step`` is in the averages."""
-        every = self.config.average_every_n_steps
-        return step - step % every >= self._first_average
-
     # Events of a run
 
     def prepare(
@@ -126,47 +122,9 @@ class Session:
             ValueError: the model, the pool and the configuration do not fit each other, or the
                 model can't be averaged.
         """
-        self.averages = self._new_averages(model)
+        self.averaged_steps.prepare(model)
         self.monitor.prepare(model, tokenizer, labels, precision)
         self._settle_policy()
-
-    def start_averages(self, step: int) -> None:
-        """Update the averages from ``step`` on, the end of the warm-up.
-
-        Until then the model itself is scored. Default: from the first step on.
-        """
-        self._first_average = max(1, step)
-
-    def restore_averages(
-        self, state: Mapping[str, Any] | None, model: nn.Module, step: int
-    ) -> None:
-        """Take over the averages of a run that is resumed; on all ranks, or else on none.
-
-        Args:
-            state: this rank's, from `RunningAverages.state_dict`; None if there is none.
-            model: the run's model.
-            step: at which training goes on.
-
-        Warns:
-            UserWarning: no state, or one that does not fit: the averages start anew.
-        """
-        averages = self.averages
-        if averages is None:
-            return
-
-        def take_over() -> None:
-            if state is not None:
-                averages.load_state_dict(state, model)
-            elif self.is_averaged(step):
-                raise ValueError("the checkpoint has no averages of the weights before it")
-
-        try:
-            Ranks.of_run().together(take_over)
-        except (RankError, KeyError, TypeError, ValueError) as error:
-            self.averages = self._new_averages(model)
-            warnings.warn(
-                f"sepstop: {error}; the averages start anew after step {step}", stacklevel=3
-            )
 
     def resume(self, recorded: RunHistory) -> None:
         """Take over what a resumed run recorded; a new run recorded nothing.
@@ -269,7 +227,7 @@ class Session:
                 self.fail("could not embed the pool before training", error)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Add the weights to the averages, at multiples of ``average_every_n_steps``.
+        """Add the weights to the averages.
 
         Call it once after each optimizer step, before a measurement of that step. It is not
         collective. An error is raised, or warned of, by the next measurement.
@@ -278,13 +236,8 @@ class Session:
             model: that of `prepare`.
             step: optimizer steps taken.
         """
-        if self.averages is None or self._update_error is not None or self.stays_stopped:
-            return
-        if step >= self._first_average and step % self.config.average_every_n_steps == 0:
-            try:
-                self.averages.update(model, step)
-            except Exception as error:  # such as a lack of memory
-                self._update_error = error
+        if not self.stays_stopped:
+            self.averaged_steps.update(model, step)
 
     def measure(
         self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
@@ -297,7 +250,10 @@ class Session:
         """
         if self.records and self.records[-1].step == step:
             return None
-        self._check_updates()
+        try:
+            self.averaged_steps.check()
+        except Exception as error:
+            self.fail("could not average the weights, so checkpoints are scored", error)
         record = Ranks.of_run().of_first(self._record(model, step, epoch))
         decision = self.decide([*self.records, record])
         self.records.append(record)
@@ -376,7 +332,7 @@ class Session:
         scored = ""
         if self.averages is not None:
             and_checkpoints = " and checkpoints" * self.config.score_checkpoints
-            since = f"from step {self._first_average} on"
+            since = f"from step {self.averaged_steps.first_step} on"
             scored = f"averages of the weights {since}{and_checkpoints} are scored; "
         self.say(f"sepstop: {self.decides} decides{beside}; policy {stops}; {scored}{keeps}")
 
@@ -410,35 +366,6 @@ class Session:
             higher_is_better=self.monitor.higher_is_better,
             ended=ended,
         )
-
-    def _new_averages(self, model: nn.Module) -> RunningAverages | None:
-        """Averages without a step; None if the configuration wants none.
-
-        Raises:
-            ValueError: the model can't be averaged, or the device is unknown.
-        """
-        device, self._update_error = self.config.average_device, None
-        if not self.config.average:
-            return None
-        try:
-            torch.empty(0, device=device)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"expected a device as `average_device`, got {device!r}") from error
-        return self.averages_of(model, device=device)
-
-    def _check_updates(self) -> None:
-        """Give up the averages on all ranks if they could not be updated on one."""
-        if self.averages is None:
-            return
-        try:
-            Ranks.of_run().together(self._raise_update_error)
-        except Exception as error:
-            self.averages = None
-            self.fail("could not average the weights, so checkpoints are scored", error)
-
-    def _raise_update_error(self) -> None:
-        if self._update_error is not None:
-            raise self._update_error
 
     def _settle_policy(self) -> None:
         direction = self.monitor.higher_is_better[self.decides]

@@ -29,8 +29,8 @@ from sepstop.config import CriterionSpec, PolicySpec, PoolingSpec, Precision, Se
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.training_labels import label_names, training_labels
 from sepstop.runs.average_state import (
-    load_state,
     move_state,
+    read_state,
     remove_states,
     save_state,
     state_folder,
@@ -184,7 +184,7 @@ class SepStopCallback(TrainerCallback):
         session.prepare(model, processing_class, labels)
         warn_of_arguments(args, session.decides, attached=self._attached_to(state) is not None)
         warn_of_schedule(args, state, self.config.every_n_steps, kwargs.get("train_dataloader"))
-        session.start_averages(args.get_warmup_steps(state.max_steps))
+        session.averaged_steps.begin_at(args.get_warmup_steps(state.max_steps))
         session.announce_start(self._best.described(args))
         self._resume(args, state, control, model, processing_class)
         if not session.stays_stopped:
@@ -395,8 +395,9 @@ class SepStopCallback(TrainerCallback):
         if session.settle_stop():
             control.should_training_stop = True
         is_over = session.stays_stopped and self._best.is_kept(args)
-        if session.averages is not None and session.is_averaged(step) and not is_over:
-            load_state(_checkpoint(args, step), session.averages, model, step)
+        if not is_over:
+            checkpoint = _checkpoint(args, step)
+            session.averaged_steps.restore(lambda: read_state(checkpoint, model, step), model, step)
         self._best.resume(args, state, model, tokenizer)
         session.write(args.output_dir)
 

@@ -9,7 +9,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from sepstop.measure.backbone import reshard, unwrapped
+from sepstop.measure.backbone import (
+    is_cross_encoder,
+    is_sentence_transformer,
+    is_sharded,
+    reshard,
+    unwrapped,
+)
 from sepstop.types import Average
 
 AVERAGES: Final[Mapping[str, int]] = {"cumulative": 0, "recent": 6}
@@ -39,7 +45,8 @@ class RunningAverages:
 
     Raises:
         ValueError: the model has no trainable weights; BatchNorm layers, whose statistics belong to
-            one checkpoint; or weights that DeepSpeed ZeRO 3 or the first version of FSDP divides.
+            one checkpoint; weights that DeepSpeed ZeRO 3 or the first version of FSDP divides; or
+            a SentenceTransformer or CrossEncoder that is divided.
 
     References:
         Polynomial-decay averaging: Shamir and Zhang, arXiv:1212.1824.
@@ -195,6 +202,9 @@ def _check_can_average(model: nn.Module) -> None:
             "weights that the first version of FSDP divides can't be averaged; use FSDP2 "
             f"(fsdp_config={{'version': 2}}), or {instead}"
         )
+    body = unwrapped(model)
+    if is_sharded(body) and (is_sentence_transformer(body) or is_cross_encoder(body)):
+        raise ValueError(f"a divided {type(body).__name__} can't be saved as an average; {instead}")
     batch_norm = nn.modules.batchnorm._BatchNorm
     for name, module in model.named_modules():
         if isinstance(module, batch_norm) and module.track_running_stats:

@@ -68,26 +68,45 @@ def save_average(
     Raises:
         OSError: the disk is full or the folder is not writable.
     """
+    write_average(folder, model, tokenizer, average, writes)
+    if writes:
+        finish_average(folder)
+
+
+def write_average(
+    folder: str | Path, model: nn.Module, tokenizer: Any, average: Average, writes: bool = True
+) -> Path:
+    """The first half of `save_average`: write the files into a hidden folder.
+
+    Returns:
+        The hidden folder, to which more can be added before `finish_average`.
+    """
     folder = Path(folder)
+    unfinished = _unfinished(folder)
     body = unwrapped(model)
     state = _gathered(body, keep=writes) if is_sharded(body) else None
     if not writes:
-        return
+        return unfinished
     for leftover in folder.parent.glob(_UNFINISHED):
         shutil.rmtree(leftover)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
     unfinished.mkdir(parents=True)
     _save_model(unfinished, body, state)
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(unfinished))
     (unfinished / AVERAGE_FILE).write_text(json.dumps(asdict(average), indent=2) + "\n")
+    return unfinished
+
+
+def finish_average(folder: str | Path) -> None:
+    """The second half of `save_average`, on one rank: give the hidden folder its name."""
+    folder = Path(folder)
     if folder.exists():
         replaced = folder.with_name(f".{folder.name}.replaced.unfinished")
         folder.rename(replaced)
-        unfinished.rename(folder)
+        _unfinished(folder).rename(folder)
         shutil.rmtree(replaced)
     else:
-        unfinished.rename(folder)
+        _unfinished(folder).rename(folder)
 
 
 @torch.no_grad()
@@ -155,6 +174,10 @@ def prune_averages(
         gone = path.with_name(f".{path.name}.removed.unfinished")
         path.rename(gone)
         shutil.rmtree(gone)
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unfinished")
 
 
 def _save_model(folder: Path, body: Any, state: dict[str, Tensor] | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,62 +79,39 @@ def remove_states(run_dir: str | Path) -> None:
         shutil.rmtree(waiting, ignore_errors=True)
 
 
-def load_state(
-    checkpoint: str | Path,
-    averages: RunningAverages,
-    model: nn.Module,
-    step: int,
-) -> bool:
-    """Take over the state of the averages at the checkpoint that a run is resumed from.
+def read_state(checkpoint: str | Path, model: nn.Module, step: int) -> dict[str, Any]:
+    """This rank's state of the averages at the checkpoint that a run is resumed from.
 
-    The state is in the checkpoint or still waits beside it. All ranks have to call it.
+    It is in the checkpoint, or still waits beside it.
 
     Returns:
-        True if all ranks found theirs. Otherwise the averages are left as they were.
+        As `RunningAverages.state_dict`.
 
-    Warns:
-        UserWarning: the state is missing or damaged, or belongs to other averages, to another
-            model or to another number of processes.
+    Raises:
+        FileNotFoundError, ValueError, safetensors.SafetensorError: it is missing or damaged, or
+            belongs to another step or another number of processes.
     """
-    name, ranks = _file_name(model), Ranks.of_run()
-    places = [Path(checkpoint), state_folder(Path(checkpoint).parent, step)]
-    path = next((place / name for place in places if (place / name).is_file()), places[0] / name)
-    before = averages.state_dict()
-    why = ""
-    try:
-        averages.load_state_dict(_read(path, step), model)
-    except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-    reasons = [found for found in ranks.collected([why], ranks.size) if found]
-    if reasons:
-        averages.load_state_dict(before, model)
-        warnings.warn(
-            f"sepstop: the averages of the weights can't be resumed from {checkpoint} "
-            f"({reasons[0]}); they begin anew at step {step}",
-            stacklevel=2,
-        )
-    return not reasons
+    from safetensors import safe_open
+
+    name, checkpoint = _file_name(model), Path(checkpoint)
+    places = [checkpoint, state_folder(checkpoint.parent, step)]
+    path = next((place / name for place in places if (place / name).is_file()), None)
+    if path is None:
+        others = sorted(other.name for other in checkpoint.glob(f"{_NAME}*"))
+        kind = f"; found {others[0]}, of another number of processes" if others else ""
+        raise FileNotFoundError(f"no {name} in {checkpoint}{kind}")
+    with safe_open(path, framework="pt") as file:
+        state: dict[str, Any] = json.loads(file.metadata()[_NAME])
+        state["averages"] = {average: {} for average in state["decays"]}
+        for key in file.keys():  # noqa: SIM118
+            average, _, weight = key.partition("/")
+            state["averages"][average][weight] = file.get_tensor(key)
+    if state["step"] != step:
+        raise ValueError(f"{path} is of step {state['step']}, not {step}")
+    return state
 
 
 def _file_name(model: nn.Module) -> str:
     ranks = Ranks.of_run()
     part = f"-{ranks.rank + 1:05}-of-{ranks.size:05}" if is_sharded(model) else ""
     return f"{_NAME}{part}.safetensors"
-
-
-def _read(path: Path, step: int) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    if not path.is_file():
-        others = sorted(other.name for other in path.parent.glob(f"{_NAME}*"))
-        kind = f"; found {others[0]}, of another number of processes" if others else ""
-        raise FileNotFoundError(f"no {path.name}{kind}")
-    with safe_open(path, framework="pt") as file:
-        state: dict[str, Any] = json.loads(file.metadata()[_NAME])
-        state["averages"] = {name: {} for name in state["decays"]}
-        for key in file.keys():  # noqa: SIM118
-            average, _, weight = key.partition("/")
-            state["averages"][average][weight] = file.get_tensor(key)
-    if state["step"] != step:
-        raise ValueError(f"{path.name} is of step {state['step']}, not {step}")
-    return state

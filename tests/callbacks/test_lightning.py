@@ -456,6 +456,29 @@ def test_an_average_that_a_killed_run_did_not_save_is_saved_when_it_is_resumed(
     assert all(map(torch.equal, before.parameters(), after.parameters()))
 
 
+def test_an_average_of_a_part_of_the_module_is_never_seen(
+    fit, pool, tokenizer, tmp_path, monkeypatch
+):
+    """The process may be killed before the rest of the module is written."""
+    seen = []
+
+    def save(trainer, path, *_, **__):
+        if Path(path).name != MODULE_FILE:
+            return
+        seen.append(sorted(one.name for one in (tmp_path / "run").glob("average-*")))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save)
+    callback = SepStopCallback(
+        pool, policy=NEVER, tokenizer=tokenizer, num_resamples=1, every_n_steps=4
+    )
+    with pytest.warns(RuntimeWarning, match=r"could not save the .*no space left"):
+        fit(callback, model=Headed(), validates=False, max_epochs=1, enable_checkpointing=True)
+    assert seen
+    assert not any(seen)
+    assert not list((tmp_path / "run").glob("average-*"))
+
+
 def test_two_processes_keep_one_average_and_resume_it(tmp_path):
     script = TESTS / "helpers" / "lightning_run.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -61,9 +61,9 @@ class Loop:
         path = self.folder / HISTORY_FILE
         recorded = read_history(path) if self.step else RunHistory()
         self.session.prepare(self.model)
-        self.session.start_averages(WARMUP)
+        self.session.averaged_steps.begin_at(WARMUP)
         self.session.resume(recorded.where(lambda record: record.step <= self.step))
-        self.session.restore_averages(self.averages, self.model, self.step)
+        self.session.averaged_steps.restore(lambda: self.averages, self.model, self.step)
         self.session.write(self.folder)
         if not self.session.settle_stop():
             self.session.set_reference(self.folder, self.step, self.model)
@@ -247,16 +247,16 @@ def test_a_resumed_run_has_the_averages_of_an_uninterrupted_one(loop, resume_at,
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (None, "the checkpoint has no averages of the weights before it"),
         ({"decays": {"other": 1}}, "expected averages .*, got {'other': 1}"),
         ({}, "decays"),
     ],
 )
-def test_averages_that_can_not_be_restored_start_anew_with_a_warning(loop, state, said):
+def test_averages_that_can_not_be_resumed_begin_anew_with_a_warning(loop, state, said):
     options = {"policy": NEVER, "average": True}
     checkpoint = loop(**options).run(8)[8]
     again = loop(**options).load(checkpoint | {"averages": state})
-    with pytest.warns(UserWarning, match=f"sepstop: .*{said}.*; .* start anew after step 8"):
+    match = rf"sepstop: .* can't be resumed \(.*{said}.*\); they begin anew after step 8"
+    with pytest.warns(UserWarning, match=match):
         again.run(12)
     newest = again.session.records[-1]
     assert (newest.average.first_step, newest.average.count) == (9, 4)

@@ -1,4 +1,4 @@
-"""Averages on two processes, sharded and not; they run helpers/averages_run.py."""
+"""Averages on several processes, sharded and not; they run helpers/averages_run.py."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForC
 
 from sepstop.measure.average import RunningAverages
 from sepstop.runs.average_files import average_folder
-from sepstop.runs.average_state import load_state
+from sepstop.runs.average_state import read_state
 
 pytestmark = pytest.mark.training
 SCRIPT = Path(__file__).parents[1] / "helpers" / "averages_run.py"
@@ -23,11 +23,11 @@ STATE = "sepstop_average_state"
 MODELS = ["sharded encoder", "sharded tied", "sharded LoRA", "DDP encoder"]
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ran(tmp_path_factory, request):
     """The folder of the runs, and what each rank found."""
-    out = tmp_path_factory.mktemp("ranks")
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    out, ranks = tmp_path_factory.mktemp("ranks"), request.param
+    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, str(SCRIPT), str(out)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -36,11 +36,11 @@ def ran(tmp_path_factory):
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return out, [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return out, [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_two_ranks_average_as_one(ran, model):
+def test_ranks_average_as_one(ran, model):
     """A forward pass leaves whole weights on each rank, which must be neither averaged nor kept."""
     for found in ran[1]:
         for what in ("same average", "applied", "restored", "used again", "loaded"):
@@ -48,16 +48,18 @@ def test_two_ranks_average_as_one(ran, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_two_ranks_resume(ran, model):
+def test_ranks_resume(ran, model):
+    ranks = len(ran[1])
     for found in ran[1]:
-        parts = ["-00001-of-00002", "-00002-of-00002"] if "sharded" in model else [""]
+        files = [f"-{1 + rank:05}-of-{ranks:05}" for rank in range(ranks)]
+        parts = files if "sharded" in model else [""]
         assert found[model]["states"] == [f"{STATE}{part}.safetensors" for part in parts]
         assert found[model]["left over"] == []
         assert found[model]["resumed"]
         assert found[model]["same state"]
         assert not found[model]["resumed broken"]  # one file is damaged
         (warned,) = found[model]["warned"]
-        assert "can't be resumed from" in warned
+        assert "can't be resumed (" in warned
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_two_ranks_resume(ran, model):
         ("sharded LoRA", lambda folder: PeftModel.from_pretrained(make_encoder(), folder)),
     ],
 )
-def test_one_process_loads_what_two_saved(ran, name, load):
+def test_one_process_loads_what_several_saved(ran, name, load):
     folder = average_folder(ran[0] / name, 3)
     model = {"sharded tied": tied_decoder, "sharded LoRA": with_lora}.get(name, make_encoder)()
     averages = RunningAverages(model)
@@ -84,10 +86,15 @@ def test_one_process_loads_what_two_saved(ran, name, load):
 
 
 def test_another_number_of_processes_begins_anew(ran):
-    model = make_encoder()
-    averages = RunningAverages(model)
     checkpoint = ran[0] / "sharded encoder" / "checkpoint-6"
-    match = rf"no {STATE}\.safetensors; found {STATE}-00001-of-00002\.safetensors, of another"
-    with pytest.warns(UserWarning, match=match):
-        assert not load_state(checkpoint, averages, model, step=6)
-    assert averages.count == 0
+    match = (
+        rf"no {STATE}\.safetensors in .*; found {STATE}-00001-of-0000\d\.safetensors, of another"
+    )
+    with pytest.raises(FileNotFoundError, match=match):
+        read_state(checkpoint, make_encoder(), 6)
+
+
+def test_a_divided_sentence_transformer_is_refused(ran):
+    for found in ran[1]:
+        said = found["sharded SentenceTransformer"]["error"]
+        assert said.endswith("SentenceTransformer can't be saved as an average; set average=False")

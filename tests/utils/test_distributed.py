@@ -123,6 +123,26 @@ def test_averages_are_kept_loaded_and_resumed_as_in_one_process(ran, processes):
     assert found_scores(first["resumed averages"]) == found_scores(first["averages"])
 
 
+@SEVERAL
+def test_averages_of_a_divided_model_in_a_trainer(ran, processes):
+    """Under FSDP2 each rank averages its shard; the best average is a whole model again."""
+    (alone,) = ran(1)
+    expected = alone["averages"]
+    for found in ran(processes):
+        run, resumed = found["FSDP2"], found["resumed FSDP2"]
+        assert run["failed"] is None
+        assert run["shards"] == len(run["weights"])
+        assert run["best"] == expected["best"]
+        assert [one["average"] for one in run["history"]] == [
+            one["average"] for one in expected["history"]
+        ]
+        assert found_scores(run) == pytest.approx(found_scores(expected), rel=1e-3)
+        assert run["differ"] == []
+        for key in ("weights", "best", "decision"):
+            assert resumed[key] == run[key]
+        assert found_scores(resumed) == found_scores(run)
+
+
 def found_scores(run):
     """The separability at each record."""
     return [record["scores"]["separability"]["value"] for record in run["history"]]
