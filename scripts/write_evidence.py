@@ -34,7 +34,7 @@ from sepstop.bench.tables import (
     question_tables,
     strata_table,
 )
-from sepstop.bench.verdicts import CHECKPOINTS, DEFAULT, HINDSIGHT, Verdict, bootstrap_interval
+from sepstop.bench.verdicts import DEFAULT, HINDSIGHT, Verdict, bootstrap_interval
 from sepstop.config import AUTO
 
 mpl.use("Agg")
@@ -184,15 +184,8 @@ def goals_of(judgement: Judgement) -> list[tuple[str, str, bool]]:
         ("maximum at most 4.0", regrets.max(), 4.0),
     ]
     goals = [(goal, f"{value:.1f}", bool(value <= most)) for goal, value, most in numbers]
-    singles = [
-        verdict
-        for verdict in judgement.verdicts
-        if verdict.label_free
-        and verdict.policy == HINDSIGHT
-        and verdict.candidates == CHECKPOINTS
-        and verdict.criterion not in (DEFAULT, "last checkpoint")
-    ]
-    closest = min(singles, key=lambda verdict: float(verdict.regrets.mean()))
+    closest = judgement.best_checkpoint_pick(leave_out=(DEFAULT, "last checkpoint"))
+    assert closest is not None
     rivals = {
         "better than the last checkpoint": judgement.find("last checkpoint"),
         "better than the average of all checkpoints": judgement.find("average of all"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +116,7 @@ class Judgement:
         Args:
             keys: of the verdicts to show, in this order. Default: all.
         """
-        best = self._best_peer()
+        best = self.best_checkpoint_pick(leave_out=OURS)
         default = self._default()
         curve = self.label_regrets
         by_key = {verdict.key: verdict for verdict in self.verdicts}
@@ -187,16 +187,17 @@ class Judgement:
             }
         )
 
-    def _best_peer(self) -> Verdict | None:
-        peers = [
+    def best_checkpoint_pick(self, leave_out: Collection[str] = ()) -> Verdict | None:
+        """The label-free choice of a single checkpoint with the lowest mean regret."""
+        picks = [
             verdict
             for verdict in self.verdicts
             if verdict.label_free
             and verdict.policy == HINDSIGHT
             and verdict.candidates == CHECKPOINTS
-            and verdict.criterion not in OURS
+            and verdict.criterion not in leave_out
         ]
-        return min(peers, key=_mean_regret, default=None)
+        return min(picks, key=_mean_regret, default=None)
 
     def _default(self) -> Verdict | None:
         found = (v for v in self.verdicts if (v.criterion, v.policy) == (DEFAULT, HINDSIGHT))

@@ -4,14 +4,11 @@ DS_BUILD_OPS=0 pip install deepspeed
 python -m pytest -m slow tests/callbacks/test_deepspeed.py
 """
 
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from helpers.launch import torchrun
 from helpers.scores import values
 
 from sepstop.runs.history import read_history
@@ -80,22 +77,9 @@ def launch(tmp_path_factory):
     out = tmp_path_factory.mktemp("deepspeed")
     (out / "run.py").write_text(RUN)
 
-    def run(stage, scored):
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        own = {
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONPATH": os.pathsep.join(paths),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", *launcher, str(out / "run.py"), str(out), str(stage), scored],
-            env=os.environ | own,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+    def run(stage, scored, succeeds=True):
+        arguments = out / "run.py", out, stage, scored
+        done = torchrun(*arguments, processes=2, succeeds=succeeds, DS_ACCELERATOR="cpu")
         return out, done
 
     return run
@@ -106,8 +90,7 @@ def history(launch):
     """The records of both ranks."""
 
     def of(stage, scored):
-        out, done = launch(stage, scored)
-        assert done.returncode == 0, done.stderr[-3000:]
+        out, _ = launch(stage, scored)
         return [read_history(out / f"stage{stage}-rank{rank}.jsonl").records for rank in (0, 1)]
 
     return of
@@ -126,6 +109,6 @@ def test_a_divided_run_has_the_scores_of_an_undivided_one(history, stage, scored
 
 
 def test_weights_that_stage_3_divides_can_not_be_averaged(launch):
-    _, done = launch(3, "average")
+    _, done = launch(3, "average", succeeds=False)
     assert done.returncode != 0
     assert re.search(r"ValueError: .*ZeRO.*set average=False", done.stderr), done.stderr[-3000:]

@@ -1,11 +1,8 @@
 """The Lightning callback in real Lightning runs of a tiny model."""
 
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import make_decoder
+from helpers.launch import TESTS, torchrun
 from helpers.lightning_module import Classifier, Headed
 from helpers.scores import NEVER, Scripted, values
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -27,7 +25,6 @@ from sepstop.measure.neighbors import NEIGHBORS_FILE
 from sepstop.runs.average_files import read_average
 from sepstop.runs.history import HISTORY_FILE, read_history
 
-TESTS = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
@@ -480,16 +477,7 @@ def test_an_average_of_a_part_of_the_module_is_never_seen(
 
 
 def test_two_processes_keep_one_average_and_resume_it(tmp_path):
-    script = TESTS / "helpers" / "lightning_run.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(TESTS / "helpers" / "lightning_run.py", tmp_path, processes=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for found in (first, second):
         assert [record["step"] for record in found["history"]] == [2, 4, 6, 8]

@@ -1,15 +1,12 @@
 """Averages on several processes, sharded and not; they run helpers/averages_run.py."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_encoder
 from helpers.averages import tied_decoder, train_a_bit, with_lora
+from helpers.launch import TESTS, torchrun
 from peft import PeftModel
 from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
 
@@ -18,7 +15,7 @@ from sepstop.runs.average_files import average_folder
 from sepstop.runs.average_state import read_state
 
 pytestmark = pytest.mark.training
-SCRIPT = Path(__file__).parents[1] / "helpers" / "averages_run.py"
+SCRIPT = TESTS / "helpers" / "averages_run.py"
 STATE = "sepstop_average_state"
 MODELS = ["sharded encoder", "sharded tied", "sharded LoRA", "DDP encoder"]
 
@@ -27,15 +24,7 @@ MODELS = ["sharded encoder", "sharded tied", "sharded LoRA", "DDP encoder"]
 def ran(tmp_path_factory, request):
     """The folder of the runs, and what each rank found."""
     out, ranks = tmp_path_factory.mktemp("ranks"), request.param
-    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(SCRIPT), str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(SCRIPT, out, processes=ranks)
     return out, [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 

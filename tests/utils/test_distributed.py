@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.launch import TESTS, torchrun
 
 from sepstop.runs.history import read_history
 from sepstop.utils.distributed import Ranks
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "helpers" / "distributed_run.py"
 
 
@@ -24,15 +24,7 @@ def ran(tmp_path_factory):
     def run(processes):
         if processes not in known:
             out = tmp_path_factory.mktemp(f"processes{processes}")
-            launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-            done = subprocess.run(
-                [sys.executable, "-m", *launch, str(SCRIPT), str(out)],
-                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-                capture_output=True,
-                text=True,
-                timeout=400,
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
+            torchrun(SCRIPT, out, processes=processes)
             files = [out / f"rank{rank}.json" for rank in range(processes)]
             known[processes] = [json.loads(file.read_text()) for file in files]
         return known[processes]
