@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerState, TrainingArguments
 
 from sepstop.config import AUTO, CriterionSpec, SepStopConfig
+from sepstop.criteria import CRITERIA
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.scorer import MUTUAL_INFORMATION, build_criterion
 from sepstop.runs.average_files import find_averages
@@ -61,11 +62,15 @@ def check_significance(policy: Policy, monitor: Monitor) -> None:
 def deciding_criterion(args: TrainingArguments, config: SepStopConfig) -> CriterionSpec:
     """The criterion that decides a Trainer's run: the score in ``metric_for_best_model``, if any.
 
+    If the configuration leaves the choice open, it may be any of `CRITERIA`.
+
     Raises:
         ValueError: the Trainer's arguments contradict the configuration.
     """
     metric = best_metric(args)
     possible = [build_criterion(spec) for spec in _possible(config)]
+    if config.criterion == AUTO and metric in CRITERIA:
+        possible.append(CRITERIA[metric]())
     criterion = next((one for one in possible if one.name == metric), None)
     if not has_own_schedule(args) and config.load_best_model_at_end:
         raise ValueError(

@@ -8,7 +8,7 @@ scheduler; rows of ``state.log_history`` are saved with each checkpoint and come
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +125,7 @@ class SepStopCallback(TrainerCallback):
         self._training = False
         self._best = BestWeights(self.session)
         self._saved_step = self._state_step = -1
+        self._merged: dict[str, float] = {}  # the newest metrics that hold the scores
 
     @property
     def monitor(self) -> Monitor:
@@ -309,9 +310,21 @@ class SepStopCallback(TrainerCallback):
         # If no score was due, the last one is repeated: Trainer needs its metric each time.
         history = self.history
         if history and (self.config.every_n_steps or history[-1].step == state.global_step):
-            metrics.update(scalars(history[-1]))
+            self._merge(metrics, scalars(history[-1]))
         if control.should_save or saves_as_best(args, state, metrics):
             self._save_state(args, state, _trained(**kwargs))
+
+    def _merge(self, metrics: dict[str, float], scores: dict[str, float]) -> None:
+        """Add the scores to an evaluation's metrics, unless a metric has the name of a score."""
+        if metrics is self._merged:  # on_log and on_evaluate get the same dict
+            return
+        try:
+            _check_names(metrics, scores)
+        except ValueError as error:
+            self.session.fail("the scores do not join the evaluation's metrics", error)
+        else:
+            metrics.update(scores)
+            self._merged = metrics
 
     def _measure(
         self,
@@ -432,6 +445,16 @@ class SepStopCallback(TrainerCallback):
 def _trained(model: Any, **others: Any) -> Any:
     """The model of an event; SetFit's trainer passes the one that it trains as ``st_model``."""
     return others.get("st_model", model)
+
+
+def _check_names(metrics: Mapping[str, float], scores: Mapping[str, float]) -> None:
+    """
+    Raises:
+        ValueError: a metric has the name of a score.
+    """
+    taken = ", ".join(key.removeprefix("eval_") for key in scores if key in metrics)
+    if taken:
+        raise ValueError(f"expected no metric with the name of a score; rename yours: {taken}")
 
 
 def _checkpoint(args: TrainingArguments, step: int | None) -> Path:

@@ -206,3 +206,33 @@ def test_models_in_half_precision(pool, tokenizer, dtype):
 
 def separability(monitor, model):
     return monitor.measure(model, STEPS).scores["separability"].value
+
+
+@pytest.mark.parametrize("metric", ["neighbor_mi", "eval_infomax", "robust_mi"])
+def test_a_score_in_metric_for_best_model_decides(make_trainer, pool, metric):
+    callback = SepStopCallback(pool, policy=NEVER, num_resamples=2)
+    options = {"metric_for_best_model": metric, "load_best_model_at_end": True}
+    trainer = make_trainer(callback, **options, max_steps=4)
+    trainer.train()
+    assert callback.session.decides == metric.removeprefix("eval_")
+    best = callback.decision.best_step
+    (record,) = (record for record in callback.history if record.step == best)
+    assert trainer.state.best_metric == record.scores[callback.session.decides].value
+    assert Path(trainer.state.best_model_checkpoint).name == f"average-{best}"
+
+
+@pytest.mark.parametrize("on_error", ["skip", "raise"])
+def test_a_metric_with_the_name_of_a_score_is_not_replaced(make_trainer, pool, on_error):
+    callback = SepStopCallback(pool, policy=NEVER, num_resamples=2, on_error=on_error)
+    trainer = make_trainer(callback, metric_for_best_model="separability", max_steps=4)
+    trainer.compute_metrics = lambda _: {"separability": 0.5, "other": 0.25}
+    said = "expected no metric with the name of a score; rename yours: separability$"
+    if on_error == "raise":
+        with pytest.raises(ValueError, match=said):
+            trainer.train()
+        return
+    with pytest.warns(RuntimeWarning, match=f"do not join the evaluation's metrics.*{said[:-1]}"):
+        trainer.train()
+    logged = [row for row in trainer.state.log_history if "eval_other" in row]
+    assert [row["eval_separability"] for row in logged] == [0.5, 0.5]
+    assert [record.step for record in callback.history] == [2, 4]
