@@ -76,7 +76,7 @@ def select(
         Path | None,
         typer.Option(
             help="Make this path a link to the weights to keep. An average that --output does not "
-            "write is written to sepstop_average in the run's folder."
+            "write is written to a folder sepstop_average-NAME-FIRST-LAST of the run."
         ),
     ] = None,
     strict: Annotated[
@@ -113,67 +113,74 @@ def select(
         raise typer.Exit(130) from error
     if chosen is None:
         return
-    selections, best, tied = chosen
+    selections, best, tied, unscored = chosen
     skipped = [item for found in selections.values() for item in found.skipped.items()]
+    skipped += [(Path(run), why) for run, why in unscored.items()]
     for path, why in skipped:
-        name = path.name if len(selections) == 1 else path
+        name = path.name if len(selections) + len(unscored) == 1 else path
         print_message(messages, f"skipped {name}: {why}", "yellow")
     with_skipped = [found for found in selections.values() if found.skipped]
     if any(record.has_average_candidates for found in with_skipped for record in found.records):
         print_message(messages, "averages are made without what was skipped", "yellow")
     if as_json:
-        typer.echo(json.dumps(_as_json(selections, best, tied, top), indent=2, allow_nan=False))
+        found = _as_json(selections, best, tied, unscored, top)
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
     else:
-        _print_tables(selections, best, tied, top)
+        _print_tables(selections, best, tied, top, is_one=not unscored and len(selections) == 1)
     if strict and (skipped or any(found.differences for found in selections.values())):
         raise typer.Exit(3)
 
 
 def _choose(
     arguments: Mapping[str, Any], show_progress: bool
-) -> tuple[dict[str, Selection], str, list[str]] | None:
-    """The selection of each run, the best run, and the runs tied with it.
+) -> tuple[dict[str, Selection], str, list[str], dict[str, str]] | None:
+    """The selection of each run, the best run, the runs tied with it, and why others have none.
 
     Returns:
         None on all but the first of several processes.
     """
     from sepstop.decide.selection import best_run, tied_runs
-    from sepstop.runs.best_folder import check_free, write_best
+    from sepstop.runs.best_folder import check_free, linked_folder, write_best
     from sepstop.runs.checkpoints import find_runs
-    from sepstop.runs.select import select_checkpoint
+    from sepstop.runs.select import NothingScoredError, select_checkpoint
     from sepstop.utils.distributed import Ranks
 
     output, link = arguments["output"], arguments["link"]
     if output is not None:
         check_free(output)
     if link is not None:
-        _check_link(link)
+        _check_link(link, output)
     own_device = _join_processes()
     loading = options.loading_of({**arguments, "device": arguments["device"] or own_device})
     runs = dict.fromkeys(run for path in arguments["paths"] for run in find_runs(path))
-    selections = {
-        run: select_checkpoint(
-            run,
-            arguments["pool"],
-            ties=arguments["ties"],
-            loading=loading,
-            cache=arguments["cache_dir"] or arguments["cache"],
-            distributed=True,
-            progress=show_progress,
-            **options.config_of(arguments),
-        )
-        for run in runs
-    }
+    selections: dict[str, Selection] = {}
+    unscored: dict[str, str] = {}
+    for run in runs:
+        try:
+            selections[run] = select_checkpoint(
+                run,
+                arguments["pool"],
+                ties=arguments["ties"],
+                loading=loading,
+                cache=arguments["cache_dir"] or arguments["cache"],
+                distributed=True,
+                progress=show_progress,
+                **options.config_of(arguments),
+            )
+        except NothingScoredError as error:  # the others still rank
+            unscored[run] = str(error)
+            if len(unscored) == len(runs):
+                raise
     best = best_run(selections)
     if Ranks.of_run().rank > 0:
         return None
     if output is None and link is not None and selections[best].best_folder is None:
-        output = _linked_folder(selections[best])
+        output = linked_folder(selections[best])
     if output is not None:
         selections[best] = write_best(selections[best], output, loading)
     if link is not None:
         _link(link, selections[best].best)
-    return selections, best, tied_runs(selections, best)
+    return selections, best, tied_runs(selections, best), unscored
 
 
 def _join_processes() -> str | None:
@@ -192,45 +199,49 @@ def _join_processes() -> str | None:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
-def _check_link(link: Path) -> None:
+def _check_link(link: Path, output: Path | None) -> None:
     """
     Raises:
-        ValueError: something else than a link is there.
+        ValueError: something else than a link is there, or will be.
     """
+    if output is not None and output.absolute() == link.absolute():
+        raise ValueError(f"--output and --link are both {link}; name different paths")
     if link.exists() and not link.is_symlink():
         raise ValueError(f"{link} exists and is not a link; name another path or remove it")
 
 
-def _linked_folder(selection: Selection) -> Path:
-    """Where an average is written that a link points to: in the run's folder."""
-    from sepstop.runs.best_folder import LINKED_FOLDER
-
-    return selection.paths[selection.best_step].parent / LINKED_FOLDER
-
-
 def _link(link: Path, folder: Path) -> None:
     """Replace a symbolic link; copy the folder where the system has no links."""
+    target = folder.resolve()  # before the link goes, which may lead there
     link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
-        link.symlink_to(folder.resolve(), target_is_directory=True)
+        link.symlink_to(target, target_is_directory=True)
     except (OSError, NotImplementedError):
-        shutil.copytree(folder, link)
+        shutil.copytree(target, link)
 
 
 def _print_tables(
-    selections: Mapping[str, Selection], best: str, tied: Sequence[str], top: int | None
+    selections: Mapping[str, Selection],
+    best: str,
+    tied: Sequence[str],
+    top: int | None,
+    is_one: bool,
 ) -> None:
+    """
+    Args:
+        is_one: the user named one run.
+    """
     from sepstop.report.tables import runs_table
 
     out = Console()
     for run, found in selections.items():
-        if len(selections) == 1:
+        if is_one:
             _print_ranking(out, found, top, f"keep {_kept(found)}")
         elif len(found.records) > 1:  # a single model has its row in the table below
             out.print(run, style="bold", markup=False, soft_wrap=True)
             _print_ranking(out, found, top)
-    if len(selections) > 1:
+    if not is_one:
         out.print(runs_table(selections, best, tied))
         line = f"of all, keep {_kept(selections[best])}"
         out.print(line, style="bold", markup=False, soft_wrap=True)
@@ -274,13 +285,18 @@ def _kept_online(found: Selection) -> str:
 
 
 def _as_json(
-    selections: Mapping[str, Selection], best: str, tied: Sequence[str], top: int | None
+    selections: Mapping[str, Selection],
+    best: str,
+    tied: Sequence[str],
+    unscored: Mapping[str, str],
+    top: int | None,
 ) -> dict[str, Any]:
     """What `--json` prints: of one run its selection, of several those of all."""
     each = [_selection_as_json(found, top) for found in selections.values()]
-    if len(each) == 1:
+    if len(each) == 1 and not unscored:
         return each[0]
-    return {**_pick_as_json(selections[best]), "ties": list(tied), "runs": each}
+    of_all = {"ties": list(tied), "runs": each, "skipped": dict(unscored)}
+    return {**_pick_as_json(selections[best]), **of_all}
 
 
 def _pick_as_json(found: Selection) -> dict[str, Any]:

@@ -235,6 +235,7 @@ def tied_runs(selections: Mapping[K, Selection], best: K) -> list[K]:
 def _comparable(selection: Selection) -> dict[str, Any]:
     """What should be equal for scores of two runs to compare, by what to say if it is not."""
     return {
+        "different texts in their pools": selection.settings.get("pool"),
         "embeddings of different dimensions": selection.dimensions,
         "different settings of the criterion": json.dumps(selection.settings.get("criterion")),
         "different pooling": json.dumps(selection.settings.get("pooling")),

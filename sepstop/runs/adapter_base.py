@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepstop.runs.pretrained import Loaded, load_class
+from sepstop.runs.pretrained import Loaded, load_class, of_revision
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Adapter:
         folder: folder of the adapter.
         config: its ``PeftConfig``.
         base: folder or hub name of its base model.
+        revision: of the base on the hub; None for the default one.
         shapes: name -> shape of each saved tensor.
     """
 
@@ -28,6 +29,7 @@ class Adapter:
     config: Any
     base: str
     shapes: Mapping[str, torch.Size]
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class BaseCache:
 
     Attributes:
         reproducible: keys of bases on which loading an adapter was found to draw no random weights.
-        classes: base -> class that an adapter was found to fit.
+        classes: base and revision -> class that an adapter was found to fit.
     """
 
     def __init__(self) -> None:
         self.reproducible: set[Any] = set()
-        self.classes: dict[str, Any] = {}
+        self.classes: dict[tuple[str, str | None], Any] = {}
         self._key: Any = None
         self._found: Loaded | None = None
         self._weights: dict[str, Tensor] = {}
@@ -96,7 +98,9 @@ def base_sizes(adapter: Adapter, base_class: Any, trust_remote_code: bool) -> Ba
 
     if not hasattr(base_class, "config_class") and not hasattr(base_class, "from_config"):
         return BaseSizes()
-    config = AutoConfig.from_pretrained(adapter.base, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        adapter.base, trust_remote_code=trust_remote_code, **of_revision(adapter.revision)
+    )
     with torch.device("meta"):
         if hasattr(base_class, "from_config"):
             base = base_class.from_config(config, trust_remote_code=trust_remote_code)
@@ -127,7 +131,8 @@ def load_base(
 
     New rows of the embeddings are 0. They count as unfilled, unless the adapter trained them all.
     """
-    options = {} if sizes.labels is None else {"num_labels": sizes.labels}
+    options: dict[str, Any] = of_revision(adapter.revision)
+    options |= {} if sizes.labels is None else {"num_labels": sizes.labels}
     found = load_class(adapter.base, base_class, trust_remote_code, **options)
     base: Any = found.model
     if sizes.tokens is None:

@@ -24,6 +24,7 @@ from sepstop.runs.pretrained import (
     MisfitError,
     class_for,
     library_class,
+    of_revision,
     unknown_class,
 )
 from sepstop.runs.saved_weights import (
@@ -67,8 +68,9 @@ def load_adapter(checkpoint: Path, loading: Loading, bases: BaseCache) -> nn.Mod
 
     folder = _adapter_folder(checkpoint, loading.adapter)
     config = peft.PeftConfig.from_pretrained(str(folder))
-    adapter = Adapter(folder, config, _base_of(config, loading.base_model), saved_shapes(folder))
-    known = bases.classes.get(adapter.base)
+    base, revision = _base_of(config, loading.base_model)
+    adapter = Adapter(folder, config, base, saved_shapes(folder), revision)
+    known = bases.classes.get((base, revision))
     misfits = []
     for base_class in [known] if known else _classes(adapter, loading):
         try:
@@ -76,7 +78,7 @@ def load_adapter(checkpoint: Path, loading: Loading, bases: BaseCache) -> nn.Mod
         except MisfitError as misfit:
             misfits.append(misfit)
         else:
-            bases.classes[adapter.base] = base_class
+            bases.classes[base, revision] = base_class
             return model
     raise misfits[0]
 
@@ -101,9 +103,10 @@ def _adapter_folder(checkpoint: Path, name: str | None) -> Path:
     )
 
 
-def _base_of(config: Any, base_model: str | Path | None) -> str:
-    """Folder or hub name of an adapter's base: ``base_model``, or the one that it names."""
+def _base_of(config: Any, base_model: str | Path | None) -> tuple[str, str | None]:
+    """Name and revision of an adapter's base: ``base_model``, or what the adapter names."""
     source = str(base_model or config.base_model_name_or_path or "")
+    revision = None if base_model else config.revision
     if not source:
         raise ValueError(
             "the adapter does not name its base model; pass it: base_model= (--base-model)"
@@ -111,13 +114,13 @@ def _base_of(config: Any, base_model: str | Path | None) -> str:
     from transformers import PreTrainedConfig
 
     try:
-        PreTrainedConfig.get_config_dict(source)
+        PreTrainedConfig.get_config_dict(source, **of_revision(revision))
     except OSError as error:
         raise ValueError(
             f"the adapter's base model {source} can't be read. If it was moved, pass its folder or "
             "hub name: base_model= (--base-model)"
         ) from error
-    return source
+    return source, revision
 
 
 def _classes(adapter: Adapter, loading: Loading) -> Iterator[Any]:
@@ -138,7 +141,7 @@ def _classes(adapter: Adapter, loading: Loading) -> Iterator[Any]:
         yield getattr(transformers, _TASKS[task])
         if task != "FEATURE_EXTRACTION":  # a class without the task's head can't replace it
             return
-    yield class_for(adapter.base, loading)
+    yield class_for(adapter.base, loading, adapter.revision)
 
 
 def _on_class(
@@ -150,7 +153,7 @@ def _on_class(
         MisfitError: the adapter does not fit, or weights are drawn at random.
     """
     sizes = base_sizes(adapter, base_class, trust_remote_code)
-    key = (adapter.base, base_class, sizes)
+    key = (adapter.base, adapter.revision, base_class, sizes)
 
     def attempt(seed: int) -> nn.Module:
         found = bases.base(key, lambda: load_base(adapter, base_class, trust_remote_code, sizes))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sepstop.runs.adapter_base import weights_in_use
-from sepstop.runs.saved_weights import active_adapter, fingerprint
+from sepstop.runs.saved_weights import active_adapter, adapter_tensors, address, fingerprint
 from sepstop.types import CHECKPOINT
 
 CHECKPOINT_AVERAGES: Final[Mapping[str, Callable[[int], int]]] = {
@@ -230,14 +230,22 @@ class _Sum:
 
 
 def _averaged_weights(model: Any) -> dict[str, Tensor]:
-    """The floating-point parameters by name, tied ones once; of an adapter's model its own."""
+    """The floating-point parameters by name, tied ones once; of an adapter's model what it saves.
+
+    The latter are the adapter's own and, with ``bias="lora_only"`` or "all", biases of the base.
+    """
     weights = {
         name: weight.data for name, weight in model.named_parameters() if weight.is_floating_point()
     }
     if not _is_adapted(model):
         return weights
     of_adapter = re.compile(rf"\.{re.escape(active_adapter(model))}(\.|$)")
-    return {name: weight for name, weight in weights.items() if of_adapter.search(name)}
+    saved = set(map(address, adapter_tensors(model, ()).values()))
+    return {
+        name: weight
+        for name, weight in weights.items()
+        if of_adapter.search(name) or address(weight) in saved
+    }
 
 
 def _is_adapted(model: nn.Module) -> bool:

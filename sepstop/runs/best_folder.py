@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,10 +17,11 @@ from sepstop.runs.loading import BaseCache, load_model
 from sepstop.runs.loading_options import Loading
 from sepstop.runs.saved_weights import ADAPTER_CONFIG
 
-LINKED_FOLDER = "sepstop_average"
-"""Folder in a run's folder for an average that something links to."""
+COPY_FILE = "sepstop_copy.json"
+"""File in a copied checkpoint that says which one it is, so that it is not taken for another."""
 
-_WEIGHTS = (".safetensors", ".bin", ".index.json")
+_WEIGHTS = (".safetensors", ".bin", ".index.json", ".onnx", ".onnx_data", ".h5", ".msgpack")
+_OTHER_RUNTIMES = ("onnx", "openvino")  # folders
 
 
 def check_free(folder: str | Path) -> None:
@@ -28,8 +30,18 @@ def check_free(folder: str | Path) -> None:
         ValueError: something is there already.
     """
     path = Path(folder)
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link; name the folder itself or another one")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists and is not empty; name another folder or remove it")
+
+
+def linked_folder(selection: Selection) -> Path:
+    """Folder in the run's folder for an average that something links to, one for each average."""
+    average = selection.best_record.average
+    assert average is not None
+    name = f"sepstop_average-{average.name}-{average.first_step}-{average.last_step}"
+    return selection.paths[selection.best_step].parent / name
 
 
 def write_best(selection: Selection, folder: str | Path, loading: Loading = Loading()) -> Selection:
@@ -57,6 +69,7 @@ def write_best(selection: Selection, folder: str | Path, loading: Loading = Load
         built = Path(scratch) / "model"
         if record.average is None:
             _copy(newest, built, files_of_model(newest))
+            (built / COPY_FILE).write_text(json.dumps({"step": record.step}) + "\n")
         else:
             bases, as_saved = BaseCache(), replace(loading, dtype=None)
             model = averaged_model(sources, lambda path: load_model(path, as_saved, bases))
@@ -73,7 +86,9 @@ def _beside_weights(checkpoint: Path) -> list[Path]:
     return [
         path
         for path in files_of_model(checkpoint)
-        if not path.name.endswith(_WEIGHTS) and path.name != ADAPTER_CONFIG
+        if not path.name.endswith(_WEIGHTS)
+        and path.name != ADAPTER_CONFIG
+        and path.relative_to(checkpoint).parts[0] not in _OTHER_RUNTIMES
     ]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,9 +27,24 @@ CACHE_FOLDER = "sepstop_cache"
 
 _HASHES = "contents.json"  # in the cache folder: hashes of files that were read
 _FORMAT = 4  # increase it when the same checkpoint would give another observation
-_NOT_MODEL = {"trainer_state.json", "training_args.bin", "README.md"}
-_NOT_MODEL_ENDINGS = (".pt", ".pth")  # optimizer, scheduler and random states
-_NOT_MODEL_BEGINNING = "sepstop_"  # of running averages
+_NOT_MODEL = (
+    "README.md",
+    "sepstop_*",  # of running averages
+    "trainer_state.json",
+    "training_args.bin",
+    "*.pt",  # optimizer, scheduler and random states, in the files of several libraries
+    "*.pth",
+    "*.distcp",
+    "optimizer*",
+    "scheduler*",
+    "random_states*",
+    "rng_state*",
+    "global_step*",
+    "pytorch_model_fsdp*",
+    "latest",
+    "zero_to_fp32.py",
+)
+"""Names of files and folders that are no part of a model, as patterns."""
 
 
 def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = True) -> str:
@@ -181,11 +197,12 @@ def files_of_model(model: Path) -> list[Path]:
     return [
         path
         for path in sorted(model.rglob("*"))
-        if path.is_file()
-        and path.name not in _NOT_MODEL
-        and path.suffix not in _NOT_MODEL_ENDINGS
-        and not path.name.startswith(_NOT_MODEL_BEGINNING)
+        if path.is_file() and not any(map(_is_not_model, path.relative_to(model).parts))
     ]
+
+
+def _is_not_model(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _NOT_MODEL)
 
 
 def _model_files(model: Path, base_model: str | Path | None = None) -> list[Path]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sepstop.runs.average_files import AVERAGE_FILE
+from sepstop.runs.best_folder import COPY_FILE
 from sepstop.runs.leftovers import without_leftovers
 from sepstop.runs.saved_weights import adapter_folders
 
@@ -58,7 +60,7 @@ def find_runs(source: str | Path) -> list[str]:
         return _read_list(path)
     if not path.is_dir() or _is_model(path) or _numbered(path):
         return [str(source)]
-    inside = [folder for folder in _folders(path) if _is_model(folder) or _numbered(folder)]
+    inside = [folder for folder in _originals(path) if _is_model(folder) or _numbered(folder)]
     return [str(folder) for folder in inside] or [str(source)]
 
 
@@ -78,6 +80,7 @@ def find_run(source: str | Path) -> CheckpointRun:
         raise FileNotFoundError(f"no folder at {path}")
     found = _numbered(path)
     if found:
+        _warn_of_others(path, found)
         kept, is_sure = without_leftovers(path, found)
         of_trainer = all(_OF_TRAINER.fullmatch(folder.name) for folder in kept.values())
         return CheckpointRun(str(source), kept, path, True, is_one_run=of_trainer and is_sure)
@@ -110,14 +113,56 @@ def _step_of(model: Path) -> int:
 def _numbered(folder: Path) -> dict[int, Path]:
     """``checkpoint-<step>`` folders, or else models whose names end in different numbers.
 
-    Averages that sepstop wrote are no checkpoints.
+    Models without a number may be beside those of one name with numbers, such as "final" beside
+    "epoch-1" and "epoch-2". A run that counts from 0 is counted from 1, since 0 is the model before
+    training; "checkpoint-0" is that model, and left out.
     """
-    folders = [path for path in _folders(folder) if not (path / AVERAGE_FILE).is_file()]
+    models = _models(folder)
+    numbers = {path: re.search(r"(\d+)$", path.name) for path in models}
+    found = {int(number[1]): path for path, number in numbers.items() if number}
+    stems = {path.name.rstrip("0123456789") for path in found.values()}
+    with_number = sum(number is not None for number in numbers.values())
+    if len(found) < with_number or (with_number < len(models) and not _are_steps(found, stems)):
+        return {}
+    if 0 not in found:
+        return found
+    if _OF_TRAINER.fullmatch(found[0].name):
+        return {step: path for step, path in found.items() if step > 0}
+    return {step + 1: path for step, path in found.items()}
+
+
+def _are_steps(found: dict[int, Path], stems: set[str]) -> bool:
+    return len(found) > 1 and len(stems) == 1
+
+
+def _models(folder: Path) -> list[Path]:
+    """The models in a folder: those of a Trainer, or else all."""
+    folders = _originals(folder)
     of_trainer = [path for path in folders if _OF_TRAINER.fullmatch(path.name)]
-    named = of_trainer or [path for path in folders if _is_model(path) or _has_adapters(path)]
-    numbers = [re.search(r"(\d+)$", path.name) for path in named]
-    found = {int(number[1]): path for number, path in zip(numbers, named, strict=True) if number}
-    return found if len(found) == len(named) else {}
+    return of_trainer or [path for path in folders if _is_model(path) or _has_adapters(path)]
+
+
+def _warn_of_others(folder: Path, found: dict[int, Path]) -> None:
+    """Say which models in a run's folder are not among its checkpoints."""
+    others = [path.name for path in _models(folder) if path not in found.values()]
+    if others:
+        warnings.warn(
+            f"sepstop: {', '.join(others)} in {folder} left out: expected a number of steps or "
+            "epochs from 1 on at the end of a checkpoint's name",
+            stacklevel=3,
+        )
+
+
+def _originals(folder: Path) -> list[Path]:
+    """The folders in a folder, without what sepstop wrote there and links to others of them."""
+    inside = [path for path in _folders(folder) if not path.is_symlink()]
+    real = [path.resolve() for path in inside]
+    for path in _folders(folder):
+        target = path.resolve()
+        if path.is_symlink() and not any(target.is_relative_to(other) for other in real):
+            inside.append(path)
+    written = (AVERAGE_FILE, COPY_FILE)
+    return sorted(path for path in inside if not any((path / name).is_file() for name in written))
 
 
 def _is_model(folder: Path) -> bool:

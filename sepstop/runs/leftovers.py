@@ -40,6 +40,8 @@ def without_leftovers(
     readable = {step: log for step, log in logs.items() if log is not None}
     silent = [step for step, log in readable.items() if not log]
     if all(_are_of_one_run(*pair) for pair in pairwise(readable.items())):
+        if not readable:
+            return dict(checkpoints), _are_in_order(checkpoints)
         return dict(checkpoints), not _warn_of_times(folder, checkpoints, silent)
     logged = {step: log for step, log in readable.items() if log}
     newest = _newest_log(folder, checkpoints, logged)
@@ -122,6 +124,13 @@ def _warn_of_times(folder: Path, checkpoints: Mapping[int, Path], silent: Sequen
             stacklevel=5,
         )
     return bool(older)
+
+
+def _are_in_order(checkpoints: Mapping[int, Path]) -> bool:
+    """True if the folders were first written in the order of their steps."""
+    files = [[*path.rglob("*")] for _, path in sorted(checkpoints.items())]
+    written = [min(file.stat().st_mtime_ns for file in found) for found in files if found]
+    return written == sorted(written)
 
 
 def _time(checkpoint: Path) -> int:

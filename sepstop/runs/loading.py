@@ -18,6 +18,7 @@ from sepstop.runs.pretrained import (
     class_for,
     load_class,
     load_whole,
+    of_revision,
     require_fit,
     takes_pooling_layer,
 )
@@ -66,7 +67,9 @@ def load_model(
         return loading.place(_load(path, loading, BaseCache() if bases is None else bases))
 
 
-def load_base_model(source: str | Path, loading: Loading = Loading()) -> nn.Module:
+def load_base_model(
+    source: str | Path, loading: Loading = Loading(), revision: str | None = None
+) -> nn.Module:
     """Load the model that training started from.
 
     It may have heads and poolers that the trained model lacks.
@@ -75,6 +78,7 @@ def load_base_model(source: str | Path, loading: Loading = Loading()) -> nn.Modu
         source: folder or hub name of a transformers model or SentenceTransformer.
         loading: see `Loading`. ``model_class`` counts only if transformers lacks the class that
             ``source`` names; ``adapter`` and ``base_model`` do not count.
+        revision: of a model on the hub.
 
     Raises:
         MisfitError: weights of the model were not saved; the message names them.
@@ -87,10 +91,11 @@ def load_base_model(source: str | Path, loading: Loading = Loading()) -> nn.Modu
             own = Loading(trust_remote_code=loading.trust_remote_code)
             return loading.place(_load(path, own, BaseCache()))
         try:
-            model_class = class_for(source, Loading(trust_remote_code=loading.trust_remote_code))
+            own = Loading(trust_remote_code=loading.trust_remote_code)
+            model_class = class_for(source, own, revision)
         except ValueError:
-            model_class = class_for(source, loading)
-        found = load_class(source, model_class, loading.trust_remote_code)
+            model_class = class_for(source, loading, revision)
+        found = load_class(source, model_class, loading.trust_remote_code, **of_revision(revision))
     require_fit(found, source)
     return loading.place(found.model)
 

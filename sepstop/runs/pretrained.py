@@ -73,8 +73,18 @@ def require_fit(found: Loaded, source: str | Path, unused: Iterable[str] = ()) -
         )
 
 
-def class_for(source: str | Path, loading: Loading) -> Any:
+def of_revision(revision: str | None) -> dict[str, Any]:
+    """The option of ``from_pretrained`` for a revision on the hub; none for the default one."""
+    return {} if revision is None else {"revision": revision}
+
+
+def class_for(source: str | Path, loading: Loading, revision: str | None = None) -> Any:
     """The class of a model: ``loading.model_class``, or the one that the configuration names.
+
+    Args:
+        source: folder or hub name.
+        loading: its ``model_class`` and ``trust_remote_code`` are used.
+        revision: of a model on the hub.
 
     Raises:
         ValueError: transformers lacks the class, and the code that the model brings is not allowed
@@ -88,7 +98,7 @@ def class_for(source: str | Path, loading: Loading) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(
-        source, trust_remote_code=loading.trust_remote_code
+        source, trust_remote_code=loading.trust_remote_code, **of_revision(revision)
     )
     name = next(iter(config.architectures or ()), None)
     if name is None:
@@ -134,7 +144,7 @@ def load_class(
         source: folder or hub name.
         model_class: class with ``from_pretrained``.
         trust_remote_code: allow the model to run the code that it brings.
-        **options: options of ``from_pretrained`` that change the configuration.
+        **options: of ``from_pretrained``, those that change the configuration and the revision.
     """
     from transformers import PreTrainedModel
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,15 +81,23 @@ def adapter_folders(checkpoint: Path) -> dict[str, Path]:
     return found
 
 
-def base_of_adapter(checkpoint: Path) -> str | None:
-    """Folder or hub name of the base that a checkpoint's first adapter names.
+class BaseName(NamedTuple):
+    """The base model of an adapter: folder or hub name, and its revision there if it is pinned."""
+
+    source: str
+    revision: str | None = None
+
+
+def base_of_adapter(checkpoint: Path) -> BaseName | None:
+    """The base that a checkpoint's first adapter names.
 
     None if there is no adapter, if it names no base, or if its configuration can't be read.
     """
     with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
         folder = next(iter(adapter_folders(checkpoint).values()))
-        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-        return None if base is None else str(base)
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        base = config["base_model_name_or_path"]
+        return None if base is None else BaseName(str(base), config.get("revision"))
     return None
 
 

@@ -125,7 +125,18 @@ def select_checkpoint(
     with _shared_folder(folder, ranks) as shared:
         store = ObservationCache(shared)
         ranks.together(Candidates(plan, store).observe_share)
-        return ranks.of_first(ranks.together(lambda: selected(store) if ranks.rank == 0 else None))  # type: ignore[return-value]  # the first has one
+
+        def of_first_rank() -> Selection | NothingScoredError | None:
+            try:
+                return selected(store) if ranks.rank == 0 else None
+            except NothingScoredError as error:  # raised on all ranks below
+                return error
+
+        found = ranks.of_first(ranks.together(of_first_rank))
+        if isinstance(found, NothingScoredError):
+            raise found
+        assert found is not None
+        return found
 
 
 @contextmanager
@@ -234,15 +245,19 @@ def _set_start(plan: Plan, store: ObservationCache) -> None:
         ValueError: the user's ``base_model`` gives no embeddings.
     """
     monitor, loading = plan.monitor, plan.loading
-    start = loading.base_model or base_of_adapter(plan.paths[0])
-    if start is None:
+    of_adapter = base_of_adapter(plan.paths[0])
+    if loading.base_model is not None:
+        start, revision = loading.base_model, None
+    elif of_adapter is not None:
+        start, revision = of_adapter
+    else:
         return
     try:
         view = observation_view(monitor, loading, with_logits=False)
         key = store.key([Path(start)], view) if Path(start).is_dir() else ""
         seen = store.get(key, loading.torch_device)
         if seen is None:
-            seen = monitor.embed(load_base_model(start, loading))
+            seen = monitor.embed(load_base_model(start, loading, revision))
             store.put(key, seen)
         if seen.points.isfinite().all():
             monitor.neighborhoods.add(0, seen.points)
@@ -375,7 +390,8 @@ def _is_half(plan: Plan) -> bool:
     """True if weights are in half precision, by the user's choice or their configuration."""
     dtypes = {plan.loading.dtype}
     for path in plan.paths:
-        folder = plan.loading.base_model or base_of_adapter(path) or path
+        of_adapter = base_of_adapter(path)
+        folder = plan.loading.base_model or (of_adapter.source if of_adapter else path)
         with suppress(OSError, ValueError, AttributeError):
             dtypes.add(json.loads((Path(folder) / "config.json").read_text()).get("dtype"))
     return bool(dtypes & {"bfloat16", "float16"})

@@ -18,7 +18,6 @@ from sepstop import Plateau, SepStopCallback, select_checkpoint
 from sepstop.cli.main import app
 from sepstop.measure.neighbors import NEIGHBORS_FILE
 from sepstop.runs.average_files import read_average
-from sepstop.runs.best_folder import LINKED_FOLDER
 from sepstop.runs.cache import CACHE_FOLDER
 from sepstop.types import Average
 
@@ -347,8 +346,10 @@ def test_an_average_is_written_and_linked(run, pool_file, tmp_path):
     link = tmp_path / "links" / "best"
     for _ in range(2):  # the second replaces the first
         found = averaged(run, pool_file, "--link", link)
-        assert link.resolve() == (run / LINKED_FOLDER).resolve()
-        assert found["output"] == str(run / LINKED_FOLDER)
+        average = Average(**found["best_average"])
+        name = f"sepstop_average-{average.name}-{average.first_step}-{average.last_step}"
+        assert link.resolve() == (run / name).resolve()
+        assert found["output"] == str(run / name)
     assert read_average(link) == Average(**found["best_average"])
     assert AutoModelForSequenceClassification.from_pretrained(link).num_labels == 2
     output = tmp_path / "best"
@@ -361,6 +362,60 @@ def test_an_average_is_written_and_linked(run, pool_file, tmp_path):
     assert f"of {run}, in {tmp_path / 'other'}" in result.stdout
     result = sepstop(run, "--pool", pool_file, "--output", tmp_path / "copy")
     assert f"copied to {tmp_path / 'copy'}" in result.stdout
+
+
+def test_each_linked_average_has_a_folder_of_its_own(run, pool_file, tmp_path):
+    first = averaged(run, pool_file, "--link", tmp_path / "first")
+    other = "latest" if first["best_step"] != 8 else "best"
+    options = ["--criterion", "entropy", "--link", tmp_path / "second"]
+    result = sepstop_select(run, "--pool", pool_file, "--average", f"--ties={other}", *options)
+    assert result.exit_code == 0, result.output
+    assert read_average(tmp_path / "first") == Average(**first["best_average"])
+    # The links are no runs, and the second call does not lead one to itself.
+    for name in ("first", "second"):
+        (run / name).symlink_to((tmp_path / name).resolve())
+    again = averaged(run, pool_file, "--link", run / "first")
+    assert read_average(run / "first") == Average(**again["best_average"])
+
+
+def test_a_link_among_runs_is_no_further_run(run, pool_file):
+    link = run.parent / "best"
+    sepstop(run, "--pool", pool_file, "--link", link)
+    result = sepstop(run.parent, "--pool", pool_file, "--link", link, "--json")
+    assert "runs" not in json.loads(result.stdout)
+    assert link.is_dir()
+
+
+def test_what_can_not_be_written_is_said_before_anything_is_scored(run, pool_file, tmp_path):
+    same = tmp_path / "same"
+    (tmp_path / "link").symlink_to(tmp_path)
+    for options, said in [
+        (["--output", same, "--link", same], "--output and --link are both"),
+        (["--output", tmp_path / "link"], "is a link; name the folder itself"),
+    ]:
+        result = sepstop_select(run, "--pool", pool_file, *options)
+        assert result.exit_code == 2
+        assert said in on_one_line(result.stderr)
+    assert not (run / CACHE_FOLDER).exists()
+
+
+def test_a_broken_model_does_not_end_the_comparison(run, pool_file, tmp_path):
+    models = tmp_path / "models"
+    for name, step in (("small", 4), ("large", 8), ("torn", 12)):
+        shutil.copytree(run / f"checkpoint-{step}", models / name)
+    (models / "torn" / "model.safetensors").write_bytes(b"torn")
+    result = sepstop(models, "--pool", pool_file, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert len(found["runs"]) == 2
+    assert list(found["skipped"]) == [str(models / "torn")]
+    assert "skipped" in result.stderr
+    shutil.rmtree(models / "large")
+    result = sepstop(models, "--pool", pool_file)
+    assert "of all, keep" in result.stdout
+    assert sepstop(models, "--pool", pool_file, "--strict").exit_code == 3
+    shutil.rmtree(models / "small")
+    assert sepstop(models, "--pool", pool_file).exit_code == 2
 
 
 def test_the_best_average_of_several_runs(run, pool_file, tmp_path):

@@ -94,6 +94,16 @@ def adapters(tmp_path, **options):
     return walk(tmp_path / "run", lora(tmp_path / "base", **options), count=6)
 
 
+def biased(tmp_path, bias):
+    """Adapters that train biases of the base too."""
+    peft = pytest.importorskip("peft")
+    make_encoder().save_pretrained(tmp_path / "base")
+    base = type(make_encoder()).from_pretrained(tmp_path / "base")
+    settings = {"task_type": "SEQ_CLS", "target_modules": ["query"], "r": 4, "bias": bias}
+    model = peft.get_peft_model(base, peft.LoraConfig(**settings))
+    return walk(tmp_path / "run", model, count=6)
+
+
 def pickles(tmp_path):
     run = walk(tmp_path / "run", make_encoder(), count=6)
     for path in paths_of(run):
@@ -127,6 +137,8 @@ MAKERS = {
     "bfloat16": lambda path, tokenizer: walk(path, make_encoder().to(torch.bfloat16), count=6),
     "tied": lambda path, tokenizer: tied(path),
     "adapters": lambda path, tokenizer: adapters(path),
+    "biases": lambda path, tokenizer: biased(path, "lora_only"),
+    "all biases": lambda path, tokenizer: biased(path, "all"),
     "sentence_transformer": sentence_transformer,
 }
 
@@ -538,14 +550,29 @@ def test_the_winner_is_written_as_a_model(run, pool, tmp_path, tokenizer):
     assert alone.pick.value == pytest.approx(beside.value, abs=1e-6)
 
 
+TRAINING_STATE = (
+    "optimizer.pt",
+    "optimizer.bin",
+    "optimizer_0/__0_0.distcp",
+    "pytorch_model_fsdp_0/.metadata",
+    "global_step4/zero_pp_rank_0.pt",
+    "latest",
+    "random_states_0.pkl",
+    "rng_state.pth",
+    "sepstop_average_state.safetensors",
+)
+
+
 def test_a_checkpoint_is_written_without_the_state_of_the_training(run, pool, tmp_path):
     for path in paths_of(run):
-        for name in ("optimizer.pt", "rng_state.pth", "sepstop_average_state.safetensors"):
+        for name in TRAINING_STATE:
+            (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_bytes(b"state")
         (path / "trainer_state.json").write_text('{"log_history": []}')
     found = select(run, pool, average=False, output=tmp_path / "best")
     checkpoint = found.paths[found.best_step]
     names = {path.name for path in found.best.iterdir()}
+    names.remove("sepstop_copy.json")
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     for name in names:
         assert (found.best / name).read_bytes() == (checkpoint / name).read_bytes()

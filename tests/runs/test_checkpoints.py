@@ -1,5 +1,7 @@
 """Checkpoint discovery."""
 
+import warnings
+
 import pytest
 from conftest import make_encoder
 
@@ -26,7 +28,7 @@ def touch(folder, *names):
 
 
 def test_a_trainers_folder_is_a_run(tmp_path):
-    touch(tmp_path, "checkpoint-20", "checkpoint-3", "model")
+    touch(tmp_path, "checkpoint-3", "checkpoint-20", "model")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "checkpoint-x").mkdir()
     (tmp_path / "checkpoint-9").touch()
@@ -56,6 +58,43 @@ def test_averages_that_sepstop_wrote_are_no_checkpoints(tmp_path):
     assert find_run(tmp_path / "average-2").checkpoints == {2: tmp_path / "average-2"}
     touch(tmp_path, "checkpoint-1", "checkpoint-2")
     assert find_run(tmp_path).is_one_run
+
+
+def test_a_run_that_counts_from_0_is_counted_from_1(tmp_path):
+    touch(tmp_path, "epoch-0", "epoch-1")
+    assert find_run(tmp_path).checkpoints == {1: tmp_path / "epoch-0", 2: tmp_path / "epoch-1"}
+
+
+def test_the_model_before_training_is_left_out(tmp_path):
+    touch(tmp_path, "checkpoint-0", "checkpoint-10", "checkpoint-20")
+    with pytest.warns(UserWarning, match=r"checkpoint-0 in .* left out"):
+        assert sorted(find_run(tmp_path).checkpoints) == [10, 20]
+
+
+def test_models_beside_numbered_ones_are_left_out(tmp_path):
+    touch(tmp_path, "epoch-1", "epoch-2", "final")
+    assert find_runs(tmp_path) == [str(tmp_path)]
+    with pytest.warns(UserWarning, match=r"sepstop: final in .* left out"):
+        assert sorted(find_run(tmp_path).checkpoints) == [1, 2]
+
+
+def test_links_and_copies_of_what_is_there_are_no_models_of_their_own(tmp_path):
+    touch(tmp_path, "run/epoch-1", "run/epoch-2", "run/copy", "elsewhere/checkpoint-5")
+    (tmp_path / "run" / "copy" / "sepstop_copy.json").write_text("{}")
+    (tmp_path / "run" / "best").symlink_to(tmp_path / "run" / "epoch-2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sorted(find_run(tmp_path / "run").checkpoints) == [1, 2]
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "sweep" / "run").symlink_to(tmp_path / "run")
+    assert find_runs(tmp_path / "sweep") == [
+        str(tmp_path / "sweep" / name) for name in ("linked", "run")
+    ]
+    (tmp_path / "best").symlink_to(tmp_path / "run" / "epoch-1")
+    assert (
+        find_runs(tmp_path) == [str(tmp_path / name) for name in ("elsewhere", "run", "sweep")][:2]
+    )
 
 
 @pytest.mark.parametrize("names", [("small", "large"), ("a-1", "b-1"), ("a", "b-2")])

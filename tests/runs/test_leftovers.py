@@ -9,7 +9,7 @@ from conftest import make_encoder
 from helpers.training import TRAINS_AGAIN, train
 
 from sepstop import SepStopCallback, select_checkpoint
-from sepstop.runs.checkpoints import find_checkpoints
+from sepstop.runs.checkpoints import find_checkpoints, find_run
 from sepstop.runs.history import HISTORY_FILE, KEY, write_history
 from sepstop.runs.records import RunHistory, record_to_dict
 from sepstop.types import Record, Score
@@ -169,3 +169,13 @@ def test_a_real_run_begun_again(tmp_path, tokenizer, train_rows, pool):
     assert [r.step for r in selection.records] == [4, 8]
     assert selection.online_best_step == callback.decision.best_step
     assert selection.differences == {}
+
+
+@pytest.mark.parametrize(("times", "is_sure"), [((1, 2, 3), True), ((2, 3, 1), False)])
+def test_checkpoints_without_logs_are_told_apart_by_their_times(tmp_path, times, is_sure):
+    for step, time in zip((10, 20, 30), times, strict=True):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        os.utime(folder / "config.json", (time, time))
+    assert find_run(tmp_path).is_one_run is is_sure

@@ -19,6 +19,7 @@ from sepstop.runs.loading import (
     load_model,
     weights_that_differ,
 )
+from sepstop.runs.saved_weights import base_of_adapter
 
 SIZES = {"vocab_size": len(WORDS), "pad_token_id": 0}
 BERT = SIZES | {
@@ -571,6 +572,36 @@ def test_a_base_that_was_moved_can_be_named(tmp_path, peft, base):
         load(tmp_path / "checkpoint-1")
     found = load(tmp_path / "checkpoint-1", base_model=tmp_path / "moved")
     assert torch.equal(logits(found), logits(model))
+
+
+def test_a_base_has_the_revision_that_the_adapter_names(tmp_path, peft, base, monkeypatch):
+    """A hub that has the base at this revision only."""
+    asked = []
+
+    def patched(kind, name):
+        of_folder = getattr(kind, name).__func__
+
+        def read(cls, source, *args, revision="main", **options):
+            if source == "org/base":
+                asked.append(revision)
+                if revision != "v1.0":
+                    raise OSError(f"no {source} at {revision}")
+                source = str(base)
+            return of_folder(cls, source, *args, **options)
+
+        monkeypatch.setattr(kind, name, classmethod(read))
+
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], revision="v1.0")
+    model = trained(peft.get_peft_model(classifier(base), config))
+    model.peft_config["default"].base_model_name_or_path = "org/base"
+    model.save_pretrained(tmp_path / "checkpoint-1", save_embedding_layers=False)
+    patched(transformers.PreTrainedConfig, "get_config_dict")
+    patched(transformers.AutoConfig, "from_pretrained")
+    patched(transformers.AutoModelForSequenceClassification, "from_pretrained")
+    found = load(tmp_path / "checkpoint-1")
+    assert torch.equal(logits(found), logits(model))
+    assert set(asked) == {"v1.0"}
+    assert base_of_adapter(tmp_path / "checkpoint-1") == ("org/base", "v1.0")
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -25,6 +25,7 @@ from sepstop.runs.checkpoints import find_checkpoints, find_run
 from sepstop.runs.history import HISTORY_FILE, SELECTION_FILE, read_history, read_run
 from sepstop.runs.loading import Loading, load_model
 from sepstop.runs.plan import resolve
+from sepstop.runs.saved_weights import BaseName
 from sepstop.runs.select import NothingScoredError
 
 # Checkpoints by themselves; test_averaging.py is about their averages.
@@ -444,7 +445,8 @@ def test_the_model_before_training_can_be_named(
         offline(tmp_path / "nowhere")
     # One that nobody named and that is gone stops nothing.
     without = offline()
-    monkeypatch.setattr("sepstop.runs.select.base_of_adapter", lambda checkpoint: "nowhere")
+    gone = BaseName("nowhere")
+    monkeypatch.setattr("sepstop.runs.select.base_of_adapter", lambda checkpoint: gone)
     assert offline() == without
 
 
