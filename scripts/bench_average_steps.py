@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import torch
 from numpy.typing import NDArray
-from record_suite import minilm, read_data
+from record_suite import runs_of
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -97,13 +97,11 @@ def main() -> None:
 
 
 def record_all(options: argparse.Namespace) -> None:
-    suite = yaml.safe_load(options.suite.read_text())
-    rows = [row for row in suite["runs"] if not options.seeds or row["seed"] in options.seeds]
-    worker, workers = map(int, options.worker.split("/"))
-    for row in rows[worker::workers]:
-        settings = RunSettings(**(suite["defaults"] | {"model": options.model or minilm()} | row))
+    runs = runs_of(
+        options.suite, options.data_dir, options.model, options.worker, options.seeds or ()
+    )
+    for settings, texts, labels in runs:
         if not (options.out / f"{settings.name}.npz").exists():
-            texts, labels = read_data(suite["data"], settings.data, options.data_dir)
             print(save_run(options.out, record(texts, labels, settings)), flush=True)
 
 
@@ -113,6 +111,7 @@ def record(texts: list[str], labels: list[Any], settings: RunSettings) -> Record
     averages = {schedule: RunningAverages(model) for schedule in SCHEDULES}
     training = train(model, split, settings)
     recorded: dict[str, list[Any]] = {}
+    precision = torch.autocast(model.head.weight.device.type, torch.bfloat16, settings.bf16)
     for step in tqdm(range(settings.steps + 1), desc=settings.name):
         if step > 0:
             next(training)
@@ -120,9 +119,10 @@ def record(texts: list[str], labels: list[Any], settings: RunSettings) -> Record
                 if schedule.holds(step, settings):
                     one.update(model, step)
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            values = evaluate(model, split)
-            for schedule, one in averages.items():
-                values |= of_averages(model, split, schedule, one, values)
+            with precision:
+                values = evaluate(model, split)
+                for schedule, one in averages.items():
+                    values |= of_averages(model, split, schedule, one, values)
             for key, value in (values | {"steps": step}).items():
                 recorded.setdefault(key, []).append(value)
     arrays: dict[str, NDArray[Any]] = {key: np.stack(each) for key, each in recorded.items()}

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from record_suite import minilm, read_data
+from record_suite import runs_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -38,15 +38,13 @@ def main() -> None:
     parser.add_argument("--model", help="default: all-MiniLM-L6-v2 from its package")
     parser.add_argument("--runs", type=int, default=12, help="at most so many")
     options = parser.parse_args()
-    suite = yaml.safe_load(options.suite.read_text())
     table = Table(title="test accuracy")
     columns = ["last", *(f"{name}, {kind}" for name in AVERAGES for kind in KINDS)]
     for column in ("run", *columns):
         table.add_column(column, justify="left" if column == "run" else "right")
     found = []
-    for row in suite["runs"][: options.runs]:
-        settings = RunSettings(**(suite["defaults"] | {"model": options.model or minilm()} | row))
-        texts, labels = read_data(suite["data"], settings.data, options.data_dir)
+    runs = runs_of(options.suite, options.data_dir, options.model)
+    for settings, texts, labels in islice(runs, options.runs):
         found.append(accuracies(texts, labels, settings))
         name = settings.name.rsplit("-", 1)[0]
         table.add_row(name, *(f"{found[-1][column]:.3f}" for column in columns))

@@ -12,7 +12,6 @@ end of the run and where its default policy stops it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sepstop.bench.outcomes import Outcome
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
 from sepstop.bench.scored import Scored
 from sepstop.bench.scores import score_run
@@ -72,7 +72,7 @@ def main() -> None:
         run = load_run(path)
         scores = score_run(run, criteria, candidates=tuple(AVERAGES))
         for name, scored in scores.items():
-            found[name].append(tuple(outcome(run, scored)))
+            found[name].append(outcome(run, scored))
     table = Table(title=f"{len(found[criteria[0].name])} runs, points of test accuracy")
     columns = ("regret", "median", "p90", "max", "stopped", "median", "p90", "max", "saved")
     for column in ("weight, confidence", *columns):
@@ -85,16 +85,13 @@ def main() -> None:
     Console().print(table)
 
 
-def outcome(run: RecordedRun, scored: Scored) -> Iterator[float]:
+def outcome(run: RecordedRun, scored: Scored) -> tuple[float, float, float]:
     """Regret at the end, regret where `PastPeak` stops, and the share of steps that saves."""
-    series = scored.series
-    decision = replay(default_policy(RobustMI.name), series)
-    for step in (series.best_step, decision.best_step):
-        kept = series.steps[-1] if step is None else step
-        accuracy = run.test_accuracy_of(scored.best_at(kept))[run.steps.index(kept)]
-        yield float(run.test_accuracy[1:].max() - accuracy)
-    stop = decision.step if decision.stop and decision.step is not None else series.steps[-1]
-    yield 1 - stop / series.steps[-1]
+    decision = replay(default_policy(RobustMI.name), scored.series)
+    stop_step = decision.step if decision.stop else None
+    end = Outcome.of(run, scored, scored.series.best_step)
+    stopped = Outcome.of(run, scored, decision.best_step, stop_step)
+    return end.regret, stopped.regret, stopped.saved
 
 
 if __name__ == "__main__":

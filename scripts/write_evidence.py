@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sepstop.bench.judge import CONTENDERS, KNOWN, judge
 from sepstop.bench.judgement import Judgement
+from sepstop.bench.record import SOURCES
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, fingerprint, load_run
 from sepstop.bench.scores import NUM_RESAMPLES, ScoreCache
 from sepstop.bench.strata import STRATA
@@ -126,7 +127,7 @@ def write_manifest(suites: dict[str, list[RecordedRun]], out: Path) -> str:
     for name, runs in suites.items():
         manifest[name] = {
             run.name: {"sha256": fingerprint(run)}
-            | {key: value for key, value in run.settings.items() if key != "plain"}
+            | {key: value for key, value in run.settings.items() if key not in ("plain", SOURCES)}
             for run in runs
         }
     path.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -184,20 +185,14 @@ def goals_of(judgement: Judgement) -> list[tuple[str, str, bool]]:
         ("maximum at most 4.0", regrets.max(), 4.0),
     ]
     goals = [(goal, f"{value:.1f}", bool(value <= most)) for goal, value, most in numbers]
-    closest = judgement.best_checkpoint_pick(leave_out=(DEFAULT, "last checkpoint"))
-    assert closest is not None
-    rivals = {
-        "better than the last checkpoint": judgement.find("last checkpoint"),
-        "better than the average of all checkpoints": judgement.find("average of all"),
-        "better than each label-free pick of a checkpoint; the best of them": closest,
-    }
-    for goal, rival in rivals.items():
-        less = default.regrets - rival.regrets
-        low, high = bootstrap_interval(less)
-        found = f"{100 * less.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        if rival is closest:
-            found += f", {rival.criterion}"
-        goals.append((goal, found, high < 0))
+    for goal, rivals in {
+        "better than the last checkpoint": [judgement.find("last checkpoint")],
+        "better than the average of all checkpoints": [judgement.find("average of all")],
+        "better than each label-free pick of a checkpoint; the closest": list(
+            checkpoint_picks(judgement)
+        ),
+    }.items():
+        goals.append((goal, *closest_of(rivals, default)))
     behind = {
         name: 100 * float((one.find(DEFAULT).regrets - one.find("average of all").regrets).mean())
         for name, one in judgement.by_stratum.items()
@@ -209,6 +204,28 @@ def goals_of(judgement: Judgement) -> list[tuple[str, str, bool]]:
     goal = "stopping saves half of the steps at a mean regret of at most 0"
     goals.append((goal, f"{saved:.0%} at {kept:.1f}", saved >= 0.5 and kept <= 0))
     return goals
+
+
+def checkpoint_picks(judgement: Judgement) -> Iterator[Verdict]:
+    """The label-free choices of a single checkpoint, best mean regret first."""
+    left_out = [DEFAULT, "last checkpoint"]
+    while (pick := judgement.best_checkpoint_pick(leave_out=left_out)) is not None:
+        left_out.append(pick.criterion)
+        yield pick
+
+
+def closest_of(rivals: Sequence[Verdict], default: Verdict) -> tuple[str, bool]:
+    """The default's regret less that of the closest rival, and whether it is better than each.
+
+    It is better than a rival if the interval of the paired difference is below 0. The closest is
+    the one whose interval reaches up the furthest. One of several is named.
+    """
+    differences = {rival.criterion: default.regrets - rival.regrets for rival in rivals}
+    intervals = {name: bootstrap_interval(less) for name, less in differences.items()}
+    closest = max(intervals, key=lambda name: intervals[name][1])
+    low, high = intervals[closest]
+    found = f"{100 * differences[closest].mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return found + (f", {closest}" if len(rivals) > 1 else ""), high < 0
 
 
 def family(name: str, judgement: Judgement) -> str:
@@ -341,7 +358,7 @@ def runs_table(judgement: Judgement, runs: Sequence[RecordedRun]) -> Table:
     rows = []
     for i, run in enumerate(runs):
         kept = default.outcomes[i]
-        best = int(run.test_accuracy.argmax())
+        best = int(np.where(run.arrays["steps"] > 0, run.test_accuracy, -np.inf).argmax())
         rows.append(
             [
                 run.name.rsplit("-", 1)[0],

@@ -75,8 +75,8 @@ JUDGED = (
     "churn",
     "consistency",
 )
-"""Criteria judged on the pages of evidence, in the order of the tables and of ties there: all but
-`label_mi`, since recorded runs predict one class out of k."""
+"""All criteria but `label_mi`, in the order of tables and of ties there. Recorded runs predict one
+class out of k, which `label_mi` is not for."""
 
 CONTENDERS = (
     "separability",
@@ -88,7 +88,8 @@ CONTENDERS = (
     "churn",
     "consistency",
 )
-"""Criteria judged on the command line by default: those of `JUDGED` that take seconds."""
+"""Criteria judged by default, on the command line and on the pages of evidence: those of `JUDGED`
+that take seconds."""
 
 JUDGED_POLICIES: dict[str, Policy] = {
     "plateau": Plateau(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,17 +24,22 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from sepstop.bench.plain_averages import PlainAverages
-from sepstop.bench.recorded_run import RecordedRun
+from sepstop.bench.recorded_run import RecordedRun, load_run
 from sepstop.measure.average import RunningAverages
 from sepstop.measure.embedding import embed
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.tokens import DROP_RATE, drop_tokens
+from sepstop.runs.cache import ObservationCache
 from sepstop.types import Pooling
 from sepstop.utils.labels import read_labeled, sorted_names
 from sepstop.utils.registry import build
 
+SOURCES = "sources"
+"""Setting of a recorded run: fingerprints of its data and model, which names do not tell apart."""
+
 _WARMUP = 20
 _RESET_LAYERS = 2
+_FILES = ObservationCache(None)  # remembers the hashes of files
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,47 @@ def record_run(
     arrays |= {"y": split.labels["pool"], "train_y": split.labels["train"]}
     arrays["plain_te_acc"] = np.array(list(plain.values()))
     described = settings.described() | {"plain": list(plain)}
+    described[SOURCES] = sources_of(texts, labels, settings)
     return RecordedRun(settings.name, arrays, described)
+
+
+def is_recorded(
+    path: Path, texts: Sequence[str], labels: Sequence[Any], settings: RunSettings
+) -> bool:
+    """True if the run is in a file.
+
+    A file without fingerprints of its data and model is taken for the run that its name says.
+
+    Raises:
+        ValueError: the file is no recorded run, or one of other data or another model.
+    """
+    if not path.exists():
+        return False
+    recorded = load_run(path).settings.get(SOURCES, {})
+    differing = [
+        name
+        for name, found in sources_of(texts, labels, settings).items()
+        if recorded.get(name, found) != found
+    ]
+    if differing:
+        other = {"data": "other texts or labels", "model": "another model"}
+        raise ValueError(
+            f"{path} was recorded with {' and '.join(other[name] for name in differing)}; record "
+            "this run to another folder (--out)"
+        )
+    return True
+
+
+def sources_of(
+    texts: Sequence[str], labels: Sequence[Any], settings: RunSettings
+) -> dict[str, str]:
+    """Fingerprints of the data and of the model; the name of a model on the hub is its own."""
+    rows = json.dumps([list(texts), [str(label) for label in labels]])
+    model = Path(settings.model)
+    return {
+        "data": hashlib.sha256(rows.encode()).hexdigest(),
+        "model": _FILES.content(model) if model.is_dir() else settings.model,
+    }
 
 
 def classifier_and_split(

@@ -28,8 +28,10 @@ ONLY_CHECKPOINTS = (CHECKPOINT,)
 
 _SEED = SepStopConfig().seed
 _SCORING = (
+    "bench/recorded_run.py",
     "criteria/*.py",
     "homology/*.py",
+    "measure/embedding.py",
     "measure/neighbors.py",
     "measure/resampling.py",
     "measure/scorer.py",

@@ -25,7 +25,9 @@ def judge(
     runs_dir: Annotated[Path, typer.Argument(help="Folder of recorded runs (.npz).")],
     criterion: Annotated[
         list[str] | None,
-        typer.Option(help="Judge only this criterion. Repeatable. Default: seven quick ones."),
+        typer.Option(
+            help="Judge only this criterion. Repeatable. Default: those that take seconds."
+        ),
     ] = None,
     every_criterion: Annotated[
         bool,
@@ -129,11 +131,12 @@ def record(  # an option for each setting of a run, so more than eight arguments
 ) -> None:
     """Fine-tune on some rows and record the inputs of all criteria, for `judge`.
 
-    A run that is already recorded is kept. Exit status: 0, or 2 for unusable data.
+    A run that is already recorded is kept. Exit status: 0, or 2 for unusable data and for a file of
+    the run's name that was recorded with other data or another model.
     """
     import torch
 
-    from sepstop.bench.record import RunSettings, read_rows, record_run
+    from sepstop.bench.record import RunSettings, is_recorded, read_rows, record_run
     from sepstop.bench.recorded_run import save_run
 
     messages = Console(stderr=True)
@@ -157,10 +160,10 @@ def record(  # an option for each setting of a run, so more than eight arguments
             validation_rows=validation_rows,
             test_rows=test_rows,
         )
-        path = out / f"{settings.name}.npz"
-        if path.exists():
-            messages.print(f"{path} is already recorded", markup=False)
-            return
         texts, labels = read_rows(data, text_column, label_column)
+        path = out / f"{settings.name}.npz"
+        if is_recorded(path, texts, labels, settings):
+            messages.print(f"{path} is already recorded", markup=False, soft_wrap=True)
+            return
         device = "cuda" if torch.cuda.is_available() else "cpu"
         print(save_run(out, record_run(texts, labels, settings, device)))

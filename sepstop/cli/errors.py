@@ -45,4 +45,5 @@ def user_errors(messages: Console) -> Iterator[None]:
 
 def print_message(messages: Console, message: str, style: str) -> None:
     """Print a message with sepstop's name before it."""
-    messages.print(f"sepstop: {message.removeprefix('sepstop: ')}", style=style, markup=False)
+    text = f"sepstop: {message.removeprefix('sepstop: ')}"
+    messages.print(text, style=style, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The command `sepstop bench`."""
 
 import json
+import shutil
 
 import pytest
 from conftest import make_texts
@@ -34,7 +35,8 @@ def test_record_and_judge(tmp_path, tokenizer):
     result = bench(*command)
     assert result.exit_code == 0
     assert "toy-n32-lr0.003-noise0.0-linear-base-cls-seed0-" in result.stdout.replace("\n", "")
-    assert "is already recorded" in bench(*command).stderr.replace("\n", " ")
+    (path,) = (tmp_path / "runs").iterdir()
+    assert bench(*command).stderr == f"{path} is already recorded\n"
     for options, names in (((), CONTENDERS), (("--every-criterion",), JUDGED)):
         answer = json.loads(bench("judge", tmp_path / "runs", "--json", *options).stdout)
         judged = {(row["criterion"], row["policy"], row["candidates"]) for row in answer["rows"]}
@@ -47,6 +49,46 @@ def test_record_and_judge(tmp_path, tokenizer):
         }
         assert ("EMA 0.99", "hindsight", "plain") in judged
     assert list(answer["strata"]) == ["harsh"]  # a rate of 3e-3
+
+
+def test_a_recorded_run_is_not_taken_for_one_of_other_data_or_another_model(tmp_path, tokenizer):
+    models = [save_model(tmp_path / place / "model", tokenizer) for place in ("one", "two")]
+    config = models[1] / "config.json"
+    config.write_text(config.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1'))
+    texts, labels = make_texts(160)
+    rows = [{"text": t, "topic": y, "mood": 1 - y} for t, y in zip(texts, labels, strict=True)]
+    for folder, found in (("a", rows), ("b", rows[:-1])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "toy.jsonl").write_text("\n".join(map(json.dumps, found)))
+    options = ["--labeled-rows", 32, "--steps", 2, "--evaluate-every", 2, "--pool-rows", 60]
+    options += ["--validation-rows", 20, "--max-length", 16, "--out", tmp_path / "runs"]
+
+    def record(folder="a", column="topic", model=models[0]):
+        where = ["--data", tmp_path / folder / "toy.jsonl", "--label-column", column]
+        return bench("record", *where, "--model", model, *options)
+
+    assert record().exit_code == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    content = path.read_bytes()
+    assert record().exit_code == 0
+    for changes, what in (
+        ({"column": "mood"}, "other texts or labels"),
+        ({"folder": "b"}, "other texts or labels"),
+        ({"model": models[1]}, "another model"),
+        ({"column": "mood", "model": models[1]}, "other texts or labels and another model"),
+    ):
+        result = record(**changes)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"sepstop: {path} was recorded with {what}; record this run to another folder (--out)\n"
+        )
+    assert path.read_bytes() == content
+    copied = shutil.copytree(models[0], tmp_path / "elsewhere/model")
+    assert "is already recorded" in record(model=copied).stderr
+    path.write_bytes(b"")
+    result = record()
+    assert result.exit_code == 2
+    assert f"expected an .npz file at {path}" in result.stderr
 
 
 def test_keys_of_the_answer(tmp_path):

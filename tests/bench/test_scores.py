@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from helpers.recorded import (
     without_logits,
 )
 
+import sepstop
 from sepstop.bench import scores as scores_module
 from sepstop.bench.judge import JUDGED, KNOWN
 from sepstop.bench.record import record_run, split_rows
@@ -286,6 +288,22 @@ def test_the_version_is_of_the_criterions_source():
     assert source_version(InfoMax) == source_version(Separability)  # of sepstop/criteria
     assert source_version(InfoMax) != source_version(KNOWN["rankme"])
     assert source_version(KNOWN["nesum"]) == source_version(KNOWN["rankme"])  # one file
+
+
+@pytest.mark.parametrize("file", ["measure/embedding.py", "bench/recorded_run.py"])
+def test_the_version_is_of_what_the_inputs_are_read_by(file, monkeypatch):
+    read_bytes, before = Path.read_bytes, source_version(InfoMax)
+    changed = Path(sepstop.__file__).parent / file
+
+    def with_a_change(path):
+        return read_bytes(path) + b"#" * (path == changed)
+
+    monkeypatch.setattr(Path, "read_bytes", with_a_change)
+    source_version.cache_clear()
+    assert source_version(InfoMax) != before
+    monkeypatch.undo()
+    source_version.cache_clear()
+    assert source_version(InfoMax) == before
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import io
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import make_encoder
 from helpers.training import train
 from rich.console import Console
@@ -108,6 +110,21 @@ def test_a_figure_of_a_run(run, finished, tmp_path):
 
 def test_version():
     assert sepstop("--version").stdout.startswith("sepstop 0.")
+
+
+def test_errors_and_warnings_are_one_line_each_in_a_file():
+    path = Path("folder of runs") / ("a long name" * 12)
+    console = Console(file=io.StringIO())
+
+    @user_errors(console)
+    def command():
+        warnings.warn(f"sepstop: no label in {path}", UserWarning, stacklevel=1)
+        raise FileNotFoundError(f"no folder at {path}")
+
+    with pytest.raises(typer.Exit):
+        command()
+    lines = [f"sepstop: no folder at {path}", f"sepstop: no label in {path}"]
+    assert console.file.getvalue().splitlines() == lines
 
 
 def test_a_bug_keeps_its_traceback():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make_encoder, make_texts
 from helpers.averaged import averaged_run
+from helpers.walks import walk
 from transformers import Trainer, TrainingArguments
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from sepstop.measure.pool import read_pool
 from sepstop.report.html import write_page
 from sepstop.report.html.collect import collect
 from sepstop.report.html.comparison import compare_runs, page_names
+from sepstop.report.html.descriptions import describe_frames, describe_shown_weights, number
 from sepstop.report.html.frames import FrameRecorder, sample
 from sepstop.report.html.groups import MAX_GROUPS, grouping
 from sepstop.report.html.labels import accuracy, label_classes, label_separability, read_labels
@@ -299,9 +301,11 @@ def _history(records, decision, decides="separability"):
 
 
 def _run(records, decision, frames=(), decides="separability"):
+    history = _history(records, decision, decides)
     return ReportData(
         Path("some/run"),
-        _history(records, decision, decides),
+        history,
+        selection=_selection(history) if frames else None,
         frames=frames,
         has_classes=True,
         num_mapped=9,
@@ -429,17 +433,58 @@ def _selection(run):
     return Selection(run.decision, run.decides, run.higher_is_better, run.records, {})
 
 
-def test_the_slider_shows_the_score_of_the_checkpoint():
+def _with_frames(history, selection, steps):
     recorder = FrameRecorder(sample(9), sample(9))
     points = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
-    for step in (10, 40, 60):
+    for step in steps:
         recorder(step, _seen(points))
-    run = ReportData(Path("run"), averaged_run(), frames=recorder.frames, num_mapped=9)
-    assert [frame["value"] for frame in page_data(run, 1, "run")["frames"]] == [
-        "step 10, neighbor_mi 0.2",
-        "step 40, neighbor_mi 0.35, the pick is an average up to here",
-        "step 60",
+    frames = recorder.frames
+    return ReportData(Path("run"), history, selection=selection, frames=frames, num_mapped=9)
+
+
+def test_the_slider_shows_the_weights_and_the_score_of_the_map():
+    history = averaged_run()
+    run = _with_frames(history, _selection(history), (10, 40))
+    data = page_data(run, 1, "run")
+    assert [frame["value"] for frame in data["frames"]] == [
+        "step 10, checkpoint, neighbor_mi 0.2",
+        "step 40, cumulative average of 30 checkpoints, neighbor_mi 0.7, the pick",
     ]
+    assert data["frames"][1]["map_alt"].startswith(
+        "Map of 9 texts at step 40, cumulative average of 30 checkpoints. It shows"
+    )
+    assert "at step 10, checkpoint: the median is" in data["frames"][0]["bars_alt"]
+
+
+def test_the_pick_may_be_other_weights_than_those_of_the_map():
+    history = averaged_run()
+    record = history.records[3]
+    average = replace(record.average, count=2)  # of checkpoints, not of all steps
+    scores = {"neighbor_mi": Score(0.6)}
+    selection = replace(
+        _selection(history), records=(replace(record, average=average, scores=scores),)
+    )
+    data = page_data(_with_frames(history, selection, (40,)), 1, "run")
+    assert data["frames"][0]["value"] == (
+        "step 40, cumulative average of 2 checkpoints, neighbor_mi 0.6, the step of the pick"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shows_averages", "is_monitored", "has_averages", "expected"),
+    [
+        (False, True, False, ""),
+        (False, False, False, ""),
+        (False, True, True, "those of its checkpoint, not of the averages that the run scored."),
+        (True, False, True, "best candidate: its checkpoint or an average of checkpoints."),
+        (True, True, True, "The run's own scores are of averages made during training, so they"),
+        (True, True, False, "The run's own scores are of its checkpoints, so they differ"),
+    ],
+)
+def test_the_page_says_what_the_map_is_of(shows_averages, is_monitored, has_averages, expected):
+    said = describe_frames(shows_averages, is_monitored, has_averages)
+    assert expected in said
+    assert bool(said) == bool(expected)
 
 
 def test_nothing_scored():
@@ -479,6 +524,30 @@ def test_frames_of_a_run(run_dir):
     assert [one["agrees"] for one in data["criteria"] if one["decides"]] == [True]
     policy = dict(dict(data["settings"])["Decision"])["policy"]
     assert "patience 2" in policy
+
+
+def test_frames_of_averages(tmp_path, tokenizer):
+    """Map, barcode and score of a step are of the same weights, and the page says of which."""
+    run_dir = walk(tmp_path / "run", make_encoder(), tokenizer, count=6)
+    rows = [{"text": t, "topic": str(y)} for t, y in zip(TEXTS, TOPICS, strict=True)]
+    (run_dir / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = collect(run_dir, criterion="separability")
+    for frame, record in zip(run.frames, run.frame_records, strict=True):
+        empty = 1 - (frame.deaths / frame.deaths[-1]).mean()
+        own = record.scores["separability"].resample_values[0]
+        assert empty == pytest.approx(own, abs=1e-5)
+    assert run.frame_records[0].average is None  # an average would hold the first one alone
+    assert run.frame_records[-1].average is not None
+    page = tmp_path / "report.html"
+    write_page([run_dir], page, labels="topic", criterion="separability")
+    found = " ".join(page.read_text().split())
+    assert "are those of its best candidate: its checkpoint or an average of checkpoints." in found
+    assert "The weights of a step are those of its map." in found
+    (data,) = json.loads(found.split('id="data">')[1].split("</script>")[0])["runs"]
+    for frame, record in zip(data["frames"], run.frame_records, strict=True):
+        score = number(record.scores["separability"].value)
+        weights = describe_shown_weights(record)
+        assert frame["value"].startswith(f"step {record.step}, {weights}, separability {score}")
 
 
 def test_all_criteria_take_one_observation(run_dir, monkeypatch):
@@ -727,7 +796,7 @@ def test_the_slider_moves_the_pictures_by_keyboard(opened, page):
     assert tab.evaluate(line) == 8
     assert slider.get_attribute("aria-valuetext").startswith("step 8, ")
     assert tab.locator("#run-1-value").inner_text().startswith("step 8, ")
-    tab.get_by_role("button", name="Previous checkpoint").press("Enter")
+    tab.get_by_role("button", name="Previous step").press("Enter")
     assert data_of(tab, "run-1-map")[0]["x"] == first_map["x"]
 
 

@@ -1,4 +1,4 @@
-"""HTML reports: scores, decision, and embeddings of the pool at each checkpoint."""
+"""HTML reports: scores, decision, and embeddings of the pool over the run."""
 
 from sepstop.report.html.write import write_page
 

@@ -109,7 +109,7 @@ def _from_files(folder: Path, checkpoints: Mapping[int, Path]) -> ReportData:
 def _with_checkpoints(
     data: ReportData, file: Any, labels: str | None, texts: bool, options: dict[str, Any]
 ) -> ReportData:
-    """``data`` with a selection among the checkpoints and a frame of each."""
+    """``data`` with a selection among the checkpoints and a frame of each step's record."""
     recorded = data.history.settings
     pool = read_pool(
         file,

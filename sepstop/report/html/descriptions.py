@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sepstop.report.candidates import weights_label
-from sepstop.types import Decision, Record, Score
+from sepstop.report.candidates import candidate_label, weights_label
+from sepstop.types import CHECKPOINT, Decision, Record, Score
 
 
 def number(value: float | None) -> str:
@@ -89,23 +89,72 @@ def describe_groups(groups: Sequence[str]) -> str:
 
 
 def describe_step(
-    step: int, name: str, score: Score | None, decision: Decision, is_average: bool = False
+    step: int,
+    weights: str,
+    name: str,
+    score: Score | None,
+    decision: Decision,
+    is_kept: bool = True,
 ) -> str:
-    """What the slider says at a checkpoint.
+    """What the slider says at a step.
 
     Args:
+        weights: what is shown; empty if all steps show their checkpoints.
         name: of the deciding score.
-        score: of the checkpoint; None if it was not scored.
-        is_average: True if the pick is an average of the weights up to its step.
+        score: of the weights shown; None if they were not scored.
+        is_kept: False if the decision keeps other weights of its step than those shown.
 
-    >>> describe_step(140, "robust_mi", Score(1.161), Decision(True, 140, "", 160))
+    >>> decision = Decision(True, 140, "", 160)
+    >>> describe_step(140, "", "robust_mi", Score(1.161), decision)
     'step 140, robust_mi 1.161, the pick'
+    >>> describe_step(140, "recent average of 2 checkpoints", "robust_mi", None, decision, False)
+    'step 140, recent average of 2 checkpoints, the step of the pick'
     """
-    parts = [f"step {step}"]
+    parts = [f"step {step}", *([weights] if weights else [])]
     if score is not None:
         parts.append(f"{name} {number(score.value)}" if score.is_finite else f"no {name}")
     if step == decision.best_step:
-        parts.append("the pick is an average up to here" if is_average else "the pick")
+        parts.append("the pick" if is_kept else "the step of the pick")
     if decision.stop and step == decision.step:
         parts.append("the stop")
     return ", ".join(parts)
+
+
+def describe_shown_weights(record: Record) -> str:
+    """What a frame shows, given the record of its step in a selection.
+
+    >>> from sepstop.types import Average
+    >>> describe_shown_weights(Record(80, None, {}))
+    'checkpoint'
+    >>> describe_shown_weights(Record(80, None, {}, average=Average("recent", 60, 80, 2)))
+    'recent average of 2 checkpoints'
+    """
+    average = record.average
+    if average is None:
+        return CHECKPOINT
+    return f"{candidate_label(average.name)} of {average.count} checkpoints"
+
+
+def describe_frames(shows_averages: bool, is_monitored: bool, has_averages: bool) -> str:
+    """Which weights the map and the barcode are of; empty if there are only checkpoints.
+
+    Args:
+        shows_averages: True if frames are of averages of checkpoints.
+        is_monitored: True if the run itself decided.
+        has_averages: True if the page's scores are of averages.
+    """
+    if not shows_averages:
+        return (
+            "The map and the barcode of a step are those of its checkpoint, not of the averages "
+            "that the run scored."
+            if has_averages
+            else ""
+        )
+    shown = (
+        "The map and the barcode of a step are those of its best candidate: its checkpoint or an "
+        "average of checkpoints."
+    )
+    if not is_monitored:
+        return shown
+    scored = "averages made during training" if has_averages else "its checkpoints"
+    return f"{shown} The run's own scores are of {scored}, so they differ from those here."

@@ -1,4 +1,4 @@
-"""Frames: what the page shows of the pool at each checkpoint."""
+"""Frames: what the page shows of the pool at each step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_TEXTS = 1000
 
 @dataclass(frozen=True)
 class Frame:
-    """One checkpoint.
+    """The pool as one step's best candidate sees it: the checkpoint or an average of checkpoints.
 
     Attributes:
         step: optimizer steps taken.
@@ -33,7 +33,7 @@ class Frame:
         deaths: ``(n - 1,)`` H0 deaths of the texts in the barcode, ascending.
         groups: ``(m,)`` predicted class of each mapped text; without classes, its H0 component, 0
             for small components.
-        supervised: agreement with labels that were given, by name.
+        supervised: agreement of the same weights with labels that were given, by name.
     """
 
     step: int

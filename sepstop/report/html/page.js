@@ -1,4 +1,4 @@
-// Draws the data in #data with plotly. The slider selects the checkpoint shown.
+// Draws the data in #data with plotly. The slider selects the step shown.
 "use strict";
 (() => {
   const COLORS = ["blue", "orange", "green", "red", "sky", "pink", "yellow"];
@@ -11,7 +11,7 @@
   // Lines of other candidates; page.css has the same ones for the legend.
   const CANDIDATES = [["green", "dash"], ["pink", "dot"], ["edge", "dashdot"], ["orange", "dash"], ["sky", "dot"], ["text", "dashdot"]];
   const OPTIONS = { displayModeBar: false, responsive: true };
-  const PLAY_INTERVAL = 900; // milliseconds per checkpoint
+  const PLAY_INTERVAL = 900; // milliseconds per step
   const data = JSON.parse(document.getElementById("data").textContent);
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const mouse = matchMedia("(hover: hover)");
@@ -120,7 +120,7 @@
     });
     if (run.frames.length) {
       traces.push({
-        type: "scatter", mode: "lines", x: [null], y: [null], name: "the checkpoint shown below",
+        type: "scatter", mode: "lines", x: [null], y: [null], name: "the step shown below",
         line: { color: color("red"), dash: "dot", width: 2 },
       });
     }
@@ -236,7 +236,7 @@
     const longest = frame.deaths[frame.deaths.length - 1];
     const shape = (deaths) => ({ type: "scatter", mode: "lines", x: [...deaths], y: rows, hovertemplate: "row %{y} ends at distance %{x}<extra></extra>" });
     const traces = [
-      { ...shape(frame.deaths), name: "the checkpoint shown", fill: "tozerox", fillcolor: translucent(color("blue")), line: { color: color("blue"), shape: "hv", width: 1.5 } },
+      { ...shape(frame.deaths), name: "the step shown", fill: "tozerox", fillcolor: translucent(color("blue")), line: { color: color("blue"), shape: "hv", width: 1.5 } },
     ];
     if (run.shown !== run.start) {
       traces.push({ ...shape(run.frames[run.start].deaths), name: `for comparison, step ${run.frames[run.start].step}`, hoverinfo: "skip", hovertemplate: null, line: { color: color("orange"), shape: "hv", width: 2, dash: "dot" } });

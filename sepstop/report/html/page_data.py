@@ -20,7 +20,9 @@ from sepstop.report.candidates import (
 from sepstop.report.html.descriptions import (
     describe_curve,
     describe_decision,
+    describe_frames,
     describe_groups,
+    describe_shown_weights,
     describe_step,
     number,
 )
@@ -30,7 +32,7 @@ from sepstop.report.html.report_data import ReportData
 from sepstop.report.html.sanitize import plain, shown
 from sepstop.report.html.tables import candidate_rows, record_row, settings, text_rows
 from sepstop.runs.records import RunHistory
-from sepstop.types import Series
+from sepstop.types import Record, Series
 
 _MAP_SCALE = 1000  # map positions are integers up to this
 _MAP_TITLES = {"pca": "PCA", "umap": "UMAP", "pacmap": "PaCMAP"}
@@ -59,6 +61,7 @@ def page_data(run: ReportData, position: int, name: str) -> dict[str, Any]:
         "lines": lines(run),
         "curves": curves(run),
         "frames": frames(run, ways),
+        "frames_of": describe_frames(run.shows_averages, run.is_monitored, run.has_averages),
         "start": reference_frame(run) if run.frames else 0,
         "longest": max((_rounded(frame.deaths[-1]) for frame in run.frames), default=None),
         "groupings": [asdict(way) for way in ways],
@@ -162,25 +165,29 @@ def frames(run: ReportData, ways: Sequence[Grouping]) -> list[dict[str, Any]]:
     reach = max(float(np.abs(frame.positions).max()) for frame in run.frames)
     scale = _MAP_SCALE / reach if reach > 0 else 0.0
     way = ways[min(1, len(ways) - 1)] if run.has_classes else ways[0]
-    return [_frame(frame, index, run, way, scale) for index, frame in enumerate(run.frames)]
+    frames_and_records = zip(run.frames, run.frame_records, strict=True)
+    return [
+        _frame(frame, record, way.at(index), way, run, scale)
+        for index, (frame, record) in enumerate(frames_and_records)
+    ]
 
 
 def _frame(
-    frame: Frame, index: int, run: ReportData, way: Grouping, scale: float
+    frame: Frame,
+    record: Record,
+    groups: Sequence[int],
+    way: Grouping,
+    run: ReportData,
+    scale: float,
 ) -> dict[str, Any]:
     x, y = np.rint(frame.positions * scale).astype(int).T.tolist()
     deaths = frame.deaths
     longest = float(deaths[-1])
     explained = None if frame.explained is None else f"{frame.explained:.0%}"
     variance = "" if explained is None else f" It shows {explained} of their variance."
-    sizes = describe_groups([way.names[group] for group in way.at(index)])
-    value = describe_step(
-        frame.step,
-        plain(run.history.decides, 60),
-        run.checkpoint_score(frame.step),
-        run.decision,
-        is_average=run.kept is not None and run.kept.average is not None,
-    )
+    sizes = describe_groups([way.names[group] for group in groups])
+    weights = describe_shown_weights(record) if run.shows_averages else ""
+    place = f"at step {frame.step}" + (f", {weights}" if weights else "")
     return {
         "step": frame.step,
         "x": x,
@@ -188,12 +195,22 @@ def _frame(
         "deaths": [_rounded(death) for death in deaths],
         "separability": number(1 - float(deaths.mean()) / longest if longest > 0 else 0.0),
         "explained": explained,
-        "value": value,
-        "map_alt": f"Map of {len(x)} texts at step {frame.step}.{variance} "
-        f"By {way.title}: {sizes}.",
-        "bars_alt": f"Barcode of {len(deaths)} merges at step {frame.step}: the median is at "
+        "value": _slider_text(record, weights, run),
+        "map_alt": f"Map of {len(x)} texts {place}.{variance} By {way.title}: {sizes}.",
+        "bars_alt": f"Barcode of {len(deaths)} merges {place}: the median is at "
         f"distance {number(float(np.median(deaths)))}, the last at {number(longest)}.",
     }
+
+
+def _slider_text(record: Record, weights: str, run: ReportData) -> str:
+    return describe_step(
+        record.step,
+        weights,
+        plain(run.history.decides, 60),
+        record.scores.get(run.history.decides),
+        run.decision,
+        is_kept=run.kept is None or run.kept.average == record.average,
+    )
 
 
 def supervised(run: ReportData) -> list[dict[str, Any]]:

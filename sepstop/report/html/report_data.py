@@ -11,7 +11,7 @@ from sepstop.decide.selection import Selection
 from sepstop.report.candidates import has_averages, kept_record
 from sepstop.report.html.frames import Frame
 from sepstop.runs.records import RunHistory
-from sepstop.types import CHECKPOINT, NO_SCORE, Decision, Record, Score, Series
+from sepstop.types import Decision, Record, Series
 
 NO_DECISION = Decision(False, None, "the run recorded no decision")
 """The decision of a run that has none on disk."""
@@ -28,7 +28,7 @@ class ReportData:
         trainer_state: of the newest checkpoint.
         model_config: of the newest checkpoint's model and adapter.
         selection: the checkpoints scored on the pool; None without a pool or checkpoints.
-        frames: one per checkpoint that could be embedded.
+        frames: one per step with finite embeddings, of the weights of the selection's record.
         has_classes: True if the groups of frames are predicted classes.
         map_name: key of `sepstop.report.html.maps.MAPS`.
         num_mapped: number of texts in the map.
@@ -93,18 +93,17 @@ class ReportData:
     def class_names(self) -> Mapping[int, str]:
         return class_names(self.model_config)
 
-    def checkpoint_score(self, step: int) -> Score | None:
-        """The deciding score of a step's own weights, from the history or else from the selection.
+    @property
+    def frame_records(self) -> list[Record]:
+        """The selection's record of each frame's step, ``(F,)``: both are of the same weights."""
+        records = () if self.selection is None else self.selection.records
+        by_step = {record.step: record for record in records}
+        return [by_step[frame.step] for frame in self.frames]
 
-        Returns:
-            None if they were not scored, or the step was not.
-        """
-        recorded = self.history.records, self.selection.records if self.selection else ()
-        for record in (one for records in recorded for one in records if one.step == step):
-            scores = record.candidates.get(CHECKPOINT)
-            if scores is not None:
-                return scores.get(self.history.decides, NO_SCORE)
-        return None
+    @property
+    def shows_averages(self) -> bool:
+        """True if any of the frames is of an average."""
+        return has_averages(self.frame_records)
 
 
 def class_names(model_config: Mapping[str, Any]) -> dict[int, str]:

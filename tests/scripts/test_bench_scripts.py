@@ -1,0 +1,171 @@
+"""Parts of the scripts that measure and judge: what their tables are made of."""
+
+import json
+import sys
+import time
+
+import bench_average_steps
+import bench_robust_mi
+import bench_ties
+import numpy as np
+import pytest
+import record_suite
+import torch
+import yaml
+from bench_overhead import watching_clock
+from conftest import make_encoder, make_monitor, make_texts
+from helpers.recorded import save_model, short_settings, toy_run
+
+from sepstop import Score
+from sepstop.bench.recorded_run import RecordedRun, load_run
+from sepstop.bench.scored import Scored
+from sepstop.measure.monitor import Monitor
+from sepstop.measure.observer import Observer
+from sepstop.measure.scorer import Scorer
+from sepstop.types import CHECKPOINT
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock whose watch over the methods ends with the test."""
+    methods = {
+        Monitor: ("prepare", "measure", "set_reference"),
+        Observer: ("observe", "corrupted"),
+        Scorer: ("best_of", "add_neighbors"),
+    }
+    for owner, names in methods.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end
+    return watching_clock()
+
+
+def test_the_clock_sees_all_of_scoring(monkeypatch, tokenizer, clock):
+    spent = []
+    score = Scorer._scores
+
+    def slow(*arguments):
+        start = time.perf_counter()
+        time.sleep(0.05)
+        found = score(*arguments)
+        spent.append(time.perf_counter() - start)
+        return found
+
+    monkeypatch.setattr(Scorer, "_scores", slow)
+    monitor, model = make_monitor(make_texts(40)[0], tokenizer=tokenizer), make_encoder()
+    for step in (1, 2):
+        monitor.measure(model, step)
+    assert len(spent) == 2
+    assert sum(spent) <= clock.seconds["scoring"] <= clock.seconds["callback"]
+    assert 0 < clock.seconds["embedding"] < clock.seconds["callback"]
+
+
+def from_step_10(run):
+    """``run`` without its first evaluation, which is of the untrained model."""
+    arrays = {key: values if key == "y" else values[1:] for key, values in run.arrays.items()}
+    return RecordedRun(run.name, arrays, run.settings)
+
+
+def scored(run, values):
+    scores = tuple({CHECKPOINT: Score(value)} for value in values)
+    return Scored("toy", True, tuple(run.steps), scores)
+
+
+@pytest.mark.parametrize("has_step_0", [True, False])
+def test_regret_of_a_variant_is_to_the_best_checkpoint_after_step_0(has_step_0):
+    run, values = toy_run(accuracy=(0.95, 0.9, 0.5, 0.7)), (0.1, 0.2, 0.4, 0.3)
+    if not has_step_0:
+        run, values = from_step_10(run), values[1:]
+    end, stopped, saved = bench_robust_mi.outcome(run, scored(run, values))
+    assert end == pytest.approx(0.9 - 0.5)
+    assert (stopped, saved) == (end, 0)
+
+
+def test_ties_lose_against_the_best_checkpoint_after_step_0():
+    run = toy_run(accuracy=(0.95, 0.5, 0.9, 0.7))
+    *losses, tied = bench_ties.lost(run, scored(run, (0.1, 0.2, 0.3, 0.4)).series)
+    assert losses == pytest.approx([20, 20, 20])  # the untrained model is no checkpoint
+    assert tied == 1
+
+
+@pytest.fixture
+def suite(tmp_path, tokenizer):
+    """Arguments that record a suite of three short runs, and the folder of the runs."""
+    model = save_model(tmp_path / "model", tokenizer)
+    defaults = {
+        "labeled_rows": 32,
+        "learning_rate": 3e-3,
+        "steps": 4,
+        "evaluate_every": 2,
+        "max_length": 16,
+        "pool_rows": 60,
+        "validation_rows": 20,
+        "test_rows": 40,
+    }
+    content = {
+        "defaults": defaults,
+        "data": {"toy": {"files": ["toy.jsonl"]}},
+        "runs": [{"data": "toy", "seed": seed} for seed in (3, 4, 5)],
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(content))
+    write_data(tmp_path / "toy.jsonl")
+    folder = tmp_path / "runs"
+    arguments = [tmp_path / "suite.yaml", tmp_path, "--out", folder, "--model", model]
+    return arguments, folder
+
+
+def write_data(path, flipped=False):
+    texts, labels = make_texts(160)
+    rows = [{"text": t, "label": str(y ^ flipped)} for t, y in zip(texts, labels, strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
+def call(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+    script.main()
+
+
+def test_the_runs_of_a_suite_are_dealt_out(suite):
+    (path, data_dir, *_, model), _ = suite
+
+    def seeds(**options):
+        runs = record_suite.runs_of(path, data_dir, str(model), **options)
+        return [settings.seed for settings, _, _ in runs]
+
+    assert seeds() == [3, 4, 5]
+    assert seeds(worker="0/2") == [3, 5]
+    assert seeds(worker="1/2") == [4]
+    assert seeds(seeds=[4, 5], worker="1/2") == [5]
+    settings, texts, labels = next(record_suite.runs_of(path, data_dir, str(model)))
+    assert (settings.learning_rate, settings.model) == (3e-3, str(model))
+    assert len(texts) == len(labels) == 160
+
+
+def test_a_suite_is_recorded_once_and_not_with_other_data(suite, monkeypatch, capsys):
+    arguments, folder = suite
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of the whole process
+    call(monkeypatch, record_suite, *arguments, "--worker", "1/2")
+    (path,) = folder.iterdir()
+    assert capsys.readouterr().out == f"{path}\n"
+    call(monkeypatch, record_suite, *arguments, "--worker", "1/2")
+    assert capsys.readouterr().out == f"{path.stem} is already recorded\n"
+    write_data(arguments[1] / "toy.jsonl", flipped=True)
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, record_suite, *arguments, "--worker", "1/2")
+    assert end.value.code == 2
+    assert f"{path} was recorded with other texts or labels" in capsys.readouterr().err
+
+
+def test_averages_of_schedules_are_recorded_in_the_precision_of_the_suite(suite, monkeypatch):
+    arguments, folder = suite
+    call(monkeypatch, bench_average_steps, "record", *arguments, "--seeds", 4)
+    (path,) = folder.iterdir()
+    run = load_run(path)
+    assert len(run.averages) == 2 * len(bench_average_steps.SCHEDULES)
+    texts, labels = make_texts(160)
+    points = []
+    for bf16 in (False, True):
+        settings = short_settings(arguments[-1], steps=1, bf16=bf16)
+        recorded = bench_average_steps.record(texts, labels, settings)
+        points.append(recorded.arrays["pool_e"][0])  # before the first step
+    assert not np.array_equal(*points)
+    np.testing.assert_allclose(*points, atol=0.1)
