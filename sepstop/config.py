@@ -74,7 +74,7 @@ class SepStopConfig:
         average_device: device of the averages, such as "cpu". Default: that of the weights.
         every_n_steps: minimum number of steps between scores. Default: every evaluation. Without
             evaluations, the number of steps between scores. Default: each epoch.
-        load_best_model_at_end: load the best checkpoint when training ends, for runs without
+        load_best_model_at_end: load the best weights when training ends, for runs without
             evaluations. With evaluations, set Trainer's argument of the same name.
         continue_after_stop: continue a stopped run when it is resumed. The policy starts afresh.
             By default a stopped run stays stopped.

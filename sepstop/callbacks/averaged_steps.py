@@ -52,6 +52,12 @@ class AveragedSteps:
             ) from error
         self.averages = self.make(model, device=self._device)
 
+    @property
+    def to_save(self) -> RunningAverages | None:
+        """The averages if they hold a step and this rank could update them."""
+        averages = self.averages
+        return averages if averages is not None and averages.count and not self._error else None
+
     def begin_at(self, step: int) -> None:
         """Update the averages from ``step`` on, at least from the first step on."""
         self.first_step = max(1, step)

@@ -23,11 +23,16 @@ def best_record(records: list[Record], decision: Decision | None) -> Record | No
     return next((record for record in records if record.step == step), None)
 
 
-def folder_of(args: TrainingArguments, record: Record) -> Path:
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where the Trainer saves the checkpoint of a step."""
+    return run_dir / f"checkpoint-{step}"
+
+
+def folder_of(run_dir: Path, record: Record) -> Path:
     """Where the weights of a record are kept: the folder of its average or its checkpoint."""
     if record.average is not None:
-        return average_folder(args.output_dir, record.step)
-    return Path(args.output_dir) / f"checkpoint-{record.step}"
+        return average_folder(run_dir, record.step)
+    return checkpoint_folder(run_dir, record.step)
 
 
 class BestWeights:
@@ -39,10 +44,13 @@ class BestWeights:
 
     Args:
         session: of the run.
+
+    Attributes:
+        run_dir: the run's folder, in which the Trainer saves checkpoints.
     """
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.run_dir = session, Path()
         self._asked_to_load: bool | None = None  # args.load_best_model_at_end as the user set it
         self._failure = ""  # why the average could not be loaded
         self._known_step: int | None = None  # the best step that the newest checkpoint knows
@@ -66,10 +74,10 @@ class BestWeights:
             return f"no {'weights are' if averages else 'checkpoint is'} kept (save_strategy='no')"
         return f"{best} is kept on disk"
 
-    def is_kept(self, args: TrainingArguments) -> bool:
+    def is_kept(self) -> bool:
         """True if the best weights so far are on disk; the same on all ranks."""
         record = self.record
-        found = record is not None and folder_of(args, record).is_dir()
+        found = record is not None and folder_of(self.run_dir, record).is_dir()
         return Ranks.of_run().of_first(found)
 
     # During training
@@ -94,8 +102,7 @@ class BestWeights:
             return
         if self._points(args):
             self._point(state, record)
-            if may_save:
-                state.best_model_checkpoint = str(folder_of(args, record))
+            self._point_to_folder(state, record, is_there=may_save)
 
     def resume(
         self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
@@ -105,24 +112,24 @@ class BestWeights:
         An average of the very step that the checkpoint is of is saved if it is missing: the process
         may have been killed between its score and its save.
         """
-        record = self.record
+        record, self._known_step = self.record, None
         if record is None:
             return
         self._known_step = record.step
-        folder, averages = folder_of(args, record), self.session.averages
+        folder, averages = folder_of(self.run_dir, record), self.session.averages
         if (
             record.average is not None
             and averages is not None
             and averages.last_step == record.average.last_step
             and averages.count == record.average.count
-            and not self.is_kept(args)
+            and not self.is_kept()
             and self._may_save(args)
         ):
             self._save_average(args, record, model, tokenizer)
         if self._points(args):
             self._point(state, record)
-            if folder.is_dir():  # not if the run was moved, or the best checkpoint is a later one
-                state.best_model_checkpoint = str(folder)
+            # It is not there if the run was moved, or the best checkpoint is a later one.
+            self._point_to_folder(state, record, folder.is_dir())
 
     def saved(self, args: TrainingArguments) -> None:
         """Remove older averages, after a checkpoint was saved."""
@@ -151,11 +158,12 @@ class BestWeights:
             return
         if self._loads(args):
             try:
-                Ranks.of_run().together(lambda: load_average(folder_of(args, record), model))
+                folder = folder_of(self.run_dir, record)
+                Ranks.of_run().together(lambda: load_average(folder, model))
             except Exception as error:
                 self._failure = f"{type(error).__name__}: {error}"
         args.load_best_model_at_end = False
-        newest = Path(args.output_dir) / f"checkpoint-{last_saved}"
+        newest = checkpoint_folder(self.run_dir, last_saved)
         state.best_model_checkpoint = str(newest) if newest.is_dir() else None
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
@@ -168,7 +176,7 @@ class BestWeights:
             args.load_best_model_at_end = self._asked_to_load
             self._asked_to_load = None
         record, ours = self.record, self._is_ours(args)
-        folder = None if record is None else folder_of(args, record)
+        folder = None if record is None else folder_of(self.run_dir, record)
         if record is not None and record.average is not None and ours:
             assert folder is not None
             self._point(state, record)
@@ -210,6 +218,16 @@ class BestWeights:
         state.best_metric = record.scores[self.session.decides].value
         state.best_global_step = record.step if record.average is None else None
 
+    def _point_to_folder(self, state: TrainerState, record: Record, is_there: bool) -> None:
+        """Set the folder that the Trainer protects from its limit: that of a checkpoint.
+
+        If it were that of an average, the Trainer would keep a checkpoint more than asked for.
+        """
+        if record.average is not None:
+            state.best_model_checkpoint = None
+        elif is_there:
+            state.best_model_checkpoint = str(folder_of(self.run_dir, record))
+
     def _save_average(
         self, args: TrainingArguments, record: Record, model: Any, tokenizer: Any
     ) -> bool:
@@ -217,14 +235,14 @@ class BestWeights:
         averages, average = self.session.averages, record.average
         assert averages is not None
         assert average is not None
-        folder = folder_of(args, record)
+        folder = folder_of(self.run_dir, record)
 
-        def save() -> None:
-            with averages.applied(model, average.name):
-                save_average(folder, model, tokenizer, average, args.should_save)
-
+        ranks = Ranks.of_run()
         try:
-            Ranks.of_run().together(save)
+            with ranks.entered(averages.applied(model, average.name)):
+                ranks.together(
+                    lambda: save_average(folder, model, tokenizer, average, args.should_save)
+                )
         except Exception as error:
             self.session.fail(f"could not save the {average}", error)
             return False
@@ -235,7 +253,7 @@ class BestWeights:
         record = self.record
         if args.should_save and record is not None:
             limit = args.save_total_limit
-            prune_averages(args.output_dir, limit, record.step, known=self._known_step)
+            prune_averages(self.run_dir, limit, record.step, known=self._known_step)
 
     def _verify(self, args: TrainingArguments, state: TrainerState, model: Any) -> str:
         """Why the model does not hold the best weights, with a warning; empty if it does."""
@@ -243,6 +261,7 @@ class BestWeights:
         if record is None and ours:
             return ""
         loaded, why = state.best_model_checkpoint, self._failure
+        folder = None if record is None else folder_of(self.run_dir, record)
         best = str(loaded)
         if record is not None and ours:
             best = f"the {record.average}" if record.average else f"step {record.step}"
@@ -250,7 +269,7 @@ class BestWeights:
             pass
         elif loaded is None:
             why = "Trainer loaded no checkpoint"
-        elif ours and record is not None and Path(loaded).name != folder_of(args, record).name:
+        elif ours and folder is not None and Path(loaded).name != folder.name:
             why = f"Trainer loaded {loaded}"
         elif not Path(loaded).is_dir():
             why = f"there is no folder {loaded}"
@@ -260,9 +279,11 @@ class BestWeights:
                 first = ", ".join(differ[:3])
                 why = f"{len(differ)} tensors differ from those in {loaded}, such as {first}"
         if why:
+            is_there = not ours or (folder is not None and folder.is_dir())
+            remedy = "; load them from their folder" if is_there else ""
             warnings.warn(
                 f"sepstop: the trained model does not hold the best weights, those of {best}: "
-                f"{why}; load them from their folder",
+                f"{why}{remedy}",
                 RuntimeWarning,
                 stacklevel=5,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from transformers import TrainerState, TrainingArguments
 
 from sepstop.config import AUTO, CriterionSpec, SepStopConfig
 from sepstop.criteria import CRITERIA
+from sepstop.measure.average import AVERAGES
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.scorer import MUTUAL_INFORMATION, build_criterion
 from sepstop.runs.average_files import find_averages
-from sepstop.types import Policy
+from sepstop.types import CHECKPOINT, Policy
 
 MIN_SCORES = 5
 """Number of scores below which a policy can hardly decide."""
@@ -79,6 +80,8 @@ def deciding_criterion(args: TrainingArguments, config: SepStopConfig) -> Criter
             "metric_for_best_model='robust_mi'), or another score that the run records"
         )
     if criterion is None:
+        if not has_own_schedule(args):
+            _check_is_recorded(metric, [one.name for one in possible])
         return config.criterion
     higher = bool(criterion.higher_is_better)
     if bool(args.greater_is_better) is not higher:
@@ -92,6 +95,25 @@ def deciding_criterion(args: TrainingArguments, config: SepStopConfig) -> Criter
     if decides != metric:
         raise ValueError(f"metric_for_best_model={metric!r}, but the criterion is {decides!r}")
     return config.criterion
+
+
+def _check_is_recorded(metric: str, recorded: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: a criterion's name, or that of a candidate's score, is the best metric, and the
+            run does not record it at each evaluation.
+    """
+    score, of, candidate = metric.partition("_of_")
+    if of and candidate in (*AVERAGES, CHECKPOINT) and score in (*CRITERIA, *recorded):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is the score of one candidate, which evaluations "
+            f"before the averages lack; name the score itself: {score!r}"
+        )
+    if metric in CRITERIA:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is not recorded: name it as criterion= or in "
+            "extra_criteria=, or choose another metric; if it is your own, rename it"
+        )
 
 
 def _possible(config: SepStopConfig) -> list[Any]:
@@ -113,10 +135,11 @@ def warn_of_arguments(args: TrainingArguments, expected: str, attached: bool) ->
     Warns:
         UserWarning: the scores reach no tracker, or Trainer keeps checkpoints by another metric.
     """
-    if args.report_to and not attached:
+    trackers = [name for name in args.report_to or () if name != "none"]
+    if trackers and not attached:
         warnings.warn(
-            f"sepstop: the scores go to trainer_state.json but not to "
-            f"{', '.join(args.report_to)}; call callback.attach(trainer) before training",
+            f"sepstop: the scores go to trainer_state.json but not to {', '.join(trackers)}; call "
+            "callback.attach(trainer) before training",
             stacklevel=3,
         )
     metric = best_metric(args) or expected
@@ -163,7 +186,7 @@ def _planned_scores(
 ) -> int:
     """Number of scores that the run will have; a stream of unknown length is one epoch."""
     try:
-        updates = max(1, len(dataloader) // args.gradient_accumulation_steps)
+        updates = max(1, math.ceil(len(dataloader) / args.gradient_accumulation_steps))
     except TypeError:  # of an IterableDataset
         updates = state.max_steps
     last, by_epoch = state.max_steps, args.eval_strategy == "epoch"
@@ -181,9 +204,9 @@ def _planned_scores(
     return len(scored)
 
 
-def warn_of_other_run(output_dir: str) -> None:
+def warn_of_other_run(output_dir: Path) -> None:
     """Warn if a new run begins in a folder with checkpoints of an earlier one."""
-    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"))
+    checkpoints = sorted(output_dir.glob("checkpoint-*"))
     found = [*checkpoints, *find_averages(output_dir).values()]
     if found:
         warnings.warn(

@@ -217,9 +217,10 @@ class SepStopCallback(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         if not self.session.decides:
             return {}  # before training
-        state, averages = to_state(self.session.recorded()), self.session.averages
+        state = to_state(self.session.recorded())
+        averages = self.session.averaged_steps.to_save
         self._known_step = None if self.decision is None else self.decision.best_step
-        if averages is not None and averages.count and Ranks.of_run().rank == 0:
+        if averages is not None and Ranks.of_run().rank == 0:
             state["averages"] = _on_cpu(averages.state_dict())
         return state
 
@@ -285,7 +286,7 @@ class SepStopCallback(pl.Callback):
         folder, writes = average_folder(self._folder, record.step), trainer.is_global_zero
         ranks, tokenizer = Ranks.of_run(), self._tokenizer(model)
         try:
-            with averages.applied(model, average.name):
+            with ranks.entered(averages.applied(model, average.name)):
                 unfinished = ranks.together(
                     lambda: write_average(folder, model, tokenizer, average, writes)
                 )
@@ -459,10 +460,13 @@ def _planned_scores(trainer: pl.Trainer, every_n_steps: int | None) -> tuple[int
     if not math.isfinite(steps) or not math.isfinite(trainer.num_training_batches):
         return MIN_SCORES, 1, ""  # no end is known
     batches = int(steps) * trainer.accumulate_grad_batches
+    if trainer.enable_validation and trainer.check_val_every_n_epoch is None:
+        count = batches // int(trainer.val_check_batch)
+        return count, int(steps), "Trainer(val_check_interval={})"
     if trainer.enable_validation:
         epochs = max(1, round(batches / trainer.num_training_batches))
         each = max(1, int(trainer.num_training_batches // trainer.val_check_batch))
-        count = epochs // (trainer.check_val_every_n_epoch or 1) * each
+        count = epochs // trainer.check_val_every_n_epoch * each
         return count, int(steps), "Trainer(val_check_interval={})"
     every = every_n_steps or trainer.num_training_batches / trainer.accumulate_grad_batches
     return math.ceil(steps / every), int(steps), "every_n_steps={}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -21,7 +24,7 @@ from sepstop.measure.average import RunningAverages
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.runs.history import HISTORY_FILE, try_to_write_history
-from sepstop.runs.records import RunHistory
+from sepstop.runs.records import RunHistory, record_to_dict
 from sepstop.types import NO_SCORE, Decision, Policy, Record
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import build, describe
@@ -69,6 +72,7 @@ class Session:
         self.verbose = config.verbose
         self._settings_since = 0  # first step measured with the current settings
         self._policy_restart_step = -1  # the policy sees only the scores after this step
+        self._run_key = ""  # of the first record, which tells runs apart
 
     # State
 
@@ -79,7 +83,7 @@ class Session:
 
     @property
     def averages(self) -> RunningAverages | None:
-        """The averages of the weights; None if the model itself is scored."""
+        """The averages of the weights; None without them. In the warm-up they are empty."""
         return self.averaged_steps.averages
 
     @property
@@ -140,6 +144,7 @@ class Session:
         self.monitor.restore_outputs(recorded.settings.get("outputs"))
         self._settle_policy()
         own = self.own_part(recorded)
+        self._run_key = _key_of(recorded.records[0]) if recorded.records else ""
         self.records, self.decisions = list(own.records), list(own.decisions)
         self._policy_restart_step = -1
         self._settings_since = recorded.settings_since
@@ -210,13 +215,13 @@ class Session:
             return
         if step > 0:
             path = Path(folder) / NEIGHBORS_FILE
-            found = Neighborhoods.load(path, self.monitor.embedding_key, step)
+            found = Neighborhoods.load(path, self.monitor.embedding_key, step, self._run_key)
             self.monitor.neighborhoods = Ranks.of_run().of_first(found)
             if self.records and not self.monitor.neighborhoods.steps:
                 warnings.warn(
-                    f"sepstop: {path} is missing or belongs to another pool or pooling; the mutual "
-                    "information refers to the next evaluation instead of the start, so it may not "
-                    "compare with earlier records",
+                    f"sepstop: {path} is missing or belongs to another run, pool or pooling; the "
+                    "mutual information refers to the next evaluation instead of the start, so it "
+                    "may not compare with earlier records",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -245,10 +250,10 @@ class Session:
         """Score the pool, decide, and write both to the run's files.
 
         Returns:
-            The record and the decision; None if this step was scored before, as by an evaluation
-            on another data set or right after resuming.
+            The record and the decision; None if this step or a later one was scored before, as by
+            an evaluation on another data set or right after resuming.
         """
-        if self.records and self.records[-1].step == step:
+        if self.records and self.records[-1].step >= step:
             return None
         try:
             self.averaged_steps.check()
@@ -256,12 +261,13 @@ class Session:
             self.fail("could not average the weights, so checkpoints are scored", error)
         record = Ranks.of_run().of_first(self._record(model, step, epoch))
         decision = self.decide([*self.records, record])
+        self._run_key = self._run_key or _key_of(record)
         self.records.append(record)
         self.decisions.append(decision)
         self.write(folder)
         if Ranks.of_run().rank == 0 and self.monitor.scorer.uses_neighbors:
             path = Path(folder) / NEIGHBORS_FILE
-            self.monitor.neighborhoods.save(path, self.monitor.embedding_key)
+            self.monitor.neighborhoods.save(path, self.monitor.embedding_key, self._run_key)
         return record, decision
 
     def decide(self, records: list[Record]) -> Decision:
@@ -319,12 +325,23 @@ class Session:
 
     # Output
 
-    def announce_start(self, keeps: str) -> None:
+    def announce_start(self, keeps: str, last_step: float = math.inf) -> None:
         """Print which score decides, which policy stops the run, what is scored and what is kept.
 
         Args:
             keeps: what happens to the best candidate, as a clause.
+            last_step: of the run, if it is known.
+
+        Warns:
+            UserWarning: the warm-up lasts to the end, so there will be no averages.
         """
+        first = self.averaged_steps.first_step
+        if self.averages is not None and first > last_step:
+            warnings.warn(
+                f"sepstop: the warm-up lasts until step {first} and the run until step "
+                f"{last_step:g}, so there will be no averages, and checkpoints are scored",
+                stacklevel=4,
+            )
         others = [name for name in self.monitor.higher_is_better if name != self.decides]
         beside = f" ({', '.join(others)} recorded beside it)" if others else ""
         policy = describe(self.policy, POLICIES)
@@ -332,7 +349,7 @@ class Session:
         scored = ""
         if self.averages is not None:
             and_checkpoints = " and checkpoints" * self.config.score_checkpoints
-            since = f"from step {self.averaged_steps.first_step} on"
+            since = f"from step {first} on"
             scored = f"averages of the weights {since}{and_checkpoints} are scored; "
         self.say(f"sepstop: {self.decides} decides{beside}; policy {stops}; {scored}{keeps}")
 
@@ -440,3 +457,8 @@ class Session:
             if before and extra not in before:
                 changed["extra_criteria"] = f"an extra criterion was {before[0]!r} and is {extra!r}"
         return changed
+
+
+def _key_of(record: Record) -> str:
+    """SHA-256 of a record; its wall time makes it unique."""
+    return hashlib.sha256(json.dumps(record_to_dict(record)).encode()).hexdigest()

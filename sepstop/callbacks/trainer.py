@@ -15,7 +15,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from sepstop.callbacks.best_weights import BestWeights, best_record, folder_of
+from sepstop.callbacks.best_weights import BestWeights, best_record, checkpoint_folder, folder_of
 from sepstop.callbacks.checks import (
     deciding_criterion,
     has_own_schedule,
@@ -56,10 +56,10 @@ class SepStopCallback(TrainerCallback):
     that is not stopped ends with the same weights as without the callback.
 
     By default, running averages of the weights are scored, from the end of the warm-up on, and
-    before it the checkpoint. A new best average is saved as the folder ``average-STEP``, whatever
-    the ``save_strategy``, and older ones are removed by ``save_total_limit``. A new best checkpoint
-    is saved at its step, as the Trainer saves. With ``save_strategy="no"``, both are kept only if
-    the best weights are loaded at the end. A new best average takes no checkpoint: these come as
+    before it the checkpoint. A new best average is saved as the folder ``average-STEP``, and older
+    ones are removed by ``save_total_limit``. A new best checkpoint is saved at its step, as the
+    Trainer saves. With ``save_strategy="no"``, both are kept only if the best weights are loaded at
+    the end. A new best average takes no checkpoint: these come as
     the ``save_strategy`` says, and when the policy stops the run.
 
     If the best weights are loaded at the end (``load_best_model_at_end`` here or of the Trainer),
@@ -82,6 +82,7 @@ class SepStopCallback(TrainerCallback):
         session: measures, decides and remembers.
         history: the records so far, those before a resume included.
         decision: the newest decision; None before the first record.
+        run_dir: the folder of the run, known when training begins.
 
     Raises:
         FileNotFoundError, ValueError: on construction, when the Trainer is made, or when training
@@ -124,8 +125,8 @@ class SepStopCallback(TrainerCallback):
         self._trainer: Any = None
         self._training = False
         self._best = BestWeights(self.session)
+        self.run_dir = Path()
         self._saved_step = self._state_step = -1
-        self._merged: dict[str, float] = {}  # the newest metrics that hold the scores
 
     @property
     def monitor(self) -> Monitor:
@@ -175,9 +176,10 @@ class SepStopCallback(TrainerCallback):
         self._claim(state)
         self._check(args)
         model = _trained(model, **kwargs)
+        self.run_dir = self._best.run_dir = self._folder_of_run(args, state)
         if state.global_step == 0 and Ranks.of_run().rank == 0:
-            warn_of_other_run(args.output_dir)
-            remove_states(args.output_dir)
+            warn_of_other_run(self.run_dir)
+            remove_states(self.run_dir)
         # All ranks of a tensor-parallel model must see the same texts.
         self.monitor.observer.distributed = getattr(model, "tp_size", None) in (None, 1)
         labels = training_labels(kwargs.get("train_dataloader"), label_names(model, args))
@@ -186,11 +188,11 @@ class SepStopCallback(TrainerCallback):
         warn_of_arguments(args, session.decides, attached=self._attached_to(state) is not None)
         warn_of_schedule(args, state, self.config.every_n_steps, kwargs.get("train_dataloader"))
         session.averaged_steps.begin_at(args.get_warmup_steps(state.max_steps))
-        session.announce_start(self._best.described(args))
+        session.announce_start(self._best.described(args), state.max_steps)
         self._resume(args, state, control, model, processing_class)
         if not session.stays_stopped:
             measured = args.eval_on_start and not has_own_schedule(args)
-            session.set_reference(args.output_dir, state.global_step, model, measured)
+            session.set_reference(self.run_dir, state.global_step, model, measured)
         self._saved_step = self._state_step = -1
         self._training = True
 
@@ -266,20 +268,20 @@ class SepStopCallback(TrainerCallback):
         self._save_state(args, state, _trained(**kwargs))  # if another callback asked for the save
         if self._state_step == step:
             Ranks.of_run().together(lambda: None)  # all have written theirs
-            move_state(args.output_dir, _checkpoint(args, step), step)
+            move_state(self.run_dir, checkpoint_folder(self.run_dir, step), step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._training = False
         self.session.end(
-            args.output_dir,
+            self.run_dir,
             state.global_step,
             "expected evaluations that reach the Trainer's callbacks; an `evaluate` of your own "
             "has to call super().evaluate(), or use eval_strategy='no' with every_n_steps",
         )
         if Ranks.of_run().rank == 0:
-            remove_states(args.output_dir)
+            remove_states(self.run_dir)
         self._best.finish(kwargs.get("st_args", args), state, _trained(**kwargs))
 
     # Measure, decide, control
@@ -302,7 +304,7 @@ class SepStopCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Score the pool, if that is due, and add the scores to an evaluation's metrics."""
-        if not self._training:
+        if not self._training or self.session.stays_stopped:
             return
         is_last = state.global_step >= state.max_steps
         if not has_own_schedule(args) and self.session.is_due(state.global_step, is_last):
@@ -316,15 +318,12 @@ class SepStopCallback(TrainerCallback):
 
     def _merge(self, metrics: dict[str, float], scores: dict[str, float]) -> None:
         """Add the scores to an evaluation's metrics, unless a metric has the name of a score."""
-        if metrics is self._merged:  # on_log and on_evaluate get the same dict
-            return
         try:
             _check_names(metrics, scores)
         except ValueError as error:
             self.session.fail("the scores do not join the evaluation's metrics", error)
         else:
             metrics.update(scores)
-            self._merged = metrics
 
     def _measure(
         self,
@@ -336,7 +335,7 @@ class SepStopCallback(TrainerCallback):
     ) -> None:
         """Score the pool once for this global step and act on the decision."""
         model = _trained(**kwargs)
-        scored = self.session.measure(model, state.global_step, state.epoch, args.output_dir)
+        scored = self.session.measure(model, state.global_step, state.epoch, self.run_dir)
         if scored is None:
             return
         record, decision = scored
@@ -356,11 +355,11 @@ class SepStopCallback(TrainerCallback):
         It waits beside the checkpoints until `on_save`, so that a run that is killed in between can
         be resumed from the checkpoint. With ``save_only_model`` nothing is written.
         """
-        averages, step = self.session.averages, state.global_step
-        if averages is None or not averages.count or args.save_only_model:
+        averages, step = self.session.averaged_steps.to_save, state.global_step
+        if averages is None or args.save_only_model:
             return
         if self._state_step != step:
-            folder = state_folder(args.output_dir, step)
+            folder = state_folder(self.run_dir, step)
             save_state(folder, averages, model, step, args.should_save)
             self._state_step = step
 
@@ -398,7 +397,7 @@ class SepStopCallback(TrainerCallback):
         """
         whole = from_log(state.log_history)
         if whole.records:
-            whole = continuation(Path(args.output_dir) / HISTORY_FILE, whole)
+            whole = continuation(self.run_dir / HISTORY_FILE, whole)
         session = self.session
         session.resume(whole.where(lambda record: record.step <= state.global_step))
         if session.decision is not None and not session.decision.stop:
@@ -407,12 +406,12 @@ class SepStopCallback(TrainerCallback):
         step = state.global_step
         if session.settle_stop():
             control.should_training_stop = True
-        is_over = session.stays_stopped and self._best.is_kept(args)
+        is_over = session.stays_stopped and self._best.is_kept()
         if not is_over:
-            checkpoint = _checkpoint(args, step)
+            checkpoint = checkpoint_folder(self.run_dir, step)
             session.averaged_steps.restore(lambda: read_state(checkpoint, model, step), model, step)
         self._best.resume(args, state, model, tokenizer)
-        session.write(args.output_dir)
+        session.write(self.run_dir)
 
     def _look_beyond(self, args: TrainingArguments, state: TrainerState, whole: RunHistory) -> None:
         """Take over a stop that was decided after the newest checkpoint on disk.
@@ -420,17 +419,33 @@ class SepStopCallback(TrainerCallback):
         With ``save_total_limit=1``, the checkpoint of the stop is deleted if another one is the
         best. A run that is resumed from an older checkpoint than the newest goes back instead.
         """
-        newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        newest = get_last_checkpoint(self.run_dir) if self.run_dir.is_dir() else None
         if newest is None or Path(newest).name != f"checkpoint-{state.global_step}":
             return
         decision = self.session.decide(list(whole.records))
         best = best_record(list(whole.records), decision)
-        if decision.stop and best is not None and folder_of(args, best).is_dir():
+        if decision.stop and best is not None and folder_of(self.run_dir, best).is_dir():
             self.session.take_over_stop(whole, decision, state.global_step)
 
     def _attached_to(self, state: TrainerState) -> Any:
         """The Trainer of this run if attached; None for a callback that was attached to another."""
         return self._trainer if getattr(self._trainer, "state", None) is state else None
+
+    def _folder_of_run(self, args: TrainingArguments, state: TrainerState) -> Path:
+        """The run's folder; in a hyperparameter search that of the trial.
+
+        Raises:
+            ValueError: the folder of the trial is not known.
+        """
+        trainer = self._attached_to(state)
+        if not state.is_hyper_param_search or (trainer is None and args.save_strategy == "no"):
+            return Path(args.output_dir)
+        if trainer is None:
+            raise ValueError(
+                "in a hyperparameter search each trial saves to a folder of its own; call "
+                "callback.attach(trainer) before the search, so that sepstop's files go there"
+            )
+        return Path(trainer._get_output_dir(trainer._trial))
 
     def _check(self, args: TrainingArguments) -> None:
         self.session.decide_by(deciding_criterion(args, self.config))
@@ -450,15 +465,17 @@ def _trained(model: Any, **others: Any) -> Any:
 def _check_names(metrics: Mapping[str, float], scores: Mapping[str, float]) -> None:
     """
     Raises:
-        ValueError: a metric has the name of a score.
+        ValueError: a metric has the name of a score. Scores that are there already, as `on_log` and
+            `on_evaluate` get the same metrics, are none.
     """
-    taken = ", ".join(key.removeprefix("eval_") for key in scores if key in metrics)
+    taken = [
+        key.removeprefix("eval_")
+        for key, score in scores.items()
+        if key in metrics and repr(metrics[key]) != repr(score)  # NaN is not equal to itself
+    ]
     if taken:
-        raise ValueError(f"expected no metric with the name of a score; rename yours: {taken}")
-
-
-def _checkpoint(args: TrainingArguments, step: int | None) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{step}"
+        names = ", ".join(taken)
+        raise ValueError(f"expected no metric with the name of a score; rename yours: {names}")
 
 
 def _leave_no_trace(control: TrainerControl) -> None:

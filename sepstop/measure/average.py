@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -93,7 +93,8 @@ class RunningAverages:
         """
         weights = self._weights(model)
         self.count += 1
-        self.first_step, self.last_step = self.first_step or step, step
+        self.first_step = step if self.count == 1 else self.first_step
+        self.last_step = step
         for name, decay in self.decays.items():
             averages, share = self._averages[name], (decay + 1) / (self.count + decay)
             for key, weight in weights.items():
@@ -172,6 +173,15 @@ class RunningAverages:
     def _copy(self, weight: Tensor) -> Tensor:
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return weight.to(self.device or weight.device, dtype, copy=True)
+
+
+def local_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """This rank's part of the floating-point parameters with these names, where the model has them.
+
+    The names are those in `RunningAverages.state_dict`.
+    """
+    found = _parameters(model)
+    return {name: _local(found[name]) for name in names if name in found}
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

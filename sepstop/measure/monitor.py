@@ -231,14 +231,21 @@ class Monitor:
         if self._scorer is None:
             self.prepare(model)
         if self.scorer.uses_neighbors:
-            self.scorer.add_neighbors(self.embed(model), step)
+            seen = self._pass(model, with_logits=self.run_outputs.has_logits)
+            self.scorer.add_neighbors(seen._replace(outputs=self.run_outputs.outputs), step)
 
     def embed(self, model: nn.Module) -> Observation:
         """The forward pass over the pool, without logits: ``(N, D)`` points."""
+        return self._pass(model, with_logits=False)
+
+    def _pass(self, model: nn.Module, with_logits: bool) -> Observation:
         observer = self.observer
-        tokens = observer.tokens(model)
         return observer.observe(
-            model, tokens, with_logits=False, progress=observer.progress, settle=False
+            model,
+            observer.tokens(model),
+            with_logits,
+            progress=observer.progress,
+            settle=with_logits,
         )
 
     def measure(
@@ -257,9 +264,9 @@ class Monitor:
             model: on its device; may be wrapped by PEFT, DDP or ``torch.compile``.
             step: optimizer steps taken; not less than in the call before.
             epoch: epochs taken, if counted.
-            averages: of the model's weights. Each takes a pass over the pool, and the model itself
-                another one if the configuration says ``score_checkpoints``. Without averages, or
-                before their first step, the model itself is scored.
+            averages: of the model's weights. Each is observed, see `observe`, and so is the model
+                itself if the configuration says ``score_checkpoints``. Without averages, or before
+                their first step, the model itself is scored.
 
         Returns:
             The record of the best of these candidates.
@@ -272,7 +279,7 @@ class Monitor:
         candidates, known = {}, {}
         if averages is not None and averages.count:
             for name in averages.decays:
-                with averages.applied(model, name):
+                with self.ranks.entered(averages.applied(model, name)):
                     candidates[name] = self.observe(model)
                 known[name] = averages.described(name)
         if not candidates or self.config.score_checkpoints:
@@ -287,8 +294,7 @@ class Monitor:
         """All that `score` needs, from one forward pass over the pool.
 
         A criterion on corrupted logits, such as the default for one class out of k, takes a second
-        pass. The outputs are those that the model
-        declares; `settled` sets those of the run.
+        pass. The outputs are those that the model declares; `settled` sets those of the run.
 
         Raises:
             ValueError: as `prepare`.

@@ -27,7 +27,8 @@ MAX_START_AGREEMENT = 1 / 4
 """Largest `Neighborhoods.start_agreement` at which the start is a reference for predictions."""
 
 _ROWS = 1024  # rows of the similarity matrix held at once
-_KEY, _START_AGREEMENT = "embedding_key", "start_agreement"  # arrays beside those of the steps
+_KEY, _RUN_KEY = "embedding_key", "run_key"  # arrays beside those of the steps
+_START_AGREEMENT = "start_agreement"
 
 
 def nearest_neighbors(points: Tensor, count: int = NEIGHBORS) -> Tensor:
@@ -134,12 +135,13 @@ class Neighborhoods:
         steps = [known for known in self.steps if known <= step] if refers_back else [step]
         return torch.stack([self._by_step[known] for known in steps], dim=1).long()
 
-    def save(self, path: str | os.PathLike[str], embedding_key: str) -> None:
+    def save(self, path: str | os.PathLike[str], embedding_key: str, run_key: str = "") -> None:
         """Write a file for `load`, whole or not at all.
 
         Args:
             path: an .npz file; its folder is made.
             embedding_key: what the neighbors depend on besides the model.
+            run_key: of the run.
 
         Warns:
             RuntimeWarning: the file can't be written.
@@ -148,12 +150,17 @@ class Neighborhoods:
         arrays |= {
             _KEY: np.array(embedding_key),
             _START_AGREEMENT: np.array(self.start_agreement),
+            _RUN_KEY: np.array(run_key),
         }
         write_or_warn(path, pack_arrays(arrays, compress=True), stacklevel=3)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], embedding_key: str, until: float = math.inf
+        cls,
+        path: str | os.PathLike[str],
+        embedding_key: str,
+        until: float = math.inf,
+        run_key: str = "",
     ) -> Neighborhoods:
         """Read what `save` wrote, up to a step.
 
@@ -161,6 +168,7 @@ class Neighborhoods:
             path: the file.
             embedding_key: a file that was written with another key is not used.
             until: the last step that is read. Default: all.
+            run_key: a file of a run with another key is not used. Empty takes any.
 
         Returns:
             The measurements; empty if the file is missing, damaged, or has another key.
@@ -169,6 +177,9 @@ class Neighborhoods:
         try:
             arrays = load_arrays(path)
             if str(arrays.pop(_KEY)) != embedding_key:
+                return found
+            of_run = str(arrays.pop(_RUN_KEY, ""))
+            if run_key and of_run not in ("", run_key):
                 return found
             found.start_agreement = float(arrays.pop(_START_AGREEMENT, 0.0))
             for step, near in arrays.items():

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sepstop.measure.average import RunningAverages
+from sepstop.measure.average import RunningAverages, local_weights
 from sepstop.measure.backbone import is_sharded
+from sepstop.runs.saved_weights import fingerprint
 from sepstop.utils.distributed import Ranks
 
 _NAME = "sepstop_average_state"
+_REMEDY = "; a run that is resumed from another folder needs its checkpoint in output_dir"
 
 
 def state_folder(run_dir: str | Path, step: int) -> Path:
-    """Folder beside the checkpoints for the state at ``step`` until its checkpoint is complete."""
-    return Path(run_dir) / f".{_NAME}-{step}"
+    """Folder beside the checkpoints for the state at ``step`` until its checkpoint is complete.
+
+    Trainer pushes no file or folder to the hub whose name begins with an underscore.
+    """
+    return Path(run_dir) / f"_{_NAME}-{step}"
 
 
 def save_state(
@@ -49,7 +56,8 @@ def save_state(
     if not (writes or is_sharded(model)):
         return
     path = Path(folder) / _file_name(model)
-    state = averages.state_dict()
+    state = averages.state_dict() | {"step": step}
+    state["weights"] = _weights_key(state["averages"], model)
     tensors = {
         f"{average}/{name}": values.contiguous()
         for average, weights in state.pop("averages").items()
@@ -57,14 +65,15 @@ def save_state(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
-    save_file(tensors, unfinished, metadata={_NAME: json.dumps(state | {"step": step})})
+    save_file(tensors, unfinished, metadata={_NAME: json.dumps(state)})
     unfinished.replace(path)
 
 
 def move_state(run_dir: str | Path, checkpoint: str | Path, step: int) -> None:
     """Move the state at ``step`` into its checkpoint, and remove states that wait for others.
 
-    To be called on all ranks when the checkpoint is complete.
+    To be called on all ranks when the checkpoint is complete. It may be gone already, if a folder
+    has later checkpoints of an earlier run and a limit.
     """
     waiting = state_folder(run_dir, step)
     for path in waiting.glob(f"{_NAME}*"):
@@ -75,7 +84,7 @@ def move_state(run_dir: str | Path, checkpoint: str | Path, step: int) -> None:
 
 def remove_states(run_dir: str | Path) -> None:
     """Remove the states that wait for their checkpoints, as when a run begins."""
-    for waiting in Path(run_dir).glob(f".{_NAME}-*"):
+    for waiting in Path(run_dir).glob(f"_{_NAME}-*"):
         shutil.rmtree(waiting, ignore_errors=True)
 
 
@@ -84,12 +93,17 @@ def read_state(checkpoint: str | Path, model: nn.Module, step: int) -> dict[str,
 
     It is in the checkpoint, or still waits beside it.
 
+    Args:
+        checkpoint: in the run's folder.
+        model: with the weights of the checkpoint.
+        step: optimizer steps taken.
+
     Returns:
         As `RunningAverages.state_dict`.
 
     Raises:
         FileNotFoundError, ValueError, safetensors.SafetensorError: it is missing or damaged, or
-            belongs to another step or another number of processes.
+            belongs to another step, to other weights or to another number of processes.
     """
     from safetensors import safe_open
 
@@ -99,7 +113,7 @@ def read_state(checkpoint: str | Path, model: nn.Module, step: int) -> dict[str,
     if path is None:
         others = sorted(other.name for other in checkpoint.glob(f"{_NAME}*"))
         kind = f"; found {others[0]}, of another number of processes" if others else ""
-        raise FileNotFoundError(f"no {name} in {checkpoint}{kind}")
+        raise FileNotFoundError(f"no {name} in {checkpoint}{kind}{'' if kind else _REMEDY}")
     with safe_open(path, framework="pt") as file:
         state: dict[str, Any] = json.loads(file.metadata()[_NAME])
         state["averages"] = {average: {} for average in state["decays"]}
@@ -108,7 +122,16 @@ def read_state(checkpoint: str | Path, model: nn.Module, step: int) -> dict[str,
             state["averages"][average][weight] = file.get_tensor(key)
     if state["step"] != step:
         raise ValueError(f"{path} is of step {state['step']}, not {step}")
+    if state.pop("weights", None) != _weights_key(state["averages"], model):
+        raise ValueError(f"{path} belongs to other weights than those of the checkpoint{_REMEDY}")
     return state
+
+
+def _weights_key(averages: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> str:
+    """A key of the present values of the averaged weights: SHA-256 of each tensor's sum of bits."""
+    names = {name for tensors in averages.values() for name in tensors}
+    sums = fingerprint(local_weights(model, names))
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _file_name(model: nn.Module) -> str:

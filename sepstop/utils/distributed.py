@@ -6,7 +6,8 @@ They end by the time limit of their process group (``ddp_timeout`` in TrainingAr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -97,6 +98,16 @@ class Ranks:
         if failed:
             raise RankError("; ".join(failed))
         return result
+
+    @contextmanager
+    def entered(self, context: AbstractContextManager[T]) -> Iterator[T]:
+        """The ``context``, once all ranks have entered theirs.
+
+        Raises:
+            RankError: as `together`.
+        """
+        with ExitStack() as stack:
+            yield self.together(lambda: stack.enter_context(context))
 
     def of_first(self, value: T) -> T:
         """The ``value`` of rank 0, on all ranks."""

@@ -56,6 +56,16 @@ class Lowest(InfoMax):
             "metric_for_best_model='entropy', but the criterion is 'infomax'",
         ),
         (
+            {"criterion": "separability"},
+            BEST | {"metric_for_best_model": "robust_mi"},
+            "metric_for_best_model='robust_mi' is not recorded: name it as criterion= or in",
+        ),
+        (
+            {},
+            BEST | {"metric_for_best_model": "eval_robust_mi_of_cumulative"},
+            "is the score of one candidate, .* name the score itself: 'robust_mi'",
+        ),
+        (
             {"load_best_model_at_end": True},
             {},
             r"load_best_model_at_end=True\) is for runs with eval_strategy='no'",
@@ -240,7 +250,9 @@ def test_a_stream_is_said_to_have_one_score(make_trainer, pool, train_rows):
         {"eval_steps": 3},
         {"eval_steps": 4, "eval_delay": 5},
         {"eval_strategy": "epoch"},
+        {"eval_strategy": "epoch", "gradient_accumulation_steps": 3},
         {"eval_strategy": "no"},
+        {"eval_strategy": "no", "gradient_accumulation_steps": 3},
     ],
 )
 def test_as_many_scores_as_planned_are_taken(make_trainer, pool, every, options):

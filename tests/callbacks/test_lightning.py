@@ -238,6 +238,11 @@ def test_the_pool_is_read_in_the_precision_of_training(fit, pool, tokenizer):
         (8, {"validates": False, "max_epochs": 3}, "3 scores in 24 steps"),
         (None, {"max_epochs": 2}, r"4 scores in 16 steps.*val_check_interval=1\)"),
         (None, {"max_epochs": 3}, None),
+        (
+            None,
+            {"max_epochs": 6, "val_check_interval": 16, "check_val_every_n_epoch": None},
+            r"3 scores in 48 steps.*val_check_interval=4\)",
+        ),
     ],
 )
 def test_too_few_scores_are_said_before_training(fit, pool, tokenizer, every, options, said):

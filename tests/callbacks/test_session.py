@@ -171,7 +171,7 @@ def test_a_missing_neighbors_file_is_a_warning(loop):
     saved = loop().run(8)
     again = loop().load(saved[8])
     (again.folder / NEIGHBORS_FILE).unlink()
-    with pytest.warns(RuntimeWarning, match="sepstop: .* is missing or belongs to another pool"):
+    with pytest.warns(RuntimeWarning, match="sepstop: .* is missing or belongs to another run"):
         again.run(12)
     assert len(again.session.records) == 3
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,20 @@ import pytest
 import torch
 from conftest import make_decoder_classifier, make_encoder
 from helpers.scores import NEVER, Scripted, StopAt, values
-from helpers.training import BEST, TRAINS_AGAIN, Recorder, checkpoints, steps
+from helpers.training import BEST, QUIET, TRAINS_AGAIN, Recorder, checkpoints, steps
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from sepstop import Patience, SepStopCallback
-from sepstop.measure.average import AVERAGES
+from sepstop.measure.average import AVERAGES, RunningAverages
 from sepstop.runs.average_files import average_folder, find_averages, read_average
-from sepstop.runs.history import from_log, read_log_history, read_run
+from sepstop.runs.history import from_log, read_history, read_log_history, read_run
 from sepstop.types import Average
 
 OWN = {"eval_strategy": "no", "save_steps": 4}
@@ -357,7 +360,7 @@ def test_a_model_that_can_not_be_averaged_is_said_before_training(make_trainer, 
     ],
 )
 def test_what_is_scored_and_kept_is_said(make_trainer, pool, capsys, callback, options, said):
-    make_trainer(SepStopCallback(pool, policy=NEVER, **callback), max_steps=2, **options).train()
+    make_trainer(SepStopCallback(pool, policy=NEVER, **callback), max_steps=4, **options).train()
     assert f"; policy patience; {said}" in capsys.readouterr().out.replace(
         "; averages of the weights from step 1 on are scored; no", "; step 1 on are scored; no"
     )
@@ -526,3 +529,116 @@ def test_rows_and_trackers_say_which_average(make_trainer, pool):
 
 def vars_of(average):
     return {key: getattr(average, key) for key in ("name", "first_step", "last_step", "count")}
+
+
+@TRAINS_AGAIN
+@pytest.mark.filterwarnings("ignore:.*is missing or belongs to another run, pool or pooling")
+def test_another_runs_averages_are_not_taken_over(make_trainer, pool, tmp_path):
+    def run(folder, seed=0, **kwargs):
+        callback = SepStopCallback(pool, policy=NEVER)
+        options = {"output_dir": str(tmp_path / folder), "max_steps": 8}
+        make_trainer(callback, make_encoder(seed), **options).train(**kwargs)
+        return callback
+
+    run("other", seed=1)
+    run("run")
+    checkpoint = str(tmp_path / "run" / "checkpoint-4")
+    for folder, said in [
+        ("other", "belongs to other weights than those of the checkpoint; a run that is resumed"),
+        ("nowhere", r"no .* in .*nowhere.*; a run that is resumed from another folder needs its"),
+    ]:
+        with pytest.warns(UserWarning, match=rf"can't be resumed \(.*{said}"):
+            callback = run(folder, resume_from_checkpoint=checkpoint)
+        assert callback.history[-1].average.first_step == 5
+
+
+class Interrupts(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@TRAINS_AGAIN
+def test_a_half_done_update_is_not_saved(make_trainer, pool, monkeypatch):
+    copy, copies = RunningAverages._copy, iter(range(99))
+
+    def full(averages, weight):
+        if next(copies) == 9:
+            raise torch.OutOfMemoryError("no memory")
+        return copy(averages, weight)
+
+    monkeypatch.setattr(RunningAverages, "_copy", full)
+    options = {"save_steps": 2, "eval_steps": 6, "max_steps": 12}
+    trainer = make_trainer(SepStopCallback(pool, policy=NEVER), **options)
+    trainer.add_callback(Interrupts(5))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    monkeypatch.setattr(RunningAverages, "_copy", copy)
+    assert not list(run_of(trainer).rglob("*sepstop_average_state*"))
+    callback = SepStopCallback(pool, policy=NEVER)
+    with pytest.warns(UserWarning, match="they begin anew after step 4"):
+        make_trainer(callback, **options).train(resume_from_checkpoint=True)
+    assert (callback.history[0].average.first_step, callback.history[0].average.count) == (5, 2)
+
+
+def test_a_best_average_takes_no_checkpoint_more_than_the_limit(make_trainer, pool):
+    class Counts(TrainerCallback):
+        most = 0
+
+        def on_step_begin(self, args, state, control, **_):
+            self.most = max(self.most, len(checkpoints_in(args)))
+
+    def checkpoints_in(args):
+        return list(Path(args.output_dir).glob("checkpoint-*"))
+
+    criterion = Falling([0.1, 0.9, 0.5, 0.5, 0.5, 0.5])
+    callback = SepStopCallback(pool, policy=NEVER, criterion=criterion, num_resamples=1)
+    trainer = make_trainer(callback, save_total_limit=1)
+    trainer.add_callback(counts := Counts())
+    trainer.train()
+    assert counts.most == 1
+    assert trainer.state.best_model_checkpoint == str(run_of(trainer) / "average-4")
+
+
+def test_a_warm_up_that_lasts_to_the_end_is_said(make_trainer, pool):
+    callback = SepStopCallback(pool, policy=NEVER, num_resamples=1)
+    with pytest.warns(UserWarning, match="warm-up lasts until step 500 and the run until step 4"):
+        make_trainer(callback, warmup_steps=500, max_steps=4).train()
+    assert not any(record.average for record in callback.history)
+
+
+def test_the_trials_of_a_search_have_folders_of_their_own(tokenizer, train_rows, pool, tmp_path):
+    pytest.importorskip("optuna")
+
+    def search(callback, attach):
+        options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
+        trainer = Trainer(
+            model_init=lambda: make_encoder(),
+            args=TrainingArguments(str(tmp_path / "search"), **(QUIET | options)),
+            train_dataset=train_rows,
+            eval_dataset=train_rows.select(range(8)),
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
+        if attach:
+            callback.attach(trainer)
+        return trainer.hyperparameter_search(
+            lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
+            compute_objective=lambda metrics: metrics["eval_separability"],
+            backend="optuna",
+            n_trials=2,
+        )
+
+    with pytest.raises(ValueError, match=r"call callback.attach\(trainer\) before the search"):
+        search(SepStopCallback(pool, num_resamples=1), attach=False)
+    shutil.rmtree(tmp_path / "search", ignore_errors=True)
+    search(SepStopCallback(pool, num_resamples=1), attach=True)
+    assert {path.name for path in (tmp_path / "search").iterdir()} == {"run-0", "run-1"}
+    for trial in ("run-0", "run-1"):
+        run = tmp_path / "search" / trial
+        decided = read_history(run / "sepstop_history.jsonl").decisions[-1]
+        assert (run / f"average-{decided.best_step}").is_dir()
+        assert (run / "checkpoint-4" / "sepstop_average_state.safetensors").is_file()

@@ -7,7 +7,7 @@ import torch
 from conftest import make_encoder
 from helpers.scores import NEVER, deciding, values
 from helpers.training import QUIET, TRAINS_AGAIN, Recorder
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from sepstop import Monitor, SepStopCallback, SepStopConfig
@@ -235,4 +235,37 @@ def test_a_metric_with_the_name_of_a_score_is_not_replaced(make_trainer, pool, o
         trainer.train()
     logged = [row for row in trainer.state.log_history if "eval_other" in row]
     assert [row["eval_separability"] for row in logged] == [0.5, 0.5]
+    assert [record.step for record in callback.history] == [2, 4]
+
+
+class EvaluatesInside(TrainerCallback):
+    """Evaluates another set whenever one was evaluated."""
+
+    trainer, busy = None, False
+
+    def on_evaluate(self, args, state, control, **_):
+        if not self.busy:
+            self.busy = True
+            self.trainer.evaluate(self.trainer.eval_dataset, metric_key_prefix="other")
+            self.busy = False
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_scores_that_are_there_already_are_no_metrics_of_the_user(make_trainer, pool, inside):
+    callback = SepStopCallback(pool, policy=NEVER, num_resamples=2, on_error="raise")
+    trainer = make_trainer(None, max_steps=4)
+    if inside:
+        trainer.add_callback(other := EvaluatesInside())
+        other.trainer = trainer
+    else:  # an evaluation of one's own that logs the metrics again
+        evaluate = trainer.evaluate
+
+        def twice(*args, **kwargs):
+            metrics = evaluate(*args, **kwargs)
+            trainer.log({**metrics, "eval_extra": 1.0})
+            return metrics
+
+        trainer.evaluate = twice
+    callback.attach(trainer)
+    trainer.train()
     assert [record.step for record in callback.history] == [2, 4]

@@ -268,3 +268,37 @@ def test_a_resumed_run_has_the_mutual_information_of_an_uninterrupted_one(
         without, _ = run(str(checkpoint))
     assert without[:4] == whole[:4]
     assert without != whole
+
+
+def test_an_evaluation_of_a_stopped_run_that_is_resumed_changes_nothing(make_trainer, pool):
+    options = BEST | {"save_total_limit": 1, "max_steps": 24, "eval_on_start": True}
+
+    def run(scores, **kwargs):
+        policy, criterion = Patience(patience=2), Scripted(scores)
+        callback = SepStopCallback(
+            pool, criterion=criterion, policy=policy, average=False, num_resamples=1
+        )
+        trainer = make_trainer(callback, **options)
+        trainer.train(**kwargs)
+        return callback, trainer
+
+    stopped, _ = run([0.05, 0.1, 0.9, 0.3, 0.2])
+    assert steps(stopped) == [0, 2, 4, 6, 8]
+    resumed, again = run([0.5] * 9, resume_from_checkpoint=True)
+    assert resumed.decision == stopped.decision
+    assert steps(resumed) == steps(stopped)
+    assert read_history(Path(again.args.output_dir) / HISTORY_FILE).decisions[-1].stop
+
+
+@pytest.mark.filterwarnings("ignore:sepstop. .* holds checkpoints of an earlier run")
+def test_another_runs_neighbors_are_not_used(make_trainer, pool, tmp_path):
+    def run(folder, **kwargs):
+        callback = SepStopCallback(pool, policy=NEVER, average=False)
+        make_trainer(callback, output_dir=str(tmp_path / folder), max_steps=8).train(**kwargs)
+        return callback
+
+    run("other")
+    run("run")
+    checkpoint = str(tmp_path / "run" / "checkpoint-4")
+    with pytest.warns(RuntimeWarning, match=r"is missing or belongs to another run, pool"):
+        run("other", resume_from_checkpoint=checkpoint)

@@ -33,6 +33,7 @@ from transformers import Trainer, TrainingArguments
 
 from sepstop import Monitor, SepStopCallback, SepStopConfig
 from sepstop.criteria import Separability
+from sepstop.measure.average import RunningAverages
 from sepstop.runs.history import read_run
 from sepstop.runs.saved_weights import weights_that_differ
 
@@ -152,6 +153,21 @@ def differences(trainer: Trainer) -> list[str]:
     return weights_that_differ(alone, trainer.state.best_model_checkpoint or "")
 
 
+def full(out: Path) -> dict[str, Any]:
+    """The last rank has no memory for the copy of its weights beside an average."""
+    applied = RunningAverages.applied
+
+    @contextmanager
+    def no_memory(self: RunningAverages, model: nn.Module, name: str) -> Iterator[None]:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise torch.OutOfMemoryError("no memory")
+        with applied(self, model, name):
+            yield
+
+    with patch.object(RunningAverages, "applied", no_memory):
+        return train(out)
+
+
 def measuring() -> SepStopConfig:
     return SepStopConfig(num_resamples=5, tokenizer=make_tokenizer())
 
@@ -207,6 +223,7 @@ def main(out: Path) -> None:
     if dist.is_initialized():
         found["skip"] = broken(out / "skip", "skip")
         found["raise"] = broken(out / "raise", "raise")
+        found["full"] = full(out / "full")
         found["other pool"] = train(out / "other", pool_seed=rank)
         found["ddp on one rank"] = alone(make_encoder())
         found["sharded encoder"] = measure(make_encoder(), shard)

@@ -249,3 +249,10 @@ def test_states_that_do_not_fit():
     other.classifier = nn.Identity()
     with pytest.raises(ValueError, match=r"classifier\.weight, .* which lacks it"):
         RunningAverages(other).load_state_dict(state, other)
+
+
+def test_a_loop_may_count_from_0():
+    averages = RunningAverages(model := one_weight())
+    for step in range(3):
+        averages.update(model, step)
+    assert averages.described("cumulative") == Average("cumulative", 0, 2, 3)

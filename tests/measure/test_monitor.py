@@ -441,6 +441,21 @@ def test_the_reference_is_the_model_before_training(pool, tokenizer, encoder):
     assert same["component_mi"] == alone["component_mi"] != other["component_mi"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_untrained_head_predicts_is_known_without_a_record(pool, tokenizer, seed):
+    """It decides whether predictions refer to the start."""
+    model = make_encoder(seed)
+    model.classifier.bias.data.zero_()
+    model.classifier.weight.data *= 100
+    known, measured = (make_monitor(pool, tokenizer=tokenizer) for _ in range(2))
+    known.set_reference(model)
+    measured.measure(model, 0)
+    found = [one.neighborhoods.start_agreement for one in (known, measured)]
+    assert found[0] == found[1]
+    known.set_reference(make_encoder(seed, dropout=0.0), 4)  # of a later step, says nothing
+    assert known.neighborhoods.start_agreement == found[0]
+
+
 def test_neighborhoods_of_before_a_resume_are_taken_up(pool, tokenizer, encoder):
     whole = make_monitor(pool, tokenizer=tokenizer)
     whole.set_reference(make_encoder(seed=9))

@@ -112,13 +112,13 @@ def test_an_observation_of_an_earlier_process_is_complete_if_it_has_what_is_need
         monitor(criterion="infomax", outputs="labels").is_complete(whole)
 
 
-def test_the_reference_takes_one_pass_without_the_head(pool, tokenizer):
+def test_the_reference_takes_one_pass(pool, tokenizer):
     model = make_encoder()
     monitor = make_monitor(pool, tokenizer=tokenizer)
     monitor.prepare(model)
     layer, head = count_calls(model.bert.encoder.layer[0]), count_calls(model.classifier)
     monitor.set_reference(model)
-    assert (len(layer), len(head)) == (2, 0)
+    assert (len(layer), len(head)) == (2, 2)
     assert monitor.neighborhoods.steps == [0]
 
 

@@ -161,6 +161,14 @@ def test_an_error_on_one_rank_ends_all_if_told_so(ran, processes):
 
 
 @SEVERAL
+def test_an_average_that_one_rank_can_not_apply_is_skipped_on_all(ran, processes):
+    for found in ran(processes):
+        run = found["full"]
+        assert (run["failed"], run["steps"]) == (None, 12)
+        assert not any(map(math.isfinite, found_scores(run)))
+
+
+@SEVERAL
 def test_pools_that_differ_are_said_before_the_first_step(ran, processes):
     for found in ran(processes):
         assert "expected the same pool on all" in found["other pool"]["failed"]
