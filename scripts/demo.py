@@ -108,7 +108,7 @@ def main(options: list[str]) -> None:
 
 def kept_folder(trainer: Trainer, callback: SepStopCallback) -> Path:
     """The folder of the weights that the run kept."""
-    return folder_of(trainer.args, best_record(callback.history, callback.decision))
+    return folder_of(callback.run_dir, best_record(callback.history, callback.decision))
 
 
 def describe(callback: SepStopCallback) -> str:

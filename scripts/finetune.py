@@ -132,7 +132,7 @@ def what_was_kept(trainer: Trainer, callback: SepStopCallback) -> str:
     best, decision = best_record(callback.history, callback.decision), callback.decision
     if best is None or decision is None:
         return "no step has a score, so the last weights are kept"
-    folder, model = folder_of(trainer.args, best), Path(trainer.args.output_dir) / "model"
+    folder, model = folder_of(callback.run_dir, best), Path(trainer.args.output_dir) / "model"
     asks = trainer.args.load_best_model_at_end or callback.config.load_best_model_at_end
     if asks and trainer.state.best_global_step == best.step:
         holds = "the best weights"
