@@ -15,6 +15,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 CriterionSpec = str | dict[str, Any] | Criterion
 PoolingSpec = str | dict[str, Any] | Pooling
+AnswersSpec = str | list[str] | list[list[int]]
 PolicySpec = str | dict[str, Any] | Callable[[Series], Decision]
 
 AUTO: Final = "auto"
@@ -66,6 +67,12 @@ class SepStopConfig:
             precision of the training.
         outputs: "classes" (one class out of k), "labels" (yes or no for each) or "none" (a
             regression, a reward, no logits). "auto" finds out, see `sepstop.measure.outputs`.
+        answers: what a causal language model may answer, where it has no head: the answers as
+            strings or token ids, or a file with one a row (a table's column is "answer"). The pool
+            has prompts then, each answer is a class, and its log-likelihood the logit. See
+            `sepstop.measure.answers`.
+        answer_end: text that training puts after an answer, such as the tokenizer's ``eos_token``.
+            It is needed if an answer is the beginning of another.
         average: score and keep running averages of the trained weights, which are better than
             single checkpoints. False scores and keeps the checkpoints themselves.
         score_checkpoints: score the checkpoint beside its averages, by one more pass over the pool.
@@ -101,6 +108,8 @@ class SepStopConfig:
     padding: bool | None = None
     precision: Precision | None = None
     outputs: Literal["auto", "classes", "labels", "none"] = AUTO
+    answers: AnswersSpec | None = None
+    answer_end: str = ""
     average: bool = True
     score_checkpoints: bool = False
     average_every_n_steps: int = 1
@@ -134,6 +143,10 @@ class SepStopConfig:
             if getattr(self, name) not in known:
                 shown = ", ".join(map(repr, known))
                 raise ValueError(f"expected `{name}` among {shown}, got {getattr(self, name)!r}")
+        if self.answers is not None and self.outputs not in (AUTO, "classes"):
+            raise ValueError(f"answers are classes, but `outputs` is {self.outputs!r}")
+        if not isinstance(self.answer_end, str):
+            raise ValueError(f"expected a text as `answer_end`, got {self.answer_end!r}")
         if isinstance(self.extra_criteria, str) or not isinstance(self.extra_criteria, Sequence):
             raise ValueError(
                 f"expected a list of criteria as `extra_criteria`, got {self.extra_criteria!r}"

@@ -26,7 +26,14 @@ except ImportError:  # its older name
 from sepstop.callbacks.best_weights import best_record
 from sepstop.callbacks.checks import MIN_SCORES, warn_of_few_scores
 from sepstop.callbacks.session import Session
-from sepstop.config import CriterionSpec, PolicySpec, PoolingSpec, Precision, SepStopConfig
+from sepstop.config import (
+    AnswersSpec,
+    CriterionSpec,
+    PolicySpec,
+    PoolingSpec,
+    Precision,
+    SepStopConfig,
+)
 from sepstop.measure.average import RunningAverages
 from sepstop.measure.backbone import is_sharded
 from sepstop.measure.monitor import Monitor
@@ -115,6 +122,8 @@ class SepStopCallback(pl.Callback):
         padding: bool | None = None,
         precision: Precision | None = None,
         outputs: Literal["auto", "classes", "labels", "none"] = "auto",
+        answers: AnswersSpec | None = None,
+        answer_end: str = "",
         average: bool = True,
         score_checkpoints: bool = False,
         average_every_n_steps: int = 1,

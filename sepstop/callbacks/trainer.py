@@ -25,7 +25,14 @@ from sepstop.callbacks.checks import (
     warn_of_schedule,
 )
 from sepstop.callbacks.session import Session
-from sepstop.config import CriterionSpec, PolicySpec, PoolingSpec, Precision, SepStopConfig
+from sepstop.config import (
+    AnswersSpec,
+    CriterionSpec,
+    PolicySpec,
+    PoolingSpec,
+    Precision,
+    SepStopConfig,
+)
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.training_labels import label_names, training_labels
 from sepstop.runs.average_state import (
@@ -109,6 +116,8 @@ class SepStopCallback(TrainerCallback):
         padding: bool | None = None,
         precision: Precision | None = None,
         outputs: Literal["auto", "classes", "labels", "none"] = "auto",
+        answers: AnswersSpec | None = None,
+        answer_end: str = "",
         average: bool = True,
         score_checkpoints: bool = False,
         average_every_n_steps: int = 1,

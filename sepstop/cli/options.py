@@ -62,6 +62,17 @@ Outputs = Annotated[
         "Default: as the run recorded, else inferred."
     ),
 ]
+Answers = Annotated[
+    str | None,
+    typer.Option(
+        help="File with the answers that the models may give to the prompts of the pool, one a row "
+        "(of a table, the column answer). Default: as the run recorded."
+    ),
+]
+AnswerEnd = Annotated[
+    str | None,
+    typer.Option(help="Text that training puts after an answer, such as the end-of-text token."),
+]
 Average = Annotated[
     bool | None,
     typer.Option(

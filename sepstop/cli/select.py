@@ -54,6 +54,8 @@ def select(
     batch_size: options.BatchSize = None,
     tokenizer: options.Tokenizer = None,
     outputs: options.Outputs = None,
+    answers: options.Answers = None,
+    answer_end: options.AnswerEnd = None,
     average: options.Average = None,
     score_checkpoints: options.ScoreCheckpoints = None,
     average_device: options.AverageDevice = None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ from sepstop.measure.token_checks import padding_id
 from sepstop.measure.tokens import Tokens
 from sepstop.measure.untouched import untouched
 from sepstop.types import Outputs, Pooling
+
+Head = Callable[..., Tensor]
+"""Computes ``(b, k)`` float32 logits, with the arguments of `classify`."""
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -96,6 +100,7 @@ def observe(
     batching: Batching = Batching(),  # frozen
     *,
     with_logits: bool = False,
+    head: Head | None = None,
     progress: bool = False,
     on_smaller_batch: Callable[[int], None] | None = None,
 ) -> Observation:
@@ -111,6 +116,7 @@ def observe(
         pooling: computes the points of a batch.
         batching: batch size, padding and precision.
         with_logits: compute logits as well.
+        head: computes them. Default: `classify`.
         progress: show a progress bar.
         on_smaller_batch: called with the new batch size after each halving.
 
@@ -133,7 +139,7 @@ def observe(
         tqdm(total=len(order), desc="pool", unit="text", leave=False, disable=not progress) as bar,
     ):
         for part in _batches(
-            lambda batch: _observe_batch(model, batch, pooling, with_logits),
+            lambda batch: _observe_batch(model, batch, pooling, head or classify, with_logits),
             tokens.at(order),
             batching,
             on_smaller_batch,
@@ -181,18 +187,18 @@ def _batches(
 
 
 def _observe_batch(
-    model: nn.Module, batch: Tokens, pooling: Pooling, with_logits: bool
+    model: nn.Module, batch: Tokens, pooling: Pooling, head: Head, with_logits: bool
 ) -> Observation:
-    input_ids, mask, inputs = _padded(batch, next(model.parameters()).device)
+    input_ids, mask, inputs = _padded(batch, model)
     check_pooling(pooling, inputs)
     prompt = {}
     if batch.prompt_length and isinstance(pooling, AutoPooling):
         prompt["prompt_length"] = batch.prompt_length
     logits = None
-    with _one_pass(model) if with_logits else nullcontext():
+    with _one_pass(model, getattr(head, "keeps_cache", False)) if with_logits else nullcontext():
         points = pooling(model, input_ids, mask, **inputs, **prompt)
         if with_logits:
-            logits = classify(model, input_ids, mask, **inputs)
+            logits = head(model, input_ids, mask, **inputs)
     if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(batch):
         shape = getattr(points, "shape", None)
         raise ValueError(
@@ -202,12 +208,20 @@ def _observe_batch(
     return Observation(points.detach(), logits)
 
 
-def _padded(batch: Tokens, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """``(b, L)`` token ids and mask, right-padded, and the model's other inputs by name."""
-    input_ids = pad_sequence(list(batch.ids), batch_first=True, padding_value=batch.pad_token_id)
+def _padded(batch: Tokens, model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """``(b, L)`` token ids and mask, and the model's other inputs by name.
+
+    Texts are padded on the right, prompts on the left.
+    """
+    device, side = next(model.parameters()).device, "left" if batch.are_prompts else "right"
+    input_ids = pad_sequence(list(batch.ids), True, batch.pad_token_id, padding_side=side)
     lengths = torch.tensor([len(ids) for ids in batch.ids])
     mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()  # (b, L)
     inputs: dict[str, Tensor] = {}
+    if batch.are_prompts:
+        mask = mask.flip(1)
+        if "position_ids" in inspect.signature(pretrained(model).forward).parameters:
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
     if batch.types is not None:
         types = pad_sequence(list(batch.types), batch_first=True, padding_value=batch.pad_type_id)
         inputs["token_type_ids"] = types.to(device)
@@ -260,8 +274,14 @@ def _find_logits(output: Any) -> Any:
 
 
 @contextmanager
-def _one_pass(model: nn.Module) -> Iterator[None]:
-    """Run the backbone once: its second call within returns the output of the first."""
+def _one_pass(model: nn.Module, keeps_cache: bool = False) -> Iterator[None]:
+    """Run the backbone once: its second call within returns the output of the first.
+
+    A call that goes on from a key-value cache, or reads another number of tokens, is run.
+
+    Args:
+        keeps_cache: let the first call return its key-value cache if a later one asks for it.
+    """
     body: Any = backbone(model)
     if body is model:  # the head cannot be called without the backbone, so the model runs twice
         yield
@@ -271,9 +291,13 @@ def _one_pass(model: nn.Module) -> Iterator[None]:
 
     @functools.wraps(forward)  # callers inspect its signature
     def once(*args: Any, **kwargs: Any) -> Any:
+        read = _tokens_read(args, kwargs)
         if not outputs:
-            outputs.append(forward(*args, **kwargs))
-        return outputs[0]
+            more = {"use_cache": True} if keeps_cache else {}
+            outputs.append((read, forward(*args, **kwargs | more)))
+        (first, output), *_ = outputs
+        is_again = read == first and kwargs.get("past_key_values") is None
+        return output if is_again else forward(*args, **kwargs)
 
     body.forward = once
     try:
@@ -282,6 +306,12 @@ def _one_pass(model: nn.Module) -> Iterator[None]:
         del body.forward
         if own is not None:
             body.forward = own
+
+
+def _tokens_read(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Number of tokens of each text in a call of a backbone."""
+    named = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
+    return next(int(tensor.shape[1]) for tensor in named if isinstance(tensor, Tensor))
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

@@ -96,7 +96,8 @@ class Monitor:
             texts, config.num_resamples, self.resample_size, config.seed
         )
         self.observer = Observer(self.pool, config, distributed)
-        self.run_outputs = RunOutputs(config.outputs)
+        asked = config.outputs if config.answers is None else "classes"
+        self.run_outputs = RunOutputs(asked)
         self._scorer: Scorer | None = None
         self._neighborhoods = Neighborhoods()
 
@@ -109,9 +110,7 @@ class Monitor:
         The names are those of `SepStopConfig`; "pool" is the fingerprint of the texts. The criteria
         and "outputs" are missing until they are known.
         """
-        outputs = self.run_outputs.outputs
-        if outputs is None and self.config.outputs != AUTO:
-            outputs = self.config.outputs
+        outputs = self.run_outputs.known
         settings: dict[str, Any] = {
             "pooling": describe(self.observer.pooling, POOLINGS),
             "num_resamples": len(self.resample_indices),
@@ -124,6 +123,12 @@ class Monitor:
             "pool": self.pool.fingerprint,
             **({} if outputs is None else {"outputs": outputs}),
         }
+        if self.observer.answers is not None:
+            settings["answers"] = [
+                answer if isinstance(answer, str) else list(answer)
+                for answer in self.observer.answers
+            ]
+            settings["answer_end"] = self.config.answer_end
         if self._scorer is not None:
             first, *others = [describe(one, CRITERIA) for one in self._scorer.criteria]
             settings |= {"criterion": first, "extra_criteria": others}

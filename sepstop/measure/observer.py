@@ -12,12 +12,27 @@ from typing import Any
 
 from torch import nn
 
-from sepstop.config import Precision, SepStopConfig
-from sepstop.measure.embedding import Batching, Observation, observe, training_precision
+from sepstop.config import AUTO, Precision, SepStopConfig
+from sepstop.measure.answers import Answers, check_causal, read_answers, tokenize_answers
+from sepstop.measure.backbone import unwrapped
+from sepstop.measure.embedding import (
+    Batching,
+    Head,
+    Observation,
+    classify,
+    observe,
+    training_precision,
+)
 from sepstop.measure.pool import Pool
-from sepstop.measure.pooling import POOLINGS
+from sepstop.measure.pooling import POOLINGS, LastTokenPooling
 from sepstop.measure.token_checks import check_tokens
-from sepstop.measure.tokens import DROP_RATE, Tokens, load_tokenizer, tokenize
+from sepstop.measure.tokens import (
+    DROP_RATE,
+    Tokens,
+    load_tokenizer,
+    resolve_tokenizer,
+    tokenize,
+)
 from sepstop.types import Pooling
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import build, describe
@@ -55,6 +70,7 @@ class Observer:
 
     Attributes:
         pooling: computes the points of a batch.
+        answers: those that are known; None for a model with a head.
         padding: True to pad texts of a batch to one length; None until the first model.
         precision: autocast of the forward pass; None until the first model.
         batch_size: texts in a forward pass; halved when memory runs out.
@@ -68,6 +84,9 @@ class Observer:
     def __init__(self, pool: Pool, config: SepStopConfig, distributed: bool = False) -> None:
         self.pool, self.config, self.distributed = pool, config, distributed
         self.pooling: Pooling = build("pooling", config.pooling, POOLINGS)
+        self.answers = None if config.answers is None else read_answers(config.answers)
+        if self.answers is not None and config.pooling == AUTO:
+            self.pooling = LastTokenPooling()
         named = isinstance(config.tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(config.tokenizer) if named else config.tokenizer
         self.batch_size, self.progress = config.batch_size, config.progress
@@ -78,6 +97,7 @@ class Observer:
         self.padding, self.precision = self.config.padding, self.config.precision
         self._tokens: Tokens | None = None
         self._corrupted: Tokens | None = None
+        self._head: Head = classify
         self._one_by_one = False  # a head that takes no batches
 
     @property
@@ -102,7 +122,7 @@ class Observer:
         """SHA-256 of the pool's token ids; empty before a tokenizer is known."""
         if self._tokens is None and self.tokenizer is None and not self.pool.is_tokenized:
             return ""
-        tokens = self._tokens or tokenize(self.pool, None, self.tokenizer, self.config.max_length)
+        tokens = self._tokens or self._tokenized(None, self.tokenizer)
         digest = hashlib.sha256()
         for ids in tokens:
             digest.update(ids.numpy().tobytes() + b";")
@@ -120,10 +140,25 @@ class Observer:
         """
         if self._tokens is None:
             tokenizer = self.tokenizer or tokenizer
-            tokens = tokenize(self.pool, model, tokenizer, self.config.max_length)
-            check_tokens(tokens, self.pool, model)
+            tokens, more = self._tokenized(model, tokenizer), 0
+            if self.answers is not None:
+                check_causal(model)
+                answers = self._tokenized_answers(model, tokenizer)
+                self._head, more = answers, answers.longest
+            check_tokens(tokens, self.pool, model, more)
             self._tokens = tokens
         return self._tokens
+
+    def _tokenized(self, model: nn.Module | None, tokenizer: Any) -> Tokens:
+        limit, as_prompts = self.config.max_length, self.answers is not None
+        return tokenize(self.pool, model, tokenizer, limit, as_prompts)
+
+    def _tokenized_answers(self, model: nn.Module, tokenizer: Any) -> Answers:
+        assert self.answers is not None
+        rows: Any = () if self.pool.is_tokenized else self.pool.rows
+        if isinstance(self.answers[0], str):
+            tokenizer = resolve_tokenizer(tokenizer, unwrapped(model))
+        return tokenize_answers(self.answers, self.config.answer_end, rows, tokenizer)
 
     def check_same_pool(self) -> None:
         """Compare the pools of all ranks.
@@ -182,6 +217,7 @@ class Observer:
                 tokens.at(ranks.share(len(tokens))),
                 self.pooling,
                 batching,
+                head=self._head,
                 progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
                 with_logits=with_logits,
                 on_smaller_batch=self._take_smaller_batches,
@@ -204,6 +240,7 @@ class Observer:
                 self.pooling,
                 batching,
                 with_logits=with_logits,
+                head=self._head,
             )
         )
 
@@ -231,7 +268,9 @@ class Observer:
 
             def seen(indices: Sequence[int]) -> Observation:
                 few = tokens.at(indices)
-                return observe(model, few, self.pooling, batching, with_logits=with_logits)
+                return observe(
+                    model, few, self.pooling, batching, with_logits=with_logits, head=self._head
+                )
 
             alone = seen(indices[:1])
             try:

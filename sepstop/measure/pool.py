@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sepstop.measure.prompts import Chat, is_chat, read_chat
 from sepstop.utils.tables import Table, is_file, open_table, text_of, warn_empty
 
+_PROMPT_COLUMNS = ("prompt", "messages")  # as TRL calls them
 _TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 _SEQUENCES = (list, tuple, torch.Tensor, np.ndarray)
 _MIN_SIZE = 4  # texts; fewer have no subset to compare
@@ -26,7 +28,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of the pool in the user's order: texts, or token ids if the source is tokenized.
+    """Rows of the pool in the user's order: texts or chats, or token ids if they are tokenized.
 
     Attributes:
         rows: the rows that are kept.
@@ -37,7 +39,7 @@ class Pool:
         other_columns: names of the columns that were not read, in the order of the source.
     """
 
-    rows: tuple[str, ...] | tuple[Ids, ...]
+    rows: tuple[str, ...] | tuple[Chat, ...] | tuple[Ids, ...]
     row_numbers: tuple[int, ...] = field(default=(), compare=False, repr=False)
     token_type_ids: tuple[Ids, ...] | None = field(default=None, repr=False)
     other_columns: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -48,7 +50,7 @@ class Pool:
     @property
     def is_tokenized(self) -> bool:
         """True if the rows are token ids."""
-        return not isinstance(self.rows[0], str)
+        return isinstance(self.rows[0], tuple)
 
     @property
     def fingerprint(self) -> str:
@@ -70,7 +72,7 @@ class _Tokens(NamedTuple):
     types: Ids | None = None
 
 
-_Row = str | _Tokens
+_Row = str | Chat | _Tokens
 
 
 def read_pool(
@@ -81,9 +83,10 @@ def read_pool(
     Args:
         pool: one of
 
-            - a sequence of texts or of token ids;
-            - a ``datasets.Dataset`` with ``text_column`` or, if tokenized, with ``input_ids`` (and
-              optionally ``attention_mask`` and ``token_type_ids``);
+            - a sequence of texts, of prompts as chat messages, or of token ids;
+            - a ``datasets.Dataset`` with ``text_column``, or else "prompt" or "messages" (texts or
+              chat messages) or, if tokenized, with ``input_ids`` (and optionally
+              ``attention_mask`` and ``token_type_ids``);
             - the path of a .txt file (one text per line) or of a .jsonl, .json, .csv or .parquet
               file with such columns;
             - a `Pool`, which is returned unchanged.
@@ -96,7 +99,7 @@ def read_pool(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the pool is not usable: fewer than 4 texts, only equal texts, no such column, or
-            rows that are neither texts nor token ids.
+            rows that are neither texts nor token ids, or conversations instead of prompts.
 
     Warns:
         UserWarning: empty rows were left out.
@@ -119,7 +122,7 @@ def read_pool(
         chosen = torch.randperm(num_usable, generator=generator)[:limit].sort().values.tolist()
     kept, numbers = zip(*_select(_read_rows(table, columns), chosen), strict=True)
     others = tuple(name for name in table.columns or () if name not in columns)
-    if isinstance(kept[0], str):
+    if not isinstance(kept[0], _Tokens):
         return Pool(kept, numbers, other_columns=others)
     ids, types = zip(*kept, strict=True)
     return Pool(ids, numbers, types if "token_type_ids" in columns else None, others)
@@ -129,8 +132,9 @@ def _columns_to_read(table: Table, text_column: str) -> tuple[str, ...]:
     """The column of texts, or else the columns of tokens; empty for a table without columns."""
     if table.columns is None:
         return ()
-    if table.has(text_column):
-        return (text_column,)
+    for column in (text_column, *_PROMPT_COLUMNS):
+        if table.has(column):
+            return (column,)
     if table.has("input_ids"):
         return tuple(name for name in _TOKEN_COLUMNS if table.has(name))
     raise ValueError(
@@ -144,7 +148,9 @@ def _read_rows(table: Table, columns: tuple[str, ...]) -> Iterator[_Row | None]:
     is_tokenized = columns[:1] == ("input_ids",)
     for number, cells in enumerate(table.rows(*columns)):
         cell = cells[0]
-        if not is_tokenized and (isinstance(cell, str) or not isinstance(cell, _SEQUENCES)):
+        if not is_tokenized and is_chat(cell):
+            yield read_chat(cell, number, table.name)
+        elif not is_tokenized and (isinstance(cell, str) or not isinstance(cell, _SEQUENCES)):
             yield text_of(cell, number, table.name, "strings (or token ids)")
         elif cell is None:
             yield None
@@ -211,7 +217,7 @@ def _count_usable(rows: Iterator[_Row | None], name: str) -> int:
         if first is None:
             first = row
         if type(row) is not type(first):
-            raise ValueError("the pool mixes strings and token ids; pass one kind")
+            raise ValueError("the pool mixes strings, chat messages or token ids; pass one kind")
         differ = differ or row != first
     if not usable:
         raise ValueError(f"the pool is empty: none of its {total} rows has any text")
@@ -219,7 +225,7 @@ def _count_usable(rows: Iterator[_Row | None], name: str) -> int:
     if usable < _MIN_SIZE:
         raise ValueError(f"expected at least {_MIN_SIZE} texts in the pool, got {usable}")
     if not differ:
-        shown = first if isinstance(first, str) else first and first.ids
+        shown = first.ids if isinstance(first, _Tokens) else str(first)
         raise ValueError(
             f"all {usable} texts of the pool are equal: {shown!r:.60}; expected different texts"
         )

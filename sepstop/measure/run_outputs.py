@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from sepstop.config import AUTO
 from sepstop.measure.outputs import (
     OUTPUTS_IN_WORDS,
     PROBLEM_TYPES,
@@ -35,6 +36,12 @@ class RunOutputs:
         self.has_logits = False
         self._is_guess = False
         self._is_final = requested != "auto"
+
+    @property
+    def known(self) -> Outputs | None:
+        """The outputs, those that were requested before a model was seen; None for "auto"."""
+        asked: Any = None if self.requested == AUTO else self.requested
+        return self.outputs or asked
 
     def set(self, num_logits: int, inferred: InferredOutputs) -> None:
         """Set the outputs of a model with ``(b, num_logits)`` logits, as `infer_outputs` found."""

@@ -23,7 +23,7 @@ _POSITION_TABLES = {"position_embeddings", "position_embedding", "embed_position
 """Names of tables of absolute positions in transformers."""
 
 
-def check_tokens(tokens: Tokens, pool: Pool, model: nn.Module) -> None:
+def check_tokens(tokens: Tokens, pool: Pool, model: nn.Module, more: int = 0) -> None:
     """Check that the model has an embedding and a position for every token.
 
     On a GPU, a missing embedding or position ends the process.
@@ -32,6 +32,7 @@ def check_tokens(tokens: Tokens, pool: Pool, model: nn.Module) -> None:
         tokens: the tokens of the pool.
         pool: the pool, for row numbers in messages.
         model: the model that will read the tokens.
+        more: number of tokens that it will read after them.
 
     Raises:
         ValueError: a token id without an embedding, or a text with more tokens than the model has
@@ -51,10 +52,11 @@ def check_tokens(tokens: Tokens, pool: Pool, model: nn.Module) -> None:
                 f"embeddings for {num_embeddings} ids; use the model's own tokenizer and, after "
                 "adding tokens to it, call model.resize_token_embeddings"
             )
-        if num_positions is not None and len(ids) > num_positions:
+        if num_positions is not None and len(ids) + more > num_positions:
+            of_answers = f" and answers have up to {more}" if more else ""
             raise ValueError(
-                f"row {row} of the pool has {len(ids)} tokens, but {name} has {num_positions} "
-                f"positions; set max_length={num_positions}"
+                f"row {row} of the pool has {len(ids)} tokens{of_answers}, but {name} has "
+                f"{num_positions} positions; set max_length={num_positions - more}"
             )
     _warn_of_ignored_columns(pool, model)
 

@@ -20,6 +20,7 @@ from sepstop.measure.backbone import (
     unwrapped,
 )
 from sepstop.measure.pool import Pool
+from sepstop.measure.prompts import Chat, prompt_text
 
 DROP_RATE = 0.3
 """Share of a text's tokens that its corrupted copy lacks, see `drop_tokens`."""
@@ -39,6 +40,8 @@ class Tokens:
             pair; None if all are 0 or the model takes none.
         pad_token_id, pad_type_id: ids to pad with; padding is masked.
         prompt_length: tokens of the prompt at the beginning of every text.
+        are_prompts: texts that the model goes on from. They are padded on the left, so that what
+            follows is next to them.
     """
 
     ids: Sequence[Tensor]
@@ -46,6 +49,7 @@ class Tokens:
     pad_token_id: int = 0
     pad_type_id: int = 0
     prompt_length: int = 0
+    are_prompts: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,18 +119,26 @@ def _common(rows: _Rows) -> list[int]:
     return [first for first, *_ in takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
-def tokenize(pool: Pool, model: nn.Module | None, tokenizer: Any, max_length: int) -> Tokens:
+def tokenize(
+    pool: Pool,
+    model: nn.Module | None,
+    tokenizer: Any,
+    max_length: int,
+    as_prompts: bool = False,
+) -> Tokens:
     """Token ids of the pool.
 
-    The default prompt of a SentenceTransformer is put before each text, as in its ``encode``.
-    Token ids of a tokenized pool are truncated before their closing special tokens, as a tokenizer
-    truncates.
+    Of a long text the beginning is kept, of a long prompt the end, and prompts get no closing
+    special tokens. Chat messages are prompts. The default prompt of a SentenceTransformer is put
+    before each text, as in its ``encode``. Token ids of a tokenized pool are truncated before their
+    closing special tokens, as a tokenizer truncates.
 
     Args:
         pool: texts, or token ids, which are not tokenized again.
         model: the model that will read the tokens; None if it is unknown.
         tokenizer: a transformers tokenizer or processor; None loads the model's own.
         max_length: maximum number of tokens per text.
+        as_prompts: the texts are prompts.
 
     Returns:
         `Tokens` in the order of the pool, on the CPU.
@@ -136,10 +148,18 @@ def tokenize(pool: Pool, model: nn.Module | None, tokenizer: Any, max_length: in
     """
     body = None if model is None else unwrapped(model)
     prompt_length = 0
-    if pool.is_tokenized:
+    rows: Any = pool.rows
+    ids: _Rows
+    types: _Rows | None
+    if pool.is_tokenized and as_prompts:
+        ids, types = [row[-max_length:] for row in rows], None
+    elif pool.is_tokenized:
         ids, types = _truncate(pool, tokenizer, max_length)
+    elif as_prompts or isinstance(pool.rows[0], Chat):
+        tokenizer = resolve_tokenizer(tokenizer, body)
+        ids, types = _encode_prompts(rows, tokenizer, max_length), None
     else:
-        tokenizer = _resolve_tokenizer(tokenizer, body)
+        tokenizer = resolve_tokenizer(tokenizer, body)
         texts = [str(row) for row in pool.rows]
         if body is not None and is_sentence_transformer(body) and body.default_prompt_name:
             prompt = body.prompts[body.default_prompt_name]
@@ -156,7 +176,20 @@ def tokenize(pool: Pool, model: nn.Module | None, tokenizer: Any, max_length: in
         pad_token_id=getattr(tokenizer, "pad_token_id", None) or 0,
         pad_type_id=getattr(tokenizer, "pad_token_type_id", None) or 0,
         prompt_length=prompt_length,
+        are_prompts=as_prompts,
     )
+
+
+def prompt_ids(prompt: str | Chat, text: str, tokenizer: Any) -> list[int]:
+    """Token ids of a prompt, without the special tokens that close a text.
+
+    Args:
+        prompt: of the pool; a chat's text has all of its special tokens.
+        text: from `sepstop.measure.prompts.prompt_text`, or with more at its end.
+        tokenizer: a transformers tokenizer.
+    """
+    ((opening, ids),) = _open_ended([text], tokenizer, not isinstance(prompt, Chat))
+    return [*opening, *ids]
 
 
 def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> Any:
@@ -182,7 +215,7 @@ def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def _resolve_tokenizer(tokenizer: Any, body: Any) -> Any:
+def resolve_tokenizer(tokenizer: Any, body: Any) -> Any:
     """The tokenizer for a pool of texts.
 
     Raises:
@@ -255,6 +288,36 @@ def _same_settings(tokenizer: Any) -> Iterator[None]:
                 backend.enable_truncation(**truncation)
             if padding is not None:
                 backend.enable_padding(**padding)
+
+
+def _encode_prompts(prompts: Sequence[Any], tokenizer: Any, max_length: int) -> _Rows:
+    """Token ids of prompts; the first tokens of long ones are left out, but no special ones."""
+    texts = [prompt_text(prompt, tokenizer) for prompt in prompts]
+    limit = min(max_length, getattr(tokenizer, "model_max_length", _NO_LIMIT))
+    return [
+        [*opening, *ids[-max(1, limit - len(opening)) :]]
+        for opening, ids in _open_ended(texts, tokenizer, not isinstance(prompts[0], Chat))
+    ]
+
+
+def _open_ended(
+    texts: list[str], tokenizer: Any, with_opening: bool
+) -> list[tuple[list[int], list[int]]]:
+    """The special tokens that open each text, and the text's own; those that close it are left out.
+
+    Args:
+        with_opening: False if the texts have their special tokens already.
+    """
+    with _same_settings(tokenizer):
+        bare = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        if not with_opening:
+            return [([], ids) for ids in bare]
+        whole = tokenizer(texts)["input_ids"]
+    count = len(whole[0]) - len(bare[0])  # of opening and closing ones
+    opening = next(
+        number for number in range(count + 1) if whole[0][number:][: len(bare[0])] == bare[0]
+    )
+    return [(ids[:opening], own) for ids, own in zip(whole, bare, strict=True)]
 
 
 def _prompt_length(prompt: str, tokenizer: Any) -> int:

@@ -75,6 +75,7 @@ def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = Tru
         loading.dtype,
         loading.adapter,
         with_logits,
+        *([] if observer.answers is None else [observer.answers, monitor.config.answer_end]),
     )
     return repr(view)
 

@@ -37,6 +37,8 @@ _RECORDED = (  # settings of a run that are the defaults here
     "padding",
     "precision",
     "outputs",
+    "answers",
+    "answer_end",
     "pool_size",
     "average",
     "score_checkpoints",

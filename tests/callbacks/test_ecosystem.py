@@ -272,6 +272,54 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
         )
 
 
+def test_fine_tuning_on_answers_by_trl(pool, tokenizer, tmp_path):
+    """The pool has prompts; a run on disk is scored by the answers that it recorded."""
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    texts, labels = make_texts(64, seed=2)
+    words = [(" awful", " great")[label] for label in labels]
+    rows = datasets.Dataset.from_dict({"prompt": texts, "completion": words})
+    make_decoder().save_pretrained(tmp_path / "base")
+    callback = SepStopCallback(
+        datasets.Dataset.from_dict({"prompt": pool, "completion": [" awful"] * len(pool)}),
+        answers=[" awful", " great"],
+        num_resamples=4,
+        policy=NEVER,
+        average=False,
+    )
+    trainer = SFTTrainer(
+        LlamaForCausalLM.from_pretrained(tmp_path / "base"),
+        SFTConfig(
+            str(tmp_path / "run"),
+            **EVERY_SECOND_STEP | {"max_steps": 12, "per_device_train_batch_size": 16},
+            learning_rate=5e-2,
+            max_length=16,
+            eos_token="[SEP]",
+            gradient_checkpointing=True,
+            metric_for_best_model="infomax",
+            load_best_model_at_end=True,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(8)),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=8, target_modules="all-linear"),
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert callback.session.decides == "infomax"
+    assert len(callback.history) == 6
+    scores = values(callback.history)
+    assert max(scores) > min(scores)
+    chosen = select_checkpoint(tmp_path / "run", pool, average=False)
+    assert chosen.settings["answers"] == [" awful", " great"]
+    assert values(chosen.records) == pytest.approx(scores, rel=1e-3)
+    assert chosen.best_step == callback.decision.best_step
+
+
 def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
     from peft import LoraConfig, get_peft_model
 

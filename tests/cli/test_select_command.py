@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_encoder
+from conftest import make_decoder, make_encoder
 from helpers.training import TRAINS_AGAIN, train
 from helpers.walks import walk
 from transformers import AutoModelForSequenceClassification
@@ -433,6 +433,21 @@ def test_the_best_average_of_several_runs(run, pool_file, tmp_path):
     assert found["best_average"]["count"] > 1
     assert found["output"] == winner["output"] == str(output)
     assert AutoModelForSequenceClassification.from_pretrained(output)
+
+
+def test_a_language_model_is_scored_by_its_answers(pool_file, tmp_path, tokenizer):
+    run = walk(tmp_path / "run", make_decoder(), tokenizer, count=3)
+    answers = tmp_path / "answers.txt"
+    answers.write_text(" great\n awful\n")
+    options = ["--pool", pool_file, "--criterion", "infomax", "--json"]
+    found = json.loads(sepstop(run, *options, "--answers", answers).stdout)
+    assert found["decides"] == "infomax"
+    answers.write_text(" great\n great film\n")
+    result = sepstop(run, *options, "--answers", answers)
+    assert result.exit_code == 2
+    assert "' great' is the beginning of ' great film'" in on_one_line(result.stderr)
+    result = sepstop(run, *options, "--answers", answers, "--answer-end", " [SEP]")
+    assert result.exit_code == 0, result.output
 
 
 def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):

@@ -244,7 +244,7 @@ def test_empty_rows_are_left_out_with_a_warning(pool, rows):
         (["a", "b", "c"], "expected at least 4 texts in the pool, got 3"),
         ([*TEXTS, 3.5], r"expected strings \(or token ids\), got float at row 5 of the pool"),
         ([("a", "b")] * 4, r"expected strings \(or token ids\), got tuple at row 0 of the pool"),
-        ([*TEXTS, [1, 2]], "the pool mixes strings and token ids; pass one kind"),
+        ([*TEXTS, [1, 2]], "the pool mixes strings, chat messages or token ids; pass one kind"),
         ([5, 6, 7, 8], r"expected strings \(or token ids\), got int at row 0 of the pool"),
         ([*IDS, [3, -100]], r"expected token ids of at least 0, got -100 at row 4 .*input_ids"),
         ([*IDS, [True, False]], r"got list at row 4 of the pool, with True in it"),

@@ -40,6 +40,8 @@ _MEASUREMENT = {
     "pool": "fingerprint of the pool",
     "pool_size": "texts in the pool",
     "outputs": "outputs of the model",
+    "answers": "answers",
+    "answer_end": "end of an answer",
 }
 
 
