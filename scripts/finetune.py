@@ -1,4 +1,6 @@
-"""Fine-tune a classifier on few labels; sepstop scores the rest of the data and stops the run.
+"""Fine-tune a model on few labels; sepstop scores the rest of the data and stops the run.
+
+The model gets a head for the classes. With data.prompt it answers with the name of the class.
 
     python scripts/finetune.py --config configs/encoder.yaml
     python scripts/finetune.py --config configs/encoder.yaml --training.learning_rate 3e-5
@@ -21,6 +23,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import sft
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from sklearn.metrics import accuracy_score
@@ -40,6 +43,8 @@ from sepstop import SepStopCallback
 from sepstop.callbacks.best_weights import best_record, folder_of
 from sepstop.callbacks.progress import LiveView
 from sepstop.config import SepStopConfig
+from sepstop.measure.pool import Pool, read_pool
+from sepstop.measure.prompts import Chat
 from sepstop.runs.checkpoints import find_checkpoints
 from sepstop.utils.labels import NO_LABEL, LabeledTexts, Labels, read_labeled
 from sepstop.utils.tables import SUFFIXES, is_file
@@ -84,6 +89,11 @@ class DataSettings:
         max_length: truncate texts to this many tokens, in training and, unless sepstop.max_length
             is set, in the pool.
         seed: seed of the choice of labeled rows.
+        prompt: prompt for a language model that is to answer with the name of the class, with
+            {text} in it. Default: train a head.
+        answer: answer to a prompt, with {label} in it.
+        chat: prompt and answer are messages for the tokenizer's chat template. Set answer to
+            "{label}" then.
     """
 
     train: str
@@ -96,6 +106,9 @@ class DataSettings:
     pool: str | None = None
     max_length: int = 128
     seed: int = 0
+    prompt: str | None = None
+    answer: str = " {label}"
+    chat: bool = False
 
 
 @dataclass
@@ -110,14 +123,10 @@ class TrainingData:
 
 def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
     """Run the script; returns the Trainer and the callback after training."""
-    trainer, callback, checkpoint = set_up(arguments)
+    trainer, callback, checkpoint, names = set_up(arguments)
     output, pool = Path(trainer.args.output_dir), callback.monitor.pool
     if trainer.is_world_process_zero():
-        columns: dict[str, Any] = {"input_ids" if pool.is_tokenized else "text": pool.rows}
-        if pool.token_type_ids is not None:
-            columns["token_type_ids"] = pool.token_type_ids
-        datasets.Dataset.from_dict(columns).to_json(output / POOL_FILE)
-        names = [name for _, name in sorted(trainer.model.config.id2label.items())]
+        datasets.Dataset.from_dict(columns_of(pool)).to_json(output / POOL_FILE)
         (output / CLASSES_FILE).write_text(json.dumps(names))
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -125,6 +134,22 @@ def main(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback]:
         trainer.save_model(str(output / "model"))
         print(what_was_kept(trainer, callback))
     return trainer, callback
+
+
+def columns_of(pool: Pool) -> dict[str, Any]:
+    """The pool as columns that `sepstop.measure.pool.read_pool` reads."""
+    if pool.is_tokenized:
+        types = {} if pool.token_type_ids is None else {"token_type_ids": pool.token_type_ids}
+        return {"input_ids": pool.rows, **types}
+    if isinstance(pool.rows[0], Chat):
+        chats: Any = pool.rows
+        return {
+            "messages": [
+                [{"role": role, "content": content} for role, content in chat.messages]
+                for chat in chats
+            ]
+        }
+    return {"text": pool.rows}
 
 
 def what_was_kept(trainer: Trainer, callback: SepStopCallback) -> str:
@@ -148,8 +173,10 @@ def what_was_kept(trainer: Trainer, callback: SepStopCallback) -> str:
     )
 
 
-def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback, str | None]:
-    """The Trainer and the callback, ready to train, and the checkpoint to resume from."""
+def set_up(
+    arguments: list[str] | None = None,
+) -> tuple[Trainer, SepStopCallback, str | None, list[str]]:
+    """Trainer and callback, ready to train, the checkpoint to resume from, and the classes."""
     config = read_settings(arguments)
     args: TrainingArguments = config.training
     checkpoint = last_checkpoint(args.output_dir, config.resume)
@@ -161,6 +188,45 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
     tokenizer = AutoTokenizer.from_pretrained(
         config.model.name, trust_remote_code=config.model.trust_remote_code
     )
+    if config.data.prompt is not None:
+        trainer, callback = of_answers(config, args, data, tokenizer)
+    else:
+        trainer, callback = of_classifier(config, args, data, tokenizer)
+    callback.attach(trainer)
+    LiveView(callback).attach(trainer)
+    pool = callback.monitor.pool
+    print(f"{len(data.train)} labeled rows, {len(data.names)} classes, pool of {len(pool)} texts")
+    return trainer, callback, checkpoint, data.names
+
+
+def of_answers(
+    config: Namespace, args: TrainingArguments, data: TrainingData, tokenizer: Any
+) -> tuple[Trainer, SepStopCallback]:
+    """Of a language model that answers with the name of the class."""
+    settings: DataSettings = config.data
+    assert settings.prompt is not None
+    prompt, chat = settings.prompt, settings.chat
+    sft.check_templates(prompt, settings.answer)
+    answers = sft.answers_of(data.names, settings.answer)
+    measured: SepStopConfig = config.sepstop
+    with exit_on_bad_data():
+        texts = read_pool(data.pool, measured.text_column, measured.pool_size, measured.seed)
+        own = {"answers": answers, "answer_end": tokenizer.eos_token or ""}
+        prompts = sft.prompts_of(list(map(str, texts.rows)), prompt, chat)
+        callback = SepStopCallback(prompts, **(vars(measured) | own))
+    model = sft.load_language_model(
+        config.model.name, config.model.trust_remote_code, config.model.lora
+    )
+    train = sft.rows_of(data.train, answers, prompt, chat)
+    validation = data.validation and sft.rows_of(data.validation, answers, prompt, chat)
+    length = settings.max_length
+    return sft.sft_trainer(model, args, length, train, validation, tokenizer, callback), callback
+
+
+def of_classifier(
+    config: Namespace, args: TrainingArguments, data: TrainingData, tokenizer: Any
+) -> tuple[Trainer, SepStopCallback]:
+    """Of a model with a head for the classes."""
     model = load_model(config.model, data.names, tokenizer)
     with exit_on_bad_data():
         callback = SepStopCallback(data.pool, **vars(config.sepstop))
@@ -185,11 +251,7 @@ def set_up(arguments: list[str] | None = None) -> tuple[Trainer, SepStopCallback
         preprocess_logits_for_metrics=only_logits,
         callbacks=[callback],
     )
-    callback.attach(trainer)
-    LiveView(callback).attach(trainer)
-    pool = callback.monitor.pool
-    print(f"{len(data.train)} labeled rows, {len(data.names)} classes, pool of {len(pool)} texts")
-    return trainer, callback, checkpoint
+    return trainer, callback
 
 
 def read_settings(arguments: list[str] | None = None) -> Namespace:

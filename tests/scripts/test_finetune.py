@@ -677,3 +677,59 @@ def test_a_checkpoint_that_was_not_saved_whole_is_passed_over(tmp_path, left):
     assert finetune.last_checkpoint(str(tmp_path), resume=True).endswith("checkpoint-5")
     with pytest.raises(SystemExit, match="resume it with --resume true"):
         finetune.last_checkpoint(str(tmp_path), resume=False)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_language_model_learns_to_answer(tmp_path, settings, monkeypatch, chat):
+    """It is scored by its answers, in training and afterwards."""
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    if chat:
+        tokenizer.chat_template = CHAT
+    make_decoder().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts, labels = make_texts(140)
+    words = [("awful", "great")[label] for label in labels]
+    rows = [{"body": text, "topic": word} for text, word in zip(texts, words, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trainer, callback = finetune.main(
+        [
+            f"--config={settings}",
+            f"--data.train={tmp_path / 'rows.jsonl'}",
+            "--data.prompt=the {text} was",
+            f"--data.answer={'{label}' if chat else ' {label}'}",
+            f"--data.chat={str(chat).lower()}",
+            "--sepstop.pooling=auto",
+            "--sepstop.criterion=infomax",
+            "--sepstop.policy=auto",
+            "--sepstop.average=false",
+        ]
+    )
+    run = Path(trainer.args.output_dir)
+    assert callback.session.decides == "infomax"
+    assert json.loads((run / "classes.json").read_text()) == ["awful", "great"]
+    shown = callback.monitor.observer.tokens(trainer.model).ids[0]
+    assert [WORDS[i] for i in shown][-1] == ("film" if chat else "was")
+    chosen = select_checkpoint(run, run / "pool.jsonl", average=False, progress=False)
+    recorded = {record.step: record.scores["infomax"].value for record in callback.history}
+    for record in chosen.records:
+        assert record.scores["infomax"].value == pytest.approx(recorded[record.step], rel=1e-3)
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['content'] }} "
+    "{% if m['role'] == 'assistant' %}[SEP]{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}film {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data.prompt=no text"], r"expected {text} in data\.prompt, got 'no text'"),
+        (["--data.prompt={text}", "--data.answer=yes"], r"expected {label} in data\.answer"),
+    ],
+)
+def test_templates_that_name_nothing(settings, options, said):
+    with pytest.raises(SystemExit, match=said):
+        finetune.main([f"--config={settings}", *options])
