@@ -12,7 +12,7 @@ Each run is trained once, with the averages of all schedules beside each other, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ from sepstop.bench.record import (
 )
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run, save_run
 from sepstop.bench.scores import score_run
-from sepstop.bench.strata import stratum_of
+from sepstop.bench.strata import STRATA, stratum_of
 from sepstop.bench.verdicts import bootstrap_interval
 from sepstop.criteria import CRITERIA
 from sepstop.measure.average import AVERAGES, RunningAverages
+from sepstop.types import CHECKPOINT
 
 WARMUP = 20
 OF_AVERAGES = ("pool_e", "pool_l", "pool_d", "te_acc", "pool_acc")
@@ -149,14 +150,17 @@ def of_averages(
 
 
 def judge_all(options: argparse.Namespace) -> None:
-    """The regret of what each schedule keeps, by `robust_mi` and by a perfect choice."""
+    """The regret of what each schedule keeps, by `robust_mi` and by a perfect choice.
+
+    Below the table, that of a choice without predictions, by `component_mi`.
+    """
     runs = [load_run(path) for path in find_recorded_runs(options.runs_dir)]
     strata = [stratum_of(run.settings) for run in runs]
     regrets = {
         schedule: np.array([list(regrets_of(run, schedule)) for run in tqdm(runs, leave=False)])
         for schedule in SCHEDULES
     }
-    shown = [name for name in dict.fromkeys(strata)]
+    shown = [name for name in STRATA if name in strata]
     table = Table(title=f"regret in points of test accuracy, {len(runs)} runs")
     table.add_column("averages")
     for name in (*shown, "all", "less the default", "perfect choice", "last cumulative"):
@@ -173,17 +177,29 @@ def judge_all(options: argparse.Namespace) -> None:
             f"{perfect.mean():.1f}",
             f"{last.mean():.1f}",
         )
-    Console(width=160).print(table)
+    out = Console(width=160)
+    out.print(table)
+    for kind, candidates in {"averages": tuple(AVERAGES), "checkpoints": (CHECKPOINT,)}.items():
+        mean = np.mean([regret_of_choice(run, "component_mi", candidates) for run in runs])
+        out.print(f"component_mi among {kind}: {100 * mean:.1f}")
+    last = np.mean([run.best_accuracy - run.test_accuracy[-1] for run in runs])
+    out.print(f"last checkpoint: {100 * last:.1f}")
+
+
+def regret_of_choice(run: RecordedRun, criterion: str, candidates: Sequence[str]) -> float:
+    """Regret of the candidate with the best score of the run."""
+    scored = score_run(run, [CRITERIA[criterion]()], candidates)[criterion]
+    step = scored.series.best_step
+    assert step is not None
+    kept = run.test_accuracy_of(scored.best_at(step))[run.steps.index(step)]
+    return float(run.best_accuracy - kept)
 
 
 def regrets_of(run: RecordedRun, schedule: Schedule) -> Iterator[float]:
     """Regret of the choice by `robust_mi`, of a perfect choice, and of the last cumulative."""
     names = tuple(schedule.prefix + name for name in AVERAGES)
-    scored = score_run(run, [CRITERIA["robust_mi"]()], names)["robust_mi"]
-    step = scored.series.best_step
-    assert step is not None
     accuracies = {name: run.test_accuracy_of(name)[1:] for name in names}
-    yield run.best_accuracy - run.test_accuracy_of(scored.best_at(step))[run.steps.index(step)]
+    yield regret_of_choice(run, "robust_mi", names)
     yield run.best_accuracy - max(values.max() for values in accuracies.values())
     yield run.best_accuracy - accuracies[names[0]][-1]
 

@@ -21,6 +21,7 @@ from sepstop.callbacks.checks import check_significance
 from sepstop.config import AUTO, CriterionSpec, Precision, SepStopConfig
 from sepstop.decide.policies import POLICIES, decide, policy_for
 from sepstop.measure.average import RunningAverages
+from sepstop.measure.backbone import is_causal_lm
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.runs.history import HISTORY_FILE, try_to_write_history
@@ -125,10 +126,20 @@ class Session:
         Raises:
             ValueError: the model, the pool and the configuration do not fit each other, or the
                 model can't be averaged.
+
+        Warns:
+            UserWarning: a language model without answers, on whose embeddings nothing chooses well.
         """
         self.averaged_steps.prepare(model)
         self.monitor.prepare(model, tokenizer, labels, precision)
         self._settle_policy()
+        if self.config.criterion == AUTO and self.decides == "component_mi" and is_causal_lm(model):
+            warnings.warn(
+                "sepstop: nothing is known of what this language model answers, so component_mi "
+                "decides, which has kept much worse weights than the last ones on decoders; name "
+                "the answers (answers=[...]), if they are known, or a criterion",
+                stacklevel=4,
+            )
 
     def resume(self, recorded: RunHistory) -> None:
         """Take over what a resumed run recorded; a new run recorded nothing.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepstop.measure.backbone import pretrained, unwrapped
+from sepstop.measure.backbone import is_causal_lm, pretrained, unwrapped
 from sepstop.measure.prompts import Chat, prompt_text
 from sepstop.measure.tokens import prompt_ids
 from sepstop.utils.tables import is_file, open_table, text_of
@@ -205,16 +205,12 @@ def _continuation(prompt: str | Chat, text: str, answer: str, tokenizer: Any) ->
 def check_causal(model: nn.Module) -> None:
     """
     Raises:
-        ValueError: the model is not a causal language model with a head over the vocabulary.
+        ValueError: the model is not a causal language model.
     """
-    body = pretrained(model)
-    has_head = callable(getattr(body, "get_output_embeddings", None))
-    if getattr(getattr(body, "config", None), "is_encoder_decoder", False) or not (
-        has_head and body.get_output_embeddings() is not None
-    ):
+    if not is_causal_lm(model):
         raise ValueError(
-            f"answers= is for causal language models, such as LlamaForCausalLM, got "
-            f"{type(body).__name__}"
+            "answers= is for causal language models, such as LlamaForCausalLM, got "
+            f"{type(pretrained(model)).__name__}"
         )
 
 

@@ -92,6 +92,14 @@ def is_sentence_transformer(model: nn.Module) -> bool:
     return isinstance(model, _sentence_transformers_class("SentenceTransformer"))
 
 
+def is_causal_lm(model: nn.Module) -> bool:
+    """True for a language model that goes on from a text, with a head over the vocabulary."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = type(pretrained(model)).__name__.removeprefix("FSDP")
+    return name.endswith("ForCausalLM") or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
 def is_cross_encoder(model: nn.Module) -> bool:
     """True for a CrossEncoder of sentence-transformers."""
     return isinstance(model, _sentence_transformers_class("CrossEncoder"))

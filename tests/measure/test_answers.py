@@ -7,6 +7,8 @@ import torch
 from conftest import WORDS, make_decoder, make_encoder, make_monitor
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     MambaConfig,
@@ -259,6 +261,7 @@ def test_conversations_are_no_prompts(pool, tokenizer):
     "make",
     [
         make_encoder,
+        lambda: BertForMaskedLM(BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)),
         lambda: T5ForConditionalGeneration(
             T5Config(**SIZES, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         ),

@@ -16,10 +16,15 @@ import torch
 from helpers.scores import values
 
 from sepstop import select_checkpoint
+from sepstop.measure.answers import tokenize_answers
+from sepstop.measure.embedding import Batching, observe
+from sepstop.measure.pooling import LastTokenPooling
+from sepstop.measure.tokens import Tokens, prompt_ids
 from sepstop.runs.loading import Loading, load_model
 
 ROOT = Path(__file__).parents[2]
 INTENTS = 10
+PROMPT = "Message: {text}\nIntent:"  # as in configs/llm_sft.yaml
 pytestmark = pytest.mark.slow
 
 
@@ -108,3 +113,64 @@ def test_intents_by_lora(pooling, smollm2, intents, tmp_path):
     assert values(chosen.records, "robust_mi") == pytest.approx(
         values(callback.history, "robust_mi"), abs=0.02
     )
+
+
+def share_right(folder, tokenizer, rows, names):
+    """Accuracy of the most likely answer, and of the text that is generated for every tenth row."""
+    prompts = [PROMPT.format(text=row["text"]) for row in rows]
+    answers = [f" {name}" for name in names]
+    tokens = [torch.tensor(prompt_ids(prompt, prompt, tokenizer)) for prompt in prompts]
+    head = tokenize_answers(answers, tokenizer.eos_token, prompts, tokenizer)
+    model = load_model(folder, Loading(device="cpu")).eval()
+    read = Tokens(tokens, are_prompts=True)
+    seen = observe(model, read, LastTokenPooling(), Batching(32), with_logits=True, head=head)
+    likely = [names[i] for i in seen.logits.argmax(dim=-1).tolist()]
+    said = []
+    for ids in tokens[::10]:
+        ids = ids[None]
+        options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        said.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip())
+    wanted = [row["label"] for row in rows]
+
+    def share(found, of):
+        return sum(map(str.__eq__, found, of)) / len(of)
+
+    return share(likely, wanted), share(said, wanted[::10])
+
+
+def test_intents_in_words(smollm2, intents, tmp_path):
+    """The average that is kept answers at least as well as the last checkpoint."""
+    for split in ("train", "test"):
+        rows = [json.loads(row) for row in (intents / f"{split}.jsonl").read_text().splitlines()]
+        words = [row | {"label": row["label"].replace("_", " ")} for row in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, words)))
+    run = tmp_path / "run"
+    trainer, callback = finetune.main(
+        [
+            f"--config={ROOT / 'configs/llm_sft.yaml'}",
+            f"--model.name={smollm2}",
+            f"--data.train={tmp_path / 'train.jsonl'}",
+            "--data.labeled_rows=100",
+            "--data.max_length=48",
+            "--sepstop.pool_size=200",
+            "--sepstop.every_n_steps=20",
+            "--training.max_steps=100",
+            "--training.per_device_train_batch_size=8",
+            "--training.save_steps=20",
+            "--training.save_total_limit=null",
+            "--training.use_cpu=true",
+            f"--training.output_dir={run}",
+        ]
+    )
+    rows = [json.loads(row) for row in (tmp_path / "test.jsonl").read_text().splitlines()]
+    names, tokenizer = sorted({row["label"] for row in rows}), trainer.processing_class
+    reached = {}
+    for folder in (*(run / f"checkpoint-{step}" for step in (20, 60, 100)), run / "model"):
+        reached[folder.name] = share_right(folder, tokenizer, rows, names)
+        print(folder.name, *(f"{share:.3f}" for share in reached[folder.name]))
+    print([(record.step, str(record.average), record.scores) for record in callback.history])
+    likely, said = reached["model"]
+    assert likely > 0.85
+    assert said > 0.8
+    assert likely > reached["checkpoint-100"][0] - 0.01
