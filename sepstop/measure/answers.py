@@ -82,7 +82,10 @@ class Answers:
     def __call__(
         self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
     ) -> Tensor:
-        """Log-likelihood of each answer after each prompt, normalized over the answers.
+        """Log-likelihood of each answer after each prompt, which serve as logits.
+
+        Their softmax is the probability of each answer given that it is one of them; `mass` is the
+        probability of this.
 
         Logits over the vocabulary are made at the last token of a prompt, and at the tokens of a
         shared beginning, for a batch of prompts at a time.
@@ -114,11 +117,20 @@ class Answers:
                     # A token counts where its beginning is read first.
                     if ids[:at] == beginning[:at] and self._reader(ids[:at]) == beginning:
                         scores[:, place] += known[:, at - 1, ids[at]]
-        return scores.log_softmax(dim=-1)
+        return scores
 
     def _reader(self, ids: Ids) -> Ids:
         """The first of the shared beginnings that begins with ``ids``."""
         return next(one for one in self.shared if one[: len(ids)] == ids)
+
+
+def mass(logits: Tensor) -> float:
+    """Mean probability that a prompt is answered by one of the answers.
+
+    Args:
+        logits: ``(N, k)`` log-likelihoods, from `Answers`.
+    """
+    return float(logits.logsumexp(dim=-1).exp().mean())
 
 
 def read_answers(answers: Any) -> list[str] | list[Ids]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from sepstop.config import AUTO, Precision, SepStopConfig
 from sepstop.criteria import CRITERIA
+from sepstop.measure.answers import mass
 from sepstop.measure.average import RunningAverages
 from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import Neighborhoods
@@ -32,6 +34,8 @@ from sepstop.measure.scorer import (
 from sepstop.types import CHECKPOINT, Average, Criterion, Record, Series
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import describe
+
+_LEAST_MASS = 0.01  # probability of the answers below which they are probably written otherwise
 
 MAX_RESAMPLE_SIZE = 1000
 """Largest resample size by default."""
@@ -290,6 +294,8 @@ class Monitor:
         if not candidates or self.config.score_checkpoints:
             candidates[CHECKPOINT] = self.observe(model)
         outputs = self.run_outputs.outputs
+        if step > 0 and self.observer.answers is not None:
+            _warn_of_unlikely_answers(candidates)
         candidates = {name: seen._replace(outputs=outputs) for name, seen in candidates.items()}
         record = self.score(candidates, step, epoch, known)
         record = replace(record, seconds=time.perf_counter() - start)
@@ -433,3 +439,16 @@ class Monitor:
             logits, points.float(), equal_nan=True
         )
         return 0 if are_points else logits.shape[-1]
+
+
+def _warn_of_unlikely_answers(candidates: Mapping[str, Observation]) -> None:
+    """Warn if a trained model hardly ever gives one of the answers."""
+    found = [mass(seen.logits) for seen in candidates.values() if seen.logits is not None]
+    if found and max(found) < _LEAST_MASS:
+        warnings.warn(
+            f"sepstop: the model gives one of the answers with a probability of {max(found):.2g}; "
+            "check that they are written as in training, with the white space before them and the "
+            "same prompts, such as ' yes' after 'Answer:'",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -1,6 +1,7 @@
 """Answers in words: their likelihoods after prompts, in whatever way a batch is made."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from sepstop import SepStopConfig
-from sepstop.measure.answers import Answers, read_answers, tokenize_answers
+from sepstop.measure.answers import Answers, mass, read_answers, tokenize_answers
 from sepstop.measure.embedding import Batching, observe
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.pooling import LastTokenPooling
@@ -62,7 +63,7 @@ def one_by_one(model, prompts, answers):
             known = model.eval()(input_ids=read).logits[0].float().log_softmax(dim=-1)
             places = range(len(prompt) - 1, len(prompt) - 1 + len(ids))
             scores.append(sum(known[at, token] for at, token in zip(places, ids, strict=True)))
-        rows.append(torch.stack(scores).log_softmax(dim=-1))
+        rows.append(torch.stack(scores))
     return torch.stack(rows)
 
 
@@ -78,7 +79,7 @@ def test_they_are_those_of_each_answer_by_itself(make, tokens, size):
     pooling = LastTokenPooling()
     found = observe(model, prompts, pooling, batching, with_logits=True, head=answers)
     assert torch.allclose(found.logits, one_by_one(model, PROMPTS, tokens), atol=1e-5)
-    assert found.logits.exp().sum(dim=1).tolist() == pytest.approx([1.0] * len(PROMPTS))
+    assert 0 < mass(found.logits) < 1
     alone = observe(model, prompts, pooling, Batching(1)).points
     assert torch.allclose(found.points, alone, atol=1e-5)
 
@@ -196,6 +197,22 @@ def test_a_model_with_answers_is_scored_as_a_classifier(pool, tokenizer):
     assert seen.logits.shape == seen.corrupted_logits.shape == (len(pool), 3)
 
 
+@pytest.mark.parametrize("step", [0, 5])
+def test_answers_that_the_model_never_gives_are_pointed_out(pool, tokenizer, step):
+    model = make_decoder()
+    monitor = make_monitor(pool, tokenizer=tokenizer, answers=ANSWERS, num_resamples=2)
+    model.lm_head = nn.Linear(16, len(WORDS))
+    model.lm_head.bias.data[WORDS.index("film")] = 30
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seen = monitor.observe(model)
+        monitor.measure(model, step)
+    said = [str(one.message) for one in caught if "one of the answers" in str(one.message)]
+    assert len(said) == (mass(seen.logits) < 0.01 and step > 0)
+    assert all("written as in training" in sentence for sentence in said)
+    assert mass(seen.logits) < 0.01
+
+
 def test_prompts_keep_their_end_and_get_no_closing_token(pool, tokenizer):
     options = {"tokenizer": tokenizer, "answers": ANSWERS, "max_length": 5}
     monitor = make_monitor(pool, **options)
@@ -276,7 +293,7 @@ def test_answers_are_for_causal_language_models(pool, tokenizer, make):
 def test_positions_are_left_for_the_answers(tokenizer):
     rows = [[2, *[6 + n] * 61] for n in range(6)]
     answers = [[5, 6, 7], [5, 6, 8]]
-    assert make_monitor(rows, answers=answers).measure(gpt2(), 1)
+    assert make_monitor(rows, answers=answers).measure(gpt2(), 0)
     rows = [[2, *[6 + n] * 62] for n in range(6)]
     with pytest.raises(ValueError, match=r"63 tokens and answers have up to 2, .* max_length=62"):
         make_monitor(rows, answers=answers).measure(gpt2(), 1)
