@@ -472,4 +472,4 @@ class Session:
 
 def _key_of(record: Record) -> str:
     """SHA-256 of a record; its wall time makes it unique."""
-    return hashlib.sha256(json.dumps(record_to_dict(record)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(record_to_dict(record), sort_keys=True).encode()).hexdigest()

@@ -320,6 +320,12 @@ def test_fine_tuning_on_answers_by_trl(pool, tokenizer, tmp_path):
     assert chosen.best_step == callback.decision.best_step
 
 
+def test_a_language_model_without_answers_is_pointed_out(pool, tokenizer):
+    callback = SepStopCallback(pool, average=False, num_resamples=2)
+    with pytest.warns(UserWarning, match=r"component_mi decides, .* name the answers \(answers="):
+        callback.session.prepare(make_decoder(), tokenizer)
+
+
 def test_an_adapter_that_fits_no_module_is_said(pool, tokenizer, tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -168,6 +168,7 @@ def reward(folder, tokenizer, pool):
     return RewardTrainer(model, args=args, **preferences(pool, tokenizer))
 
 
+@pytest.mark.filterwarnings("ignore:sepstop. nothing is known of what this language model")
 @pytest.mark.parametrize("make", [sft, dpo, reward])
 def test_trl_keeps_all_of_its_metrics(make, tmp_path, tokenizer, pool):
     pytest.importorskip("trl")
