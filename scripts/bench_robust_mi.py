@@ -2,8 +2,9 @@
 
     python scripts/bench_robust_mi.py RUNS_DIR
 
-The variants have another weight of consistency, or another confidence from which on they trust the
-predictions.
+The variants have another weight of consistency, another confidence from which on they trust the
+predictions, or another lower bound of the information in the first neighbors: a multiple of what
+chance gives, or a share of the mean over all evaluations, which the data tell.
 
 The regret is the test accuracy of the best checkpoint less that of the average that is kept, at the
 end of the run and where its default policy stops it.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -25,7 +27,7 @@ from sepstop.bench.outcomes import Outcome
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
 from sepstop.bench.scored import Scored
 from sepstop.bench.scores import score_run
-from sepstop.criteria.neighbor_mi import neighbor_mi
+from sepstop.criteria.neighbor_mi import CHANCE_FACTOR, mi_of_evaluations
 from sepstop.criteria.robust_mi import (
     CONSISTENCY_WEIGHT,
     ENOUGH_CONFIDENCE,
@@ -38,25 +40,40 @@ from sepstop.measure.average import AVERAGES
 
 WEIGHTS = (0.0, 0.5, 1.0)
 CONFIDENCES = (0.0, 0.2, ENOUGH_CONFIDENCE, 0.6)
+BOUNDS = (0.0, 3.0, CHANCE_FACTOR, 30.0)
+SHARES = (0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`RobustMI` with other constants."""
+    """`RobustMI` with other constants.
+
+    Attributes:
+        bound: of the information in the first neighbors, in units of (k - 1) / n nats.
+        share: of the mean information, as the bound instead; None for `bound`.
+    """
 
     weight: float = CONSISTENCY_WEIGHT
     enough: float = ENOUGH_CONFIDENCE
+    bound: float = CHANCE_FACTOR
+    share: float | None = None
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = RobustMI.needs
     outputs: ClassVar[str] = "classes"
 
     @property
     def name(self) -> str:
-        return f"{self.weight:.2f}, {self.enough:.1f}"
+        bound = f"{self.bound:g}" if self.share is None else f"{self.share:g} of the mean"
+        return f"{self.weight:.2f}, {self.enough:.1f}, {bound}"
 
     def __call__(self, logits: Tensor, corrupted: Tensor, neighbor_classes: Tensor) -> Tensor:
         stable = consistency(logits, corrupted).clamp(min=0)
-        score = stable**self.weight * neighbor_mi(logits, neighbor_classes) ** (1 - self.weight)
+        n, k = logits.shape[-2:]
+        information = mi_of_evaluations(logits.argmax(dim=-1), neighbor_classes, k)  # (B, S)
+        mean = information.mean(dim=1)
+        bound = self.bound * (k - 1) / n if self.share is None else self.share * mean
+        first = information[:, 0].clamp(min=torch.as_tensor(bound))
+        score = stable**self.weight * (first * mean).sqrt() ** (1 - self.weight)
         if self.enough:
             score = score * (confidence(logits) / self.enough).clamp(max=1) ** 2
         return score
@@ -67,6 +84,9 @@ def main() -> None:
     parser.add_argument("runs_dir", type=Path)
     criteria = [Variant(weight) for weight in WEIGHTS]
     criteria += [Variant(enough=enough) for enough in CONFIDENCES]
+    criteria += [Variant(bound=bound) for bound in BOUNDS]
+    criteria += [Variant(share=share) for share in SHARES]
+    criteria = list(dict.fromkeys(criteria))  # the default is in each list
     found: dict[str, list[tuple[float, ...]]] = {one.name: [] for one in criteria}
     for path in find_recorded_runs(parser.parse_args().runs_dir):
         run = load_run(path)
@@ -75,14 +95,14 @@ def main() -> None:
             found[name].append(outcome(run, scored))
     table = Table(title=f"{len(found[criteria[0].name])} runs, points of test accuracy")
     columns = ("regret", "median", "p90", "max", "stopped", "median", "p90", "max", "saved")
-    for column in ("weight, confidence", *columns):
+    for column in ("weight, confidence, bound", *columns):
         table.add_column(column, justify="right")
     for name, outcomes in found.items():
         end, stopped, saved = np.array(outcomes).T
         statistics = (np.mean, np.median, lambda regrets: np.quantile(regrets, 0.9), np.max)
         cells = [statistic(regrets) for regrets in (end, stopped) for statistic in statistics]
         table.add_row(name, *(f"{100 * cell:.1f}" for cell in cells), f"{saved.mean():.0%}")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def outcome(run: RecordedRun, scored: Scored) -> tuple[float, float, float]:
