@@ -28,6 +28,7 @@ quarter, which has the mean age of a run's own "recent" average.
 
 _SETTINGS = ("config.json", "adapter_config.json", "modules.json", "router_config.json")
 _SAYS_MOST = ("architectures", "model_type")
+_PART = 2**20  # elements
 _MAY_DIFFER = {"_name_or_path", "transformers_version", "peft_version"}
 
 
@@ -166,7 +167,7 @@ class CheckpointAverages:
             CannotAverageError: the checkpoint can't be averaged with the first one.
         """
         for name, weight in weights.items():
-            if not weight.isfinite().all():
+            if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
                 raise CannotAverageError(path, f"{name} is not finite")
         state = weights_in_use(model) if _is_adapted(model) else _state(model)
         rest = {name: values for name, values in state.items() if name not in weights}
@@ -212,10 +213,12 @@ class _Sum:
     def add(self, path: Path, weights: Mapping[str, Tensor], sign: int) -> None:
         """Add the weights of a checkpoint, or take them away."""
         for name, weight in weights.items():
-            if name not in self._sums:
-                on = self._device or ("cpu" if weight.device.type == "mps" else weight.device)
-                self._sums[name] = torch.zeros_like(weight, device=on, dtype=torch.float64)
-            self._sums[name].add_(weight.to(self._sums[name].device), alpha=sign)
+            on = self._device or ("cpu" if weight.device.type == "mps" else weight.device)
+            if name not in self._sums and sign > 0:
+                self._sums[name] = weight.to(on).to(torch.float64, copy=True)
+                continue
+            for total, values in _parts(self._sums[name], weight.to(on)):
+                total.add_(values.double(), alpha=sign)
         if sign > 0:
             self._paths.append(path)
         else:
@@ -225,8 +228,18 @@ class _Sum:
     def put_mean(self, weights: Mapping[str, Tensor]) -> None:
         """Put the mean into the weights of a model, in their dtype."""
         for name, weight in weights.items():
-            mean = self._sums[name] / len(self._paths)
-            weight.copy_(mean if mean.device == weight.device else mean.to(weight.dtype))
+            for total, values in _parts(self._sums[name], weight):
+                mean = total / len(self._paths)
+                values.copy_(mean if mean.device == values.device else mean.to(values.dtype))
+
+
+def _parts(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of two tensors of one shape, of few elements each: results of the size of a large layer
+    would take a CPU several times as long."""
+    if first.device.type == "cpu" and first.is_contiguous() and second.is_contiguous():
+        yield from zip(first.view(-1).split(_PART), second.view(-1).split(_PART), strict=True)
+    else:
+        yield first, second
 
 
 def _averaged_weights(model: Any) -> dict[str, Tensor]:
