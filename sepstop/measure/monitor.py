@@ -294,8 +294,6 @@ class Monitor:
         if not candidates or self.config.score_checkpoints:
             candidates[CHECKPOINT] = self.observe(model)
         outputs = self.run_outputs.outputs
-        if step > 0 and self.observer.answers is not None:
-            _warn_of_unlikely_answers(candidates)
         candidates = {name: seen._replace(outputs=outputs) for name, seen in candidates.items()}
         record = self.score(candidates, step, epoch, known)
         record = replace(record, seconds=time.perf_counter() - start)
@@ -368,8 +366,13 @@ class Monitor:
 
         Raises:
             ValueError, CriterionError: as `settled`.
+
+        Warns:
+            RuntimeWarning: a trained model hardly ever gives one of the answers.
         """
         candidates = {CHECKPOINT: seen} if isinstance(seen, Observation) else seen
+        if step > 0 and self.observer.answers is not None:
+            _warn_of_unlikely_answers(candidates)
         settled = {name: self.settled(one) for name, one in candidates.items()}
         self.run_outputs.freeze(step)
         return self.scorer.best_of(settled, step, epoch, averages)

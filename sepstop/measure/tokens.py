@@ -129,9 +129,9 @@ def tokenize(
     """Token ids of the pool.
 
     Of a long text the beginning is kept, of a long prompt the end, and prompts get no closing
-    special tokens. Chat messages are prompts. The default prompt of a SentenceTransformer is put
-    before each text, as in its ``encode``. Token ids of a tokenized pool are truncated before their
-    closing special tokens, as a tokenizer truncates.
+    special tokens. Chat messages are read as prompts. The default prompt of a SentenceTransformer
+    is put before each text, as in its ``encode``. Token ids of a tokenized pool are truncated
+    before their closing special tokens, as a tokenizer truncates.
 
     Args:
         pool: texts, or token ids, which are not tokenized again.

@@ -234,8 +234,10 @@ class _Sum:
 
 
 def _parts(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of two tensors of one shape, of few elements each: results of the size of a large layer
-    would take a CPU several times as long."""
+    """Views of two tensors of one shape, of few elements each on a CPU.
+
+    There, results of the size of a large layer take several times as long.
+    """
     if first.device.type == "cpu" and first.is_contiguous() and second.is_contiguous():
         yield from zip(first.view(-1).split(_PART), second.view(-1).split(_PART), strict=True)
     else:

@@ -232,33 +232,44 @@ def test_the_reason_of_a_skipped_folder_names_what_is_missing(sentence_model, po
         select_checkpoint(tmp_path / "model", pool, cache=False, average=False)
 
 
-def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path):
+def fine_tuning(callback, rows, tokenizer, folder, **options):
+    """An SFTTrainer with adapters, of a base on disk."""
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    texts = datasets.Dataset.from_dict({"text": pool[:24]})
-    make_decoder().save_pretrained(tmp_path / "base")
-    callback = SepStopCallback(pool, average=False, num_resamples=4, pooling="last")
-    trainer = SFTTrainer(
-        LlamaForCausalLM.from_pretrained(tmp_path / "base"),
-        SFTConfig(
-            str(tmp_path / "run"),
-            **EVERY_SECOND_STEP,
-            learning_rate=1e-2,
-            max_length=16,
-            eos_token="[SEP]",
-            gradient_checkpointing=True,
-            metric_for_best_model="separability",
-            load_best_model_at_end=True,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-        ),
-        train_dataset=texts,
-        eval_dataset=texts,
+    make_decoder().save_pretrained(folder / "base")
+    args = SFTConfig(
+        str(folder / "run"),
+        **EVERY_SECOND_STEP | options,
+        max_length=16,
+        eos_token="[SEP]",
+        gradient_checkpointing=True,
+        load_best_model_at_end=True,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+    return SFTTrainer(
+        LlamaForCausalLM.from_pretrained(folder / "base"),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows.select(range(8)),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+        peft_config=LoraConfig(r=8, target_modules="all-linear"),
         callbacks=[callback],
+    )
+
+
+def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path):
+    texts = datasets.Dataset.from_dict({"text": pool[:24]})
+    callback = SepStopCallback(pool, average=False, num_resamples=4, pooling="last")
+    trainer = fine_tuning(
+        callback,
+        texts,
+        tokenizer,
+        tmp_path,
+        learning_rate=1e-2,
+        metric_for_best_model="separability",
     )
     callback.attach(trainer)
     trainer.train()
@@ -274,13 +285,9 @@ def test_supervised_fine_tuning_by_trl_with_an_adapter(pool, tokenizer, tmp_path
 
 def test_fine_tuning_on_answers_by_trl(pool, tokenizer, tmp_path):
     """The pool has prompts; a run on disk is scored by the answers that it recorded."""
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
     texts, labels = make_texts(64, seed=2)
     words = [(" awful", " great")[label] for label in labels]
     rows = datasets.Dataset.from_dict({"prompt": texts, "completion": words})
-    make_decoder().save_pretrained(tmp_path / "base")
     callback = SepStopCallback(
         datasets.Dataset.from_dict({"prompt": pool, "completion": [" awful"] * len(pool)}),
         answers=[" awful", " great"],
@@ -288,26 +295,15 @@ def test_fine_tuning_on_answers_by_trl(pool, tokenizer, tmp_path):
         policy=NEVER,
         average=False,
     )
-    trainer = SFTTrainer(
-        LlamaForCausalLM.from_pretrained(tmp_path / "base"),
-        SFTConfig(
-            str(tmp_path / "run"),
-            **EVERY_SECOND_STEP | {"max_steps": 12, "per_device_train_batch_size": 16},
-            learning_rate=5e-2,
-            max_length=16,
-            eos_token="[SEP]",
-            gradient_checkpointing=True,
-            metric_for_best_model="infomax",
-            load_best_model_at_end=True,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-        ),
-        train_dataset=rows,
-        eval_dataset=rows.select(range(8)),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=8, target_modules="all-linear"),
-        callbacks=[callback],
+    trainer = fine_tuning(
+        callback,
+        rows,
+        tokenizer,
+        tmp_path,
+        learning_rate=5e-2,
+        metric_for_best_model="infomax",
+        max_steps=12,
+        per_device_train_batch_size=16,
     )
     trainer.train()
     assert callback.session.decides == "infomax"

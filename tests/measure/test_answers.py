@@ -206,7 +206,7 @@ def test_answers_that_the_model_never_gives_are_pointed_out(pool, tokenizer, ste
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         seen = monitor.observe(model)
-        monitor.measure(model, step)
+        monitor.score(seen, step)  # as `sepstop select` does, and `measure`
     said = [str(one.message) for one in caught if "one of the answers" in str(one.message)]
     assert len(said) == (mass(seen.logits) < 0.01 and step > 0)
     assert all("written as in training" in sentence for sentence in said)
