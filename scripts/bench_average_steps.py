@@ -25,15 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from sepstop.bench.record import (
-    Classifier,
-    RunSettings,
-    Split,
-    classifier_and_split,
-    evaluate,
-    train,
-)
+from sepstop.bench.learner import Learner, Split
+from sepstop.bench.record import evaluate, learner_and_split, train
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run, save_run
+from sepstop.bench.run_settings import RunSettings
 from sepstop.bench.scores import score_run
 from sepstop.bench.strata import STRATA, stratum_of
 from sepstop.bench.verdicts import bootstrap_interval
@@ -108,11 +103,11 @@ def record_all(options: argparse.Namespace) -> None:
 
 def record(texts: list[str], labels: list[Any], settings: RunSettings) -> RecordedRun:
     """Train as ``settings`` say; record the model and the averages of all schedules."""
-    model, split = classifier_and_split(texts, labels, settings)
+    model, split = learner_and_split(texts, labels, settings)
     averages = {schedule: RunningAverages(model) for schedule in SCHEDULES}
     training = train(model, split, settings)
     recorded: dict[str, list[Any]] = {}
-    precision = torch.autocast(model.head.weight.device.type, torch.bfloat16, settings.bf16)
+    precision = torch.autocast(model.device.type, torch.bfloat16, settings.bf16)
     for step in tqdm(range(settings.steps + 1), desc=settings.name):
         if step > 0:
             next(training)
@@ -132,7 +127,7 @@ def record(texts: list[str], labels: list[Any], settings: RunSettings) -> Record
 
 
 def of_averages(
-    model: Classifier,
+    model: Learner,
     split: Split,
     schedule: Schedule,
     averages: RunningAverages,

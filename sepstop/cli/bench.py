@@ -119,6 +119,13 @@ def record(  # an option for each setting of a run, so more than eight arguments
         ),
     ] = "base",
     pooling: Annotated[str, typer.Option(help="Pooling: mean, cls or last.")] = "mean",
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="Train a causal language model to answer this prompt, with {text} in it, by the "
+            "name of the class. Default: train a head."
+        ),
+    ] = "",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 25,
     pool_rows: Annotated[int, typer.Option(help="Texts of the unlabeled pool.")] = 1000,
@@ -136,8 +143,10 @@ def record(  # an option for each setting of a run, so more than eight arguments
     """
     import torch
 
-    from sepstop.bench.record import RunSettings, is_recorded, read_rows, record_run
+    from sepstop.bench.record import is_recorded, record_run
     from sepstop.bench.recorded_run import save_run
+    from sepstop.bench.rows import read_rows
+    from sepstop.bench.run_settings import RunSettings
 
     messages = Console(stderr=True)
     with user_errors(messages):
@@ -153,6 +162,7 @@ def record(  # an option for each setting of a run, so more than eight arguments
             seed=seed,
             model=model,
             pooling=pooling,
+            prompt=prompt.replace("\\n", "\n"),
             steps=steps,
             evaluate_every=evaluate_every,
             max_length=max_length,

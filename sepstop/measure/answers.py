@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepstop.measure.backbone import is_causal_lm, pretrained, unwrapped
+from sepstop.measure.backbone import unwrapped
+from sepstop.measure.language_model import last_log_probabilities, options_for_last
 from sepstop.measure.prompts import Chat, prompt_text
 from sepstop.measure.tokens import prompt_ids
 from sepstop.utils.tables import is_file, open_table, text_of
@@ -105,9 +105,12 @@ class Answers:
         body = unwrapped(model)  # DDP's own forward waits for the other ranks, to sync buffers
         options: dict[str, Any] = {"use_cache": self.keeps_cache, **inputs}
         output = body(
-            input_ids=input_ids, attention_mask=attention_mask, **_last(body, 1), **options
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **options_for_last(body, 1),
+            **options,
         )
-        first = _log_probabilities(output, 1)[:, -1]  # (b, V)
+        first = last_log_probabilities(output, 1)[:, -1]  # (b, V)
         scores = torch.stack([first[:, ids[0]] for ids in self.tokens], dim=1)  # (b, k)
         for beginning in self.shared:
             past = getattr(output, "past_key_values", None)
@@ -214,18 +217,6 @@ def _continuation(prompt: str | Chat, text: str, answer: str, tokenizer: Any) ->
     return tuple(after[len(before) :])
 
 
-def check_causal(model: nn.Module) -> None:
-    """
-    Raises:
-        ValueError: the model is not a causal language model.
-    """
-    if not is_causal_lm(model):
-        raise ValueError(
-            "answers= is for causal language models, such as LlamaForCausalLM, got "
-            f"{type(pretrained(model)).__name__}"
-        )
-
-
 def _not_told_apart(name: str, other: str, is_same: bool) -> str:
     if is_same:
         return f"the answers {name!r} and {other!r} have the same tokens"
@@ -274,23 +265,5 @@ def _after(
     if "position_ids" in inputs:
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)
         options["position_ids"] = places[:, -ids.shape[1] :]
-    output = body(input_ids=ids, attention_mask=mask, **_last(body, count), **options)
-    return _log_probabilities(output, count)
-
-
-def _last(body: Any, count: int) -> dict[str, Any]:
-    """The option of a forward pass that makes logits at the last ``count`` tokens only."""
-    forward = inspect.signature(pretrained(body).forward).parameters
-    return {"logits_to_keep": count} if "logits_to_keep" in forward else {}
-
-
-def _log_probabilities(output: Any, count: int) -> Tensor:
-    """``(b, count, V)`` float32 log-probabilities at the last tokens."""
-    logits: Any = getattr(output, "logits", None)
-    if getattr(logits, "ndim", 0) != 3:
-        raise ValueError(
-            f"expected logits over the vocabulary from a causal language model, got "
-            f"{type(output).__name__}"
-        )
-    found: Tensor = logits
-    return found[:, -count:].float().log_softmax(dim=-1)
+    output = body(input_ids=ids, attention_mask=mask, **options_for_last(body, count), **options)
+    return last_log_probabilities(output, count)

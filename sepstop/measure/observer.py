@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from sepstop.config import AUTO, Precision, SepStopConfig
-from sepstop.measure.answers import Answers, check_causal, read_answers, tokenize_answers
+from sepstop.measure.answers import Answers, read_answers, tokenize_answers
 from sepstop.measure.backbone import unwrapped
 from sepstop.measure.embedding import (
     Batching,
@@ -23,6 +23,7 @@ from sepstop.measure.embedding import (
     observe,
     training_precision,
 )
+from sepstop.measure.language_model import check_causal
 from sepstop.measure.pool import Pool
 from sepstop.measure.pooling import POOLINGS, LastTokenPooling
 from sepstop.measure.token_checks import check_tokens
@@ -142,7 +143,7 @@ class Observer:
             tokenizer = self.tokenizer or tokenizer
             tokens, more = self._tokenized(model, tokenizer), 0
             if self.answers is not None:
-                check_causal(model)
+                check_causal(model, "answers=")
                 answers = self._tokenized_answers(model, tokenizer)
                 self._head, more = answers, answers.longest
             check_tokens(tokens, self.pool, model, more)

@@ -8,7 +8,9 @@ import pytest
 from conftest import make_texts
 from helpers.recorded import save_model, short_settings
 
-from sepstop.bench.record import RunSettings, read_rows, record_run, split_rows, with_noise
+from sepstop.bench.record import record_run
+from sepstop.bench.rows import read_rows, split_rows, with_noise
+from sepstop.bench.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 

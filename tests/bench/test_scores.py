@@ -21,8 +21,9 @@ from helpers.recorded import (
 import sepstop
 from sepstop.bench import scores as scores_module
 from sepstop.bench.judge import JUDGED, KNOWN
-from sepstop.bench.record import record_run, split_rows
+from sepstop.bench.record import record_run
 from sepstop.bench.recorded_run import RecordedRun
+from sepstop.bench.rows import split_rows
 from sepstop.bench.scores import ScoreCache, can_score, score_run, source_version
 from sepstop.config import SepStopConfig
 from sepstop.criteria import ComponentMI, InfoMax, NeighborMI, Separability

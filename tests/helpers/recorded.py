@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from conftest import make_encoder
 
-from sepstop.bench.record import RunSettings
 from sepstop.bench.recorded_run import RecordedRun
+from sepstop.bench.run_settings import RunSettings
 
 
 def toy_run(

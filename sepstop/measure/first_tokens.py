@@ -1,0 +1,97 @@
+"""What a model says first, for prompts whose answers are unknown: groups of next tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepstop.measure.backbone import unwrapped
+from sepstop.measure.language_model import last_log_probabilities, options_for_last
+
+MOST_LIKELY = 64
+"""Next tokens that are kept of each prompt."""
+
+_LEAST = 1e-12  # probability of a group that none of a prompt's most likely tokens is in
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """The most likely next tokens of each prompt, as a head.
+
+    `grouped` makes logits of them, once those of the whole pool are known.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
+    ) -> Tensor:
+        """Log-probabilities and ids of the `MOST_LIKELY` tokens after each prompt.
+
+        Args:
+            model: a causal language model; may be wrapped.
+            input_ids: ``(b, L)`` int64 token ids of the prompts, left-padded.
+            attention_mask: ``(b, L)`` int64: 1 for tokens, 0 for padding.
+            **inputs: ``position_ids``, if the model takes them.
+
+        Returns:
+            ``(b, 2 m)`` float32 on the model's device: m log-probabilities, the highest first, then
+            the ids of their tokens, which float32 holds exactly up to 2**24.
+
+        Raises:
+            ValueError: the model returns no logits over the vocabulary.
+        """
+        body = unwrapped(model)  # DDP's own forward waits for the other ranks, to sync buffers
+        output = body(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **options_for_last(body, 1),
+            **inputs,
+        )
+        likely = last_log_probabilities(output, 1)[:, -1]
+        values, ids = likely.topk(min(MOST_LIKELY, likely.shape[-1]), dim=-1)
+        return torch.cat([values, ids.float()], dim=-1)
+
+
+def frequent(first: Tensor, count: int) -> Tensor:
+    """The tokens that the model is most likely to say first, over the whole pool.
+
+    Args:
+        first: ``(N, 2 m)`` float32, from `FirstTokens`.
+        count: at most this many.
+
+    Returns:
+        Their ids, ``(count,)`` int64 on the same device, in descending order of their mean
+        probability; of equals, the lower id first.
+    """
+    values, ids = first.double().chunk(2, dim=-1)
+    tokens, places = ids.long().unique(return_inverse=True)
+    total = torch.zeros(len(tokens), dtype=torch.float64, device=first.device)
+    total.index_add_(0, places.flatten(), values.exp().flatten())
+    order = total.argsort(descending=True, stable=True)[:count]
+    return tokens[order]
+
+
+def grouped(first: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of each of these tokens, and of all others together, after each prompt.
+
+    Args:
+        first: ``(N, 2 m)`` float32, from `FirstTokens`.
+        tokens: ``(k,)`` int64 ids on the same device.
+
+    Returns:
+        ``(N, k + 1)`` float32 on the same device. A token that is not among the m most likely of a
+        prompt has a probability of 1e-12.
+
+    >>> grouped(torch.tensor([[0.75, 0.25]]).log().cat(), torch.tensor([9]))  # doctest: +SKIP
+    """
+    values, ids = first.double().chunk(2, dim=-1)
+    is_token = ids.long()[..., None] == tokens  # (N, m, k)
+    shares = torch.einsum("nm,nmk->nk", values.exp(), is_token.double())
+    others = 1 - shares.sum(dim=-1, keepdim=True)
+    found = torch.cat([shares, others], dim=-1).clamp(min=_LEAST, max=math.inf)
+    return found.log().float()
