@@ -211,7 +211,9 @@ def of_answers(
     measured: SepStopConfig = config.sepstop
     with exit_on_bad_data():
         texts = read_pool(data.pool, measured.text_column, measured.pool_size, measured.seed)
-        own = {"answers": answers, "answer_end": tokenizer.eos_token or ""}
+        own: dict[str, Any] = {"answers": answers, "answer_end": tokenizer.eos_token or ""}
+        if measured.answers is not None:  # to do as if they were unknown, for instance
+            own = {}
         prompts = sft.prompts_of(list(map(str, texts.rows)), prompt, chat)
         callback = SepStopCallback(prompts, **(vars(measured) | own))
     model = sft.load_language_model(

@@ -473,6 +473,7 @@ def score_inputs(n: int, dimensions: int, classes: int) -> dict[str, Tensor]:
         "logits": logits,
         "previous_logits": logits + normal(n, classes, seed=5),
         "corrupted_logits": logits + normal(n, classes, seed=6),
+        "token_losses": normal(n, 2, seed=7).exp(),
         "neighbors": near,
         "neighbor_classes": logits.argmax(dim=-1)[near],
     }

@@ -15,7 +15,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 CriterionSpec = str | dict[str, Any] | Criterion
 PoolingSpec = str | dict[str, Any] | Pooling
-AnswersSpec = str | list[str] | list[list[int]]
+AnswersSpec = str | int | list[str] | list[list[int]]
 PolicySpec = str | dict[str, Any] | Callable[[Series], Decision]
 
 AUTO: Final = "auto"
@@ -70,7 +70,9 @@ class SepStopConfig:
         answers: what a causal language model may answer, where it has no head: the answers as
             strings or token ids, or a file with one a row (a table's column is "answer"). The pool
             has prompts then, each answer is a class, and its log-likelihood the logit. See
-            `sepstop.measure.answers`.
+            `sepstop.measure.answers`. A number, such as 10, is for answers that are unknown: the
+            classes are the tokens that the model most often says first, this many, and one for all
+            others. See `sepstop.measure.first_tokens`.
         answer_end: text that training puts after an answer, such as the tokenizer's ``eos_token``.
             It is needed if an answer is the beginning of another.
         average: score and keep running averages of the trained weights, which are better than

@@ -161,13 +161,9 @@ def _llama_config(hidden_size: int = 16) -> LlamaConfig:
     )
 
 
-def make_decoder(seed: int = 0) -> LlamaForCausalLM:
+def make_decoder(seed: int = 0, hidden_size: int = 16) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(_llama_config())
-
-
-def make_wider_decoder() -> LlamaForCausalLM:
-    return LlamaForCausalLM(_llama_config(hidden_size=32))
+    return LlamaForCausalLM(_llama_config(hidden_size))
 
 
 def make_decoder_classifier(seed: int = 0, hidden_size: int = 16) -> LlamaForSequenceClassification:

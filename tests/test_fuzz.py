@@ -563,7 +563,9 @@ some_floats = st.floats(width=32)
 def test_records_of_any_points_and_logits(points, logits):
     scorer = Scorer([one() for one in CRITERIA.values()], draw_resamples(TEXTS, 3, 4, seed=0))
     seen = Observation(
-        torch.tensor(points).reshape(TEXTS, 2), torch.tensor(logits).reshape(TEXTS, LOGITS)
+        torch.tensor(points).reshape(TEXTS, 2),
+        torch.tensor(logits).reshape(TEXTS, LOGITS),
+        token_losses=torch.tensor(points).reshape(TEXTS, 2),
     )
     for step in (0, 1):
         record = said(scorer, seen, step)

@@ -74,9 +74,10 @@ JUDGED = (
     "snd",
     "churn",
     "consistency",
+    "self_consistency",
 )
-"""All criteria but `label_mi`, in the order of tables and of ties there. Recorded runs predict one
-class out of k, which `label_mi` is not for."""
+"""All criteria but `label_mi` and `pool_loss`, in the order of tables and of ties there. Recorded
+runs predict one class out of k, which `label_mi` is not for, and keep no losses of tokens."""
 
 CONTENDERS = (
     "separability",

@@ -10,7 +10,8 @@ in its attribute ``outputs``: "classes" (one class out of k) or "labels" (a yes 
 from sepstop.criteria.component_mi import ComponentMI
 from sepstop.criteria.label_mi import LabelMI
 from sepstop.criteria.neighbor_mi import NeighborMI
-from sepstop.criteria.predictions import InfoMax, NegativeEntropy
+from sepstop.criteria.pool_loss import PoolLoss
+from sepstop.criteria.predictions import InfoMax, NegativeEntropy, SelfConsistency
 from sepstop.criteria.robust_mi import Consistency, RobustMI
 from sepstop.criteria.separability import Separability, h0_separability
 
@@ -20,6 +21,8 @@ INPUTS = {
     "previous_logits": "the logits of the previous evaluation: (B, n, k) float",
     "corrupted_logits": "the logits of the same texts without 30 % of their tokens: "
     "(B, n, k) float",
+    "token_losses": "of a language model, the sum of the cross-entropies of each text's tokens in "
+    "nats, and their number: (B, n, 2) float",
     "neighbors": "the 3 nearest neighbors of each text at each of the S evaluations so far, as "
     "indices into the cloud: (B, n, S, 3) int64",
     "neighbor_classes": "the classes that the model predicts now for these neighbors: "
@@ -36,6 +39,8 @@ CRITERIA: dict[str, type] = {
     "separability": Separability,
     "infomax": InfoMax,
     "entropy": NegativeEntropy,
+    "self_consistency": SelfConsistency,
+    "pool_loss": PoolLoss,
 }
 """The recommended criteria by their names in YAML, on the command line and in tables."""
 
@@ -72,7 +77,9 @@ __all__ = [
     "LabelMI",
     "NegativeEntropy",
     "NeighborMI",
+    "PoolLoss",
     "RobustMI",
+    "SelfConsistency",
     "Separability",
     "h0_separability",
 ]

@@ -54,6 +54,27 @@ def infomax(logits: Tensor) -> Tensor:
     return entropy(probabilities.mean(dim=-2)) - entropy(probabilities).mean(dim=-1)
 
 
+def self_consistency(logits: Tensor) -> Tensor:
+    """Agreement of samples: the mean over texts of ``sum P_i^2``.
+
+    It is the probability that two answers agree that are drawn for the same text, computed instead
+    of sampled.
+
+    Args:
+        logits: ``(B, n, k)``, any float dtype, any device.
+
+    Returns:
+        ``(B,)`` float64, on the same device; from 1 / k (uniform) to 1 (certain).
+
+    References:
+        arXiv:2203.11171, Self-Consistency Improves Chain of Thought Reasoning in Language Models.
+
+    >>> self_consistency(torch.zeros(1, 3, 2))  # undecided between two classes
+    tensor([0.5000], dtype=torch.float64)
+    """
+    return logits.double().softmax(dim=-1).square().sum(dim=-1).mean(dim=-1)
+
+
 def entropy(probabilities: Tensor) -> Tensor:
     """Shannon entropy over the last dimension, in nats: ``(..., k)`` -> ``(...)``."""
     return torch.special.entr(probabilities).sum(dim=-1)
@@ -85,3 +106,17 @@ class InfoMax:
     def __call__(self, logits: Tensor) -> Tensor:
         """``(B, n, k)`` -> ``(B,)``; see `infomax`."""
         return infomax(logits)
+
+
+@dataclass(frozen=True)
+class SelfConsistency:
+    """`self_consistency` as a criterion, for a model that predicts one class out of k."""
+
+    name: ClassVar[str] = "self_consistency"
+    higher_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs: ClassVar[str] = "classes"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(B, n, k)`` -> ``(B,)``; see `self_consistency`."""
+        return self_consistency(logits)

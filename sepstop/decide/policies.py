@@ -339,7 +339,8 @@ POLICIES: dict[str, type] = {
 def default_policy(name: str) -> Policy:
     """The policy that fits the score ``name``.
 
-    `PastPeak` for "robust_mi", "neighbor_mi" and "label_mi", else `Plateau`.
+    `PastPeak` for "robust_mi", "neighbor_mi" and "label_mi", `Patience` for "pool_loss", which can
+    rise from the first evaluation on, else `Plateau`.
 
     >>> default_policy("robust_mi").min_best
     0.1
@@ -353,6 +354,8 @@ def default_policy(name: str) -> Policy:
         # An untrained head predicts each label for about half of the texts, and training first
         # takes most of them back: that fall is not a peak.
         return PastPeak(since_lowest=True)
+    if name == "pool_loss":
+        return Patience()
     return Plateau()
 
 

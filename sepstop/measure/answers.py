@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sepstop.measure.backbone import unwrapped
+from sepstop.measure.first_tokens import MOST_LIKELY
 from sepstop.measure.language_model import last_log_probabilities, options_for_last
 from sepstop.measure.prompts import Chat, prompt_text
 from sepstop.measure.tokens import prompt_ids
@@ -136,17 +137,24 @@ def mass(logits: Tensor) -> float:
     return float(logits.logsumexp(dim=-1).exp().mean())
 
 
-def read_answers(answers: Any) -> list[str] | list[Ids]:
+def read_answers(answers: Any) -> list[str] | list[Ids] | int:
     """The answers that a user gave.
 
     Args:
         answers: strings, token ids of each, or the path of a file with one answer a row: .txt, or a
-            table with the column "answer".
+            table with the column "answer". If they are unknown, the number of first tokens that
+            stand for them, see `sepstop.measure.first_tokens`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: neither strings nor token ids, or an empty row.
+        ValueError: none of these, an empty row, or a number out of range.
     """
+    if isinstance(answers, str) and answers.isdecimal() and not is_file(Path(answers)):
+        answers = int(answers)  # on the command line
+    if type(answers) is int:
+        if not 1 <= answers <= MOST_LIKELY:
+            raise ValueError(f"expected a number of answers from 1 to {MOST_LIKELY}, got {answers}")
+        return answers
     if isinstance(answers, (str, Path)):
         if not is_file(Path(answers)):
             raise FileNotFoundError(f"no file with answers at {answers!s:.200}")
@@ -158,7 +166,9 @@ def read_answers(answers: Any) -> list[str] | list[Ids]:
         ]
         answers = [text for text in texts if text is not None]
     if not isinstance(answers, Sequence):
-        raise ValueError(f"expected a list of answers, got {type(answers).__name__}")
+        raise ValueError(
+            f"expected a list of answers, or their number, got {type(answers).__name__}"
+        )
     if all(isinstance(answer, str) for answer in answers):
         return [str(answer) for answer in answers]
     if all(isinstance(answer, Sequence) and not isinstance(answer, str) for answer in answers):

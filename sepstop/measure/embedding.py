@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from sepstop.config import Precision
 from sepstop.measure.backbone import backbone, is_cross_encoder, pretrained, unwrapped
+from sepstop.measure.language_model import token_losses
 from sepstop.measure.pooling import AutoPooling, check_pooling
 from sepstop.measure.token_checks import padding_id
 from sepstop.measure.tokens import Tokens
@@ -41,12 +42,15 @@ class Observation(NamedTuple):
             their tokens dropped; None if not computed.
         outputs: what the logits stand for; None if the model does not declare it. Without
             meaning if there are no logits.
+        token_losses: ``(N, 2)`` float32 from `sepstop.measure.language_model.token_losses`; None if
+            not computed.
     """
 
     points: Tensor
     logits: Tensor | None = None
     corrupted_logits: Tensor | None = None
     outputs: Outputs | None = "classes"
+    token_losses: Tensor | None = None
 
     @property
     def classes(self) -> Tensor | None:
@@ -100,6 +104,7 @@ def observe(
     batching: Batching = Batching(),  # frozen
     *,
     with_logits: bool = False,
+    with_losses: bool = False,
     head: Head | None = None,
     progress: bool = False,
     on_smaller_batch: Callable[[int], None] | None = None,
@@ -116,7 +121,8 @@ def observe(
         pooling: computes the points of a batch.
         batching: batch size, padding and precision.
         with_logits: compute logits as well.
-        head: computes them. Default: `classify`.
+        with_losses: compute the losses of a language model as well.
+        head: computes the logits. Default: `classify`.
         progress: show a progress bar.
         on_smaller_batch: called with the new batch size after each halving.
 
@@ -125,7 +131,7 @@ def observe(
 
     Raises:
         ValueError: the pooling did not return ``(b, D)`` points, or the model did not return
-            ``(b, k)`` logits.
+            ``(b, k)`` logits, or logits over the vocabulary for the losses.
     """
     if not isinstance(tokens, Tokens):
         tokens = Tokens(tokens)
@@ -139,7 +145,9 @@ def observe(
         tqdm(total=len(order), desc="pool", unit="text", leave=False, disable=not progress) as bar,
     ):
         for part in _batches(
-            lambda batch: _observe_batch(model, batch, pooling, head or classify, with_logits),
+            lambda batch: _observe_batch(
+                model, batch, pooling, head or classify, with_logits, with_losses
+            ),
             tokens.at(order),
             batching,
             on_smaller_batch,
@@ -147,11 +155,12 @@ def observe(
             parts.append(part)
             bar.update(len(part.points))
     inverse = torch.tensor(order).argsort().to(device)
-    logits = [part.logits for part in parts if part.logits is not None]
-    return Observation(
-        points=torch.cat([part.points for part in parts])[inverse],
-        logits=torch.cat(logits)[inverse] if logits else None,
-    )
+
+    def joined(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat(found)[inverse]
+
+    return Observation(joined("points"), joined("logits"), token_losses=joined("token_losses"))
 
 
 def _batches(
@@ -187,25 +196,33 @@ def _batches(
 
 
 def _observe_batch(
-    model: nn.Module, batch: Tokens, pooling: Pooling, head: Head, with_logits: bool
+    model: nn.Module,
+    batch: Tokens,
+    pooling: Pooling,
+    head: Head,
+    with_logits: bool,
+    with_losses: bool,
 ) -> Observation:
     input_ids, mask, inputs = _padded(batch, model)
     check_pooling(pooling, inputs)
     prompt = {}
     if batch.prompt_length and isinstance(pooling, AutoPooling):
         prompt["prompt_length"] = batch.prompt_length
-    logits = None
-    with _one_pass(model, getattr(head, "keeps_cache", False)) if with_logits else nullcontext():
+    logits = losses = None
+    keeps_cache = with_logits and getattr(head, "keeps_cache", False)
+    with _one_pass(model, keeps_cache) if with_logits or with_losses else nullcontext():
         points = pooling(model, input_ids, mask, **inputs, **prompt)
         if with_logits:
             logits = head(model, input_ids, mask, **inputs)
+        if with_losses:
+            losses = token_losses(model, input_ids, mask, **inputs)
     if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(batch):
         shape = getattr(points, "shape", None)
         raise ValueError(
             f"expected points of shape ({len(batch)}, D) from the pooling function, "
             f"got {tuple(shape) if shape is not None else type(points).__name__}"
         )
-    return Observation(points.detach(), logits)
+    return Observation(points.detach(), logits, token_losses=losses)
 
 
 def _padded(batch: Tokens, model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

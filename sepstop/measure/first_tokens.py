@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sepstop.measure.backbone import unwrapped
+from sepstop.measure.embedding import Observation
 from sepstop.measure.language_model import last_log_probabilities, options_for_last
 
 MOST_LIKELY = 64
@@ -22,7 +22,7 @@ _LEAST = 1e-12  # probability of a group that none of a prompt's most likely tok
 class FirstTokens:
     """The most likely next tokens of each prompt, as a head.
 
-    `grouped` makes logits of them, once those of the whole pool are known.
+    `group` makes logits of them, once those of the whole pool are known.
     """
 
     @torch.no_grad()
@@ -57,6 +57,30 @@ class FirstTokens:
         return torch.cat([values, ids.float()], dim=-1)
 
 
+def group(seen: Observation, count: int) -> Observation:
+    """The observation with groups of first tokens as classes.
+
+    A group is one of the tokens that the model is most likely to say first over the whole pool, or
+    all others together. So a model whose answers are unknown is scored by how it divides the pool
+    among what it says.
+
+    Args:
+        seen: its logits, and corrupted logits if there are, are those of `FirstTokens`.
+        count: number of tokens with a group of their own.
+
+    Returns:
+        The same with logits ``(N, count + 1)``, from `grouped`.
+    """
+    if seen.logits is None:
+        return seen
+    tokens = frequent(seen.logits, count)
+    corrupted = seen.corrupted_logits
+    return seen._replace(
+        logits=grouped(seen.logits, tokens),
+        corrupted_logits=None if corrupted is None else grouped(corrupted, tokens),
+    )
+
+
 def frequent(first: Tensor, count: int) -> Tensor:
     """The tokens that the model is most likely to say first, over the whole pool.
 
@@ -67,6 +91,11 @@ def frequent(first: Tensor, count: int) -> Tensor:
     Returns:
         Their ids, ``(count,)`` int64 on the same device, in descending order of their mean
         probability; of equals, the lower id first.
+
+    >>> first = torch.tensor([[0.9, 0.1, 7, 5], [0.6, 0.4, 7, 5]])
+    >>> first[:, :2] = first[:, :2].log()
+    >>> frequent(first, count=1)
+    tensor([7])
     """
     values, ids = first.double().chunk(2, dim=-1)
     tokens, places = ids.long().unique(return_inverse=True)
@@ -87,11 +116,14 @@ def grouped(first: Tensor, tokens: Tensor) -> Tensor:
         ``(N, k + 1)`` float32 on the same device. A token that is not among the m most likely of a
         prompt has a probability of 1e-12.
 
-    >>> grouped(torch.tensor([[0.75, 0.25]]).log().cat(), torch.tensor([9]))  # doctest: +SKIP
+    >>> first = torch.tensor([[0.9, 0.1, 7, 5], [0.6, 0.4, 7, 5]])
+    >>> first[:, :2] = first[:, :2].log()
+    >>> grouped(first, torch.tensor([7])).exp()
+    tensor([[0.9000, 0.1000],
+            [0.6000, 0.4000]])
     """
     values, ids = first.double().chunk(2, dim=-1)
     is_token = ids.long()[..., None] == tokens  # (N, m, k)
     shares = torch.einsum("nm,nmk->nk", values.exp(), is_token.double())
     others = 1 - shares.sum(dim=-1, keepdim=True)
-    found = torch.cat([shares, others], dim=-1).clamp(min=_LEAST, max=math.inf)
-    return found.log().float()
+    return torch.cat([shares, others], dim=-1).clamp(min=_LEAST).log().float()

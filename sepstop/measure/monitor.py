@@ -16,6 +16,7 @@ from sepstop.criteria import CRITERIA
 from sepstop.measure.answers import mass
 from sepstop.measure.average import RunningAverages
 from sepstop.measure.embedding import Observation
+from sepstop.measure.language_model import check_causal
 from sepstop.measure.neighbors import Neighborhoods
 from sepstop.measure.observer import Observer
 from sepstop.measure.outputs import declared_outputs, infer_outputs, is_sequence_classifier
@@ -127,6 +128,8 @@ class Monitor:
             "pool": self.pool.fingerprint,
             **({} if outputs is None else {"outputs": outputs}),
         }
+        if self.observer.num_groups is not None:
+            settings["answers"] = self.observer.num_groups
         if self.observer.answers is not None:
             settings["answers"] = [
                 answer if isinstance(answer, str) else list(answer)
@@ -248,14 +251,7 @@ class Monitor:
         return self._pass(model, with_logits=False)
 
     def _pass(self, model: nn.Module, with_logits: bool) -> Observation:
-        observer = self.observer
-        return observer.observe(
-            model,
-            observer.tokens(model),
-            with_logits,
-            progress=observer.progress,
-            settle=with_logits,
-        )
+        return self.observer.observe_pool(model, with_logits, settle=with_logits)
 
     def measure(
         self,
@@ -308,33 +304,34 @@ class Monitor:
         Raises:
             ValueError: as `prepare`.
         """
-        observer = self.observer
-        tokens = observer.tokens(model)
+        self.observer.tokens(model)
         self._find_outputs(model)
-        has_logits = self.run_outputs.has_logits
-        seen = observer.observe(model, tokens, has_logits, progress=observer.progress)
-        if self.needs_corrupted:
-            seen = seen._replace(corrupted_logits=observer.corrupted(model, has_logits).logits)
+        seen = self.observer.observe_pool(
+            model,
+            self.run_outputs.has_logits,
+            with_corrupted=self.needs("corrupted_logits"),
+            with_losses=self.needs("token_losses"),
+        )
         width = 0 if seen.logits is None else seen.logits.shape[-1]
         return seen._replace(outputs=declared_outputs(model, width))
 
-    @property
-    def needs_corrupted(self) -> bool:
-        """True if a criterion needs corrupted logits, which take a second forward pass.
+    def needs(self, name: str) -> bool:
+        """True if a criterion needs this input, see `sepstop.criteria.INPUTS`.
 
         Raises:
             RuntimeError: before the first model.
         """
-        return any("corrupted_logits" in needs_of(one) for one in self.scorer.criteria)
+        return any(name in needs_of(one) for one in self.scorer.criteria)
 
     def is_complete(self, seen: Observation) -> bool:
-        """True if ``seen``, perhaps of an earlier process, has the corrupted logits if needed.
+        """True if ``seen``, perhaps of an earlier process, has all that criteria need.
 
         Raises:
             ValueError, CriterionError: as `settled`.
         """
         self.settled(seen)
-        return seen.corrupted_logits is not None or not self.needs_corrupted
+        found = {"corrupted_logits": seen.corrupted_logits, "token_losses": seen.token_losses}
+        return all(part is not None or not self.needs(name) for name, part in found.items())
 
     def settled(self, seen: Observation) -> Observation:
         """``seen`` with the outputs of this run.
@@ -401,6 +398,9 @@ class Monitor:
             self._settle_criteria()
         elif self.run_outputs.update(model) or self._scorer is None:
             self._settle_criteria()
+        of_language = [one.name for one in self.scorer.criteria if "token_losses" in needs_of(one)]
+        if of_language:
+            check_causal(model, f"the criterion {of_language[0]!r}")
 
     def _settle_criteria(self) -> None:
         assert self.run_outputs.outputs is not None

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sepstop.config import AUTO, Precision, SepStopConfig
 from sepstop.measure.answers import Answers, read_answers, tokenize_answers
@@ -23,6 +23,7 @@ from sepstop.measure.embedding import (
     observe,
     training_precision,
 )
+from sepstop.measure.first_tokens import FirstTokens, group
 from sepstop.measure.language_model import check_causal
 from sepstop.measure.pool import Pool
 from sepstop.measure.pooling import POOLINGS, LastTokenPooling
@@ -71,7 +72,8 @@ class Observer:
 
     Attributes:
         pooling: computes the points of a batch.
-        answers: those that are known; None for a model with a head.
+        answers: those that are known; None without.
+        num_groups: number of first tokens that stand for unknown answers; None without.
         padding: True to pad texts of a batch to one length; None until the first model.
         precision: autocast of the forward pass; None until the first model.
         batch_size: texts in a forward pass; halved when memory runs out.
@@ -85,8 +87,10 @@ class Observer:
     def __init__(self, pool: Pool, config: SepStopConfig, distributed: bool = False) -> None:
         self.pool, self.config, self.distributed = pool, config, distributed
         self.pooling: Pooling = build("pooling", config.pooling, POOLINGS)
-        self.answers = None if config.answers is None else read_answers(config.answers)
-        if self.answers is not None and config.pooling == AUTO:
+        answers = None if config.answers is None else read_answers(config.answers)
+        self.answers = None if isinstance(answers, int) else answers
+        self.num_groups = answers if isinstance(answers, int) else None
+        if self.reads_prompts and config.pooling == AUTO:
             self.pooling = LastTokenPooling()
         named = isinstance(config.tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(config.tokenizer) if named else config.tokenizer
@@ -100,6 +104,11 @@ class Observer:
         self._corrupted: Tokens | None = None
         self._head: Head = classify
         self._one_by_one = False  # a head that takes no batches
+
+    @property
+    def reads_prompts(self) -> bool:
+        """True if the pool has prompts for a model that answers in words."""
+        return self.answers is not None or self.num_groups is not None
 
     @property
     def ranks(self) -> Ranks:
@@ -142,8 +151,11 @@ class Observer:
         if self._tokens is None:
             tokenizer = self.tokenizer or tokenizer
             tokens, more = self._tokenized(model, tokenizer), 0
-            if self.answers is not None:
+            if self.reads_prompts:
                 check_causal(model, "answers=")
+            if self.num_groups is not None:
+                self._head = FirstTokens()
+            if self.answers is not None:
                 answers = self._tokenized_answers(model, tokenizer)
                 self._head, more = answers, answers.longest
             check_tokens(tokens, self.pool, model, more)
@@ -151,8 +163,8 @@ class Observer:
         return self._tokens
 
     def _tokenized(self, model: nn.Module | None, tokenizer: Any) -> Tokens:
-        limit, as_prompts = self.config.max_length, self.answers is not None
-        return tokenize(self.pool, model, tokenizer, limit, as_prompts)
+        limit = self.config.max_length
+        return tokenize(self.pool, model, tokenizer, limit, self.reads_prompts)
 
     def _tokenized_answers(self, model: nn.Module, tokenizer: Any) -> Answers:
         assert self.answers is not None
@@ -175,12 +187,37 @@ class Observer:
                 f"and rank 0 has {first}"
             )
 
-    def corrupted(self, model: nn.Module, with_logits: bool) -> Observation:
-        """`observe` of the texts without a share of `DROP_RATE` of their tokens."""
-        tokens = self.tokens(model)
-        if self._corrupted is None:
-            self._corrupted = tokens.corrupted(DROP_RATE, self.config.seed)
-        return self.observe(model, self._corrupted, with_logits, progress=self.progress)
+    def observe_pool(
+        self,
+        model: nn.Module,
+        with_logits: bool,
+        *,
+        with_corrupted: bool = False,
+        with_losses: bool = False,
+        settle: bool = True,
+    ) -> Observation:
+        """What criteria need of the pool, from one forward pass.
+
+        Args:
+            with_corrupted: the logits of the corrupted texts as well, from a second pass.
+            with_losses: the losses of a language model as well.
+            model, with_logits, settle: as in `observe`.
+
+        Raises:
+            ValueError: as `observe`.
+        """
+        tokens, options = self.tokens(model), {"progress": self.progress, "settle": settle}
+        seen = self.observe(model, tokens, with_logits, with_losses=with_losses, **options)
+        if with_corrupted:
+            if self._corrupted is None:
+                self._corrupted = tokens.corrupted(DROP_RATE, self.config.seed)
+            corrupted = self.observe(model, self._corrupted, with_logits, **options)
+            seen = seen._replace(corrupted_logits=corrupted.logits)
+        return self._grouped(seen)
+
+    def _grouped(self, seen: Observation) -> Observation:
+        """The observation with groups of first tokens as classes, if answers are unknown."""
+        return seen if self.num_groups is None else group(seen, self.num_groups)
 
     def observe(
         self,
@@ -188,6 +225,7 @@ class Observer:
         tokens: Tokens,
         with_logits: bool,
         *,
+        with_losses: bool = False,
         progress: bool = False,
         settle: bool = True,
     ) -> Observation:
@@ -197,6 +235,7 @@ class Observer:
             model: on its device; left as it was.
             tokens: N texts.
             with_logits: compute the logits as well.
+            with_losses: compute the losses of a language model as well.
             progress: show a progress bar if N is large.
             settle: keep what is found out about padding. A pass without logits does not show what
                 padding does to them.
@@ -221,20 +260,26 @@ class Observer:
                 head=self._head,
                 progress=progress and len(tokens) >= _LONG_POOL and ranks.rank == 0,
                 with_logits=with_logits,
+                with_losses=with_losses,
                 on_smaller_batch=self._take_smaller_batches,
             )
         )
-        points = ranks.gathered(seen.points, len(tokens))
-        if seen.logits is None:
-            return Observation(points, None)
-        return Observation(points, ranks.gathered(seen.logits, len(tokens)))
+
+        def gathered(part: Tensor | None) -> Any:
+            return None if part is None else ranks.gathered(part, len(tokens))
+
+        return Observation(
+            gathered(seen.points),
+            gathered(seen.logits),
+            token_losses=gathered(seen.token_losses),
+        )
 
     def try_texts(self, model: nn.Module, with_logits: bool) -> Observation:
         """The observation of the shortest and the longest text, each in a pass of its own."""
         tokens = self.tokens(model)
         shortest, *_, longest = _by_length(tokens)
         batching = Batching(1, precision=self._settle_precision(model))
-        return self.ranks.together(
+        seen = self.ranks.together(
             lambda: observe(
                 model,
                 tokens.at([shortest, longest]),
@@ -244,6 +289,7 @@ class Observer:
                 head=self._head,
             )
         )
+        return self._grouped(seen)
 
     def longest_texts(self, model: nn.Module) -> Tokens:
         """The tokens of the two longest texts."""
@@ -269,9 +315,13 @@ class Observer:
 
             def seen(indices: Sequence[int]) -> Observation:
                 few = tokens.at(indices)
-                return observe(
+                found = observe(
                     model, few, self.pooling, batching, with_logits=with_logits, head=self._head
                 )
+                if self.num_groups is None or found.logits is None:
+                    return found
+                # Ids of tokens of almost the same probability may change places.
+                return found._replace(logits=found.logits.chunk(2, dim=-1)[0])
 
             alone = seen(indices[:1])
             try:

@@ -334,6 +334,7 @@ class Scorer:
             "logits": seen.logits,
             "previous_logits": previous,
             "corrupted_logits": seen.corrupted_logits,
+            "token_losses": seen.token_losses,
         }
         if looks_at_neighbors(criterion):
             near = self.neighborhoods.until(step, of_predictions=needs_logits(criterion))
@@ -406,6 +407,7 @@ def _why_no_score(seen: Observation) -> str:
         ("embeddings", seen.points),
         ("logits", seen.logits),
         ("corrupted logits", seen.corrupted_logits),
+        ("losses", seen.token_losses),
     ):
         if values is not None:
             bad = int((~torch.isfinite(values).all(dim=-1)).sum())

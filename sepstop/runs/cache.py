@@ -50,7 +50,7 @@ _NOT_MODEL = (
 def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = True) -> str:
     """Everything that an observation depends on, besides the files of the model.
 
-    Corrupted logits may be missing from an observation, see
+    Corrupted logits or losses may be missing from an observation, see
     `sepstop.measure.monitor.Monitor.is_complete`.
 
     Args:
@@ -76,6 +76,7 @@ def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = Tru
         loading.adapter,
         with_logits,
         *([] if observer.answers is None else [observer.answers, monitor.config.answer_end]),
+        *([] if observer.num_groups is None else [observer.num_groups]),
     )
     return repr(view)
 

@@ -267,7 +267,9 @@ def _fits(key: str, value: Any) -> bool:
     if key in ("average", "score_checkpoints"):
         return isinstance(value, bool)
     if key == "answers":
-        return isinstance(value, list) and all(isinstance(one, (str, list)) for one in value)
+        return type(value) is int or (
+            isinstance(value, list) and all(isinstance(one, (str, list)) for one in value)
+        )
     if key == "answer_end":
         return isinstance(value, str)
     return key != "pool" or isinstance(value, str)

@@ -19,7 +19,7 @@ from sepstop.types import Score
 
 
 def test_every_criterion_for_one_class_out_of_k_is_judged():
-    assert {*JUDGED, "label_mi"} == set(KNOWN)
+    assert {*JUDGED, "label_mi", "pool_loss"} == set(KNOWN)
     assert set(CONTENDERS) < set(JUDGED)
     assert len(JUDGED) == len(set(JUDGED))
 

@@ -26,6 +26,7 @@ def test_a_batch_is_its_clouds_and_the_order_of_the_texts_does_not_matter(name):
         "logits": normal(3, 24, 3, seed=1),
         "previous_logits": normal(3, 24, 3, seed=2),
         "corrupted_logits": normal(3, 24, 3, seed=4),
+        "token_losses": normal(3, 24, 2, seed=7).exp(),
         "neighbors": normal(3, 24, 2, 3, 24, seed=6).argmax(dim=-1),
         "neighbor_classes": normal(3, 24, 2, 3, 3, seed=5).argmax(dim=-1),
     }
@@ -45,6 +46,7 @@ def test_a_collapsed_model_gives_a_number_or_nan_and_no_crash(name):
     criterion = ALL[name]()
     for value in (0.0, 1.0):
         given = {key: torch.full((2, 10, 3), value) for key in INPUTS}
+        given["token_losses"] = torch.zeros(2, 10, 2)
         given["neighbors"] = given["neighbor_classes"] = torch.zeros(2, 10, 1, 3, dtype=torch.int64)
         assert criterion(*inputs_of(criterion, **given)).shape == (2,)
 

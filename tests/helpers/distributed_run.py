@@ -168,15 +168,20 @@ def full(out: Path) -> dict[str, Any]:
         return train(out)
 
 
-def measuring() -> SepStopConfig:
-    return SepStopConfig(num_resamples=5, tokenizer=make_tokenizer())
+def measuring(**options: Any) -> SepStopConfig:
+    return SepStopConfig(num_resamples=5, tokenizer=make_tokenizer(), **options)
 
 
-def measure(model: nn.Module, wrap: Callable[[nn.Module], Any] | None = None) -> dict[str, Any]:
+UNKNOWN_ANSWERS = {"answers": 3, "criterion": "entropy", "extra_criteria": ["pool_loss"]}
+
+
+def measure(
+    model: nn.Module, wrap: Callable[[nn.Module], Any] | None = None, **options: Any
+) -> dict[str, Any]:
     model = copy.deepcopy(model)
     if wrap is not None:
         wrap(model)
-    monitor = Monitor(make_texts(POOL)[0], measuring(), distributed=True)
+    monitor = Monitor(make_texts(POOL)[0], measuring(**options), distributed=True)
     return dataclasses.asdict(monitor.measure(model, step=1))
 
 
@@ -220,6 +225,7 @@ def main(out: Path) -> None:
     found["resumed averages"] = train(out / "averages", resume=checkpoint, arguments=best)
     found["encoder"] = measure(make_encoder())
     found["causal"] = measure(make_decoder())
+    found["words"] = measure(make_decoder(), **UNKNOWN_ANSWERS)
     if dist.is_initialized():
         found["skip"] = broken(out / "skip", "skip")
         found["raise"] = broken(out / "raise", "raise")
@@ -228,6 +234,7 @@ def main(out: Path) -> None:
         found["ddp on one rank"] = alone(make_encoder())
         found["sharded encoder"] = measure(make_encoder(), shard)
         found["sharded causal"] = measure(make_decoder(), shard)
+        found["sharded words"] = measure(make_decoder(), shard, **UNKNOWN_ANSWERS)
         with fsdp_on_cpu() as fsdp:
             found["FSDP2"] = train(out / "FSDP2", arguments=best | fsdp)
             checkpoint = str(out / "FSDP2" / "checkpoint-9")

@@ -124,7 +124,7 @@ def test_answers_that_are_not_told_apart(tokens, said):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (5, "expected a list of answers, got int"),
+        (5.0, "expected a list of answers, or their number, got float"),
         (["yes", 3], "all strings, or all lists of token ids"),
         ([[1, 2], [-1]], "all strings, or all lists of token ids"),
         ("nowhere.txt", "no file with answers at nowhere.txt"),

@@ -217,7 +217,7 @@ def test_logits_come_from_the_same_pass_as_the_points(pool, tokenizer, make, lay
     assert deciding(record).resample_values == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_every_criterion_scores_the_outputs_that_it_is_for(pool, tokenizer, encoder):
+def test_every_criterion_scores_the_model_that_it_is_for(pool, tokenizer, encoder):
     for name, criterion in (CRITERIA | COMPARED).items():
         outputs = getattr(criterion(), "outputs", None) or "auto"
         monitor = make_monitor(
@@ -228,8 +228,9 @@ def test_every_criterion_scores_the_outputs_that_it_is_for(pool, tokenizer, enco
             tokenizer=tokenizer,
             outputs=outputs,
         )
-        monitor.measure(encoder, 1)
-        record = monitor.measure(encoder, 2)
+        model = make_decoder() if name == "pool_loss" else encoder
+        monitor.measure(model, 1)
+        record = monitor.measure(model, 2)
         assert list(record.scores) == [monitor.decides] == [criterion.name] == [name]
         assert record.scores[name].is_finite, name
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import deciding, make_decoder, make_encoder, make_wider_decoder
+from conftest import deciding, make_decoder, make_encoder
 from helpers.training import train
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -394,7 +394,7 @@ def test_adapters_are_loaded_onto_their_base(
             )
     assert selection.best_step == callback.decision.best_step
 
-    make_wider_decoder().save_pretrained(base)
+    make_decoder(hidden_size=32).save_pretrained(base)
     with pytest.raises(ValueError, match=r"does not fit .*base: .*another shape .*lora_A"):
         load_model(selection.best)
 

@@ -51,14 +51,20 @@ def test_alone_nothing_is_shared_out():
 
 
 @SEVERAL
-@pytest.mark.parametrize("model", ["encoder", "causal"])
+@pytest.mark.parametrize("model", ["encoder", "causal", "words"])
 @pytest.mark.parametrize("sharded", ["", "sharded "])
 def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
     alone = ran(1)[0][model]
     for one in ran(processes):
         found = one[f"{sharded}{model}"]
-        mutual_information = "robust_mi" if model == "encoder" else "component_mi"
-        assert set(found["scores"]) == {mutual_information, "separability"}
+        assert (
+            set(found["scores"])
+            == {
+                "encoder": {"robust_mi", "separability"},
+                "causal": {"component_mi", "separability"},
+                "words": {"entropy", "pool_loss"},
+            }[model]
+        )
         for name, score in found["scores"].items():
             for key in ("resample_values", "low"):
                 assert score[key] == pytest.approx(alone["scores"][name][key], rel=1e-5)
