@@ -17,7 +17,7 @@ from sepstop.bench.rows import with_noise
 from sepstop.bench.run_settings import RunSettings
 from sepstop.measure.answers import Answers, tokenize_answers
 from sepstop.measure.embedding import Batching, Observation, observe
-from sepstop.measure.first_tokens import FirstTokens
+from sepstop.measure.first_tokens import first_tokens
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.tokens import DROP_RATE, Tokens, prompt_ids
 from sepstop.types import Pooling
@@ -32,7 +32,6 @@ class _AnswersAndFirst:
     """Log-likelihoods of the answers, then what the model says first, from one forward pass."""
 
     answers: Answers
-    first: FirstTokens
 
     @property
     def keeps_cache(self) -> bool:
@@ -42,7 +41,8 @@ class _AnswersAndFirst:
         self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
     ) -> Tensor:
         parts = [
-            head(model, input_ids, attention_mask, **inputs) for head in (self.answers, self.first)
+            head(model, input_ids, attention_mask, **inputs)
+            for head in (self.answers, first_tokens)
         ]
         return torch.cat(parts, dim=-1)
 
@@ -68,7 +68,7 @@ class Answerer(Learner):
     ) -> None:
         super().__init__()
         self.model, self.pooling = model, pooling
-        self.head, self.completions = _AnswersAndFirst(answers, FirstTokens()), list(completions)
+        self.head, self.completions = _AnswersAndFirst(answers), list(completions)
         self.pad_token_id = pad_token_id
 
     def loss(self, split: Split, rows: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Answerer(Learner):
         return nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
 
     def observe(self, tokens: Tokens) -> Observation:
-        """See `Learner.observe`; the logits end with what `FirstTokens` gives."""
+        """See `Learner.observe`; the logits end with what `first_tokens` gives."""
         return observe(
             self.model, tokens, self.pooling, Batching(), with_logits=True, head=self.head
         )
@@ -100,7 +100,7 @@ class Answerer(Learner):
     def more_arrays(self, split: Split, seen: dict[str, Observation]) -> dict[str, Any]:
         """What the model says first, and ``te_gen``, the share of generated answers that are right.
 
-        ``pool_f`` and ``pool_g`` are `FirstTokens` of the pool and of its corrupted texts.
+        ``pool_f`` and ``pool_g`` are `first_tokens` of the pool and of its corrupted texts.
         """
         first = {
             key: seen[part].logits[:, split.classes :].float().cpu().numpy()  # type: ignore[index]
@@ -156,7 +156,7 @@ def answerer_and_split(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    end = tokenizer.eos_token
+    end = tokenizer.eos_token or ""
     prompts = {part: _prompts(texts, settings, tokenizer) for part, (texts, _) in rows.items()}
     answers = [" " + name.replace("_", " ") for name in names]
     tokens = {part: _tokens(texts, tokenizer) for part, texts in prompts.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,43 +17,38 @@ MOST_LIKELY = 64
 _LEAST = 1e-12  # probability of a group that none of a prompt's most likely tokens is in
 
 
-@dataclass(frozen=True)
-class FirstTokens:
-    """The most likely next tokens of each prompt, as a head.
+@torch.no_grad()
+def first_tokens(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
+) -> Tensor:
+    """Log-probabilities and ids of the `MOST_LIKELY` tokens after each prompt.
 
     `group` makes logits of them, once those of the whole pool are known.
+
+    Args:
+        model: a causal language model; may be wrapped.
+        input_ids: ``(b, L)`` int64 token ids of the prompts, left-padded.
+        attention_mask: ``(b, L)`` int64: 1 for tokens, 0 for padding.
+        **inputs: ``position_ids``, if the model takes them.
+
+    Returns:
+        ``(b, 2 m)`` float32 on the model's device: m log-probabilities, the highest first, then the
+        ids of their tokens, which float32 holds exactly up to 2**24.
+
+    Raises:
+        ValueError: the model returns no logits over the vocabulary.
     """
-
-    @torch.no_grad()
-    def __call__(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any
-    ) -> Tensor:
-        """Log-probabilities and ids of the `MOST_LIKELY` tokens after each prompt.
-
-        Args:
-            model: a causal language model; may be wrapped.
-            input_ids: ``(b, L)`` int64 token ids of the prompts, left-padded.
-            attention_mask: ``(b, L)`` int64: 1 for tokens, 0 for padding.
-            **inputs: ``position_ids``, if the model takes them.
-
-        Returns:
-            ``(b, 2 m)`` float32 on the model's device: m log-probabilities, the highest first, then
-            the ids of their tokens, which float32 holds exactly up to 2**24.
-
-        Raises:
-            ValueError: the model returns no logits over the vocabulary.
-        """
-        body = unwrapped(model)  # DDP's own forward waits for the other ranks, to sync buffers
-        output = body(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            **options_for_last(body, 1),
-            **inputs,
-        )
-        likely = last_log_probabilities(output, 1)[:, -1]
-        values, ids = likely.topk(min(MOST_LIKELY, likely.shape[-1]), dim=-1)
-        return torch.cat([values, ids.float()], dim=-1)
+    body = unwrapped(model)  # DDP's own forward waits for the other ranks, to sync buffers
+    output = body(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        use_cache=False,
+        **options_for_last(body, 1),
+        **inputs,
+    )
+    likely = last_log_probabilities(output, 1)[:, -1]
+    values, ids = likely.topk(min(MOST_LIKELY, likely.shape[-1]), dim=-1)
+    return torch.cat([values, ids.float()], dim=-1)
 
 
 def group(seen: Observation, count: int) -> Observation:
@@ -65,7 +59,7 @@ def group(seen: Observation, count: int) -> Observation:
     among what it says.
 
     Args:
-        seen: its logits, and corrupted logits if there are, are those of `FirstTokens`.
+        seen: its logits, and corrupted logits if there are, are those of `first_tokens`.
         count: number of tokens with a group of their own.
 
     Returns:
@@ -85,7 +79,7 @@ def frequent(first: Tensor, count: int) -> Tensor:
     """The tokens that the model is most likely to say first, over the whole pool.
 
     Args:
-        first: ``(N, 2 m)`` float32, from `FirstTokens`.
+        first: ``(N, 2 m)`` float32, from `first_tokens`.
         count: at most this many.
 
     Returns:
@@ -97,10 +91,10 @@ def frequent(first: Tensor, count: int) -> Tensor:
     >>> frequent(first, count=1)
     tensor([7])
     """
-    values, ids = first.double().chunk(2, dim=-1)
+    likely, ids = first.chunk(2, dim=-1)
     tokens, places = ids.long().unique(return_inverse=True)
-    total = torch.zeros(len(tokens), dtype=torch.float64, device=first.device)
-    total.index_add_(0, places.flatten(), values.exp().flatten())
+    total = torch.zeros(len(tokens), device=first.device)
+    total.index_add_(0, places.flatten(), likely.exp().flatten())
     order = total.argsort(descending=True, stable=True)[:count]
     return tokens[order]
 
@@ -109,7 +103,7 @@ def grouped(first: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability of each of these tokens, and of all others together, after each prompt.
 
     Args:
-        first: ``(N, 2 m)`` float32, from `FirstTokens`.
+        first: ``(N, 2 m)`` float32, from `first_tokens`.
         tokens: ``(k,)`` int64 ids on the same device.
 
     Returns:
@@ -122,8 +116,7 @@ def grouped(first: Tensor, tokens: Tensor) -> Tensor:
     tensor([[0.9000, 0.1000],
             [0.6000, 0.4000]])
     """
-    values, ids = first.double().chunk(2, dim=-1)
-    is_token = ids.long()[..., None] == tokens  # (N, m, k)
-    shares = torch.einsum("nm,nmk->nk", values.exp(), is_token.double())
-    others = 1 - shares.sum(dim=-1, keepdim=True)
-    return torch.cat([shares, others], dim=-1).clamp(min=_LEAST).log().float()
+    likely, ids = first.chunk(2, dim=-1)
+    shares = [(likely.exp() * (ids == token)).sum(dim=-1) for token in tokens]  # (N,) each
+    found = torch.stack([*shares, 1 - sum(shares)], dim=-1)
+    return found.clamp(min=_LEAST).log()

@@ -23,7 +23,7 @@ from sepstop.measure.embedding import (
     observe,
     training_precision,
 )
-from sepstop.measure.first_tokens import FirstTokens, group
+from sepstop.measure.first_tokens import first_tokens, group
 from sepstop.measure.language_model import check_causal
 from sepstop.measure.pool import Pool
 from sepstop.measure.pooling import POOLINGS, LastTokenPooling
@@ -154,7 +154,7 @@ class Observer:
             if self.reads_prompts:
                 check_causal(model, "answers=")
             if self.num_groups is not None:
-                self._head = FirstTokens()
+                self._head = first_tokens
             if self.answers is not None:
                 answers = self._tokenized_answers(model, tokenizer)
                 self._head, more = answers, answers.longest

@@ -8,7 +8,7 @@ from torch import nn
 from sepstop import SepStopConfig
 from sepstop.measure.answers import read_answers
 from sepstop.measure.embedding import Batching, observe
-from sepstop.measure.first_tokens import MOST_LIKELY, FirstTokens, frequent, grouped
+from sepstop.measure.first_tokens import MOST_LIKELY, first_tokens, frequent, grouped
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.pooling import LastTokenPooling
 from sepstop.measure.tokens import Tokens
@@ -27,7 +27,7 @@ def probabilities(model, prompts):
 def test_groups_are_of_the_next_tokens_probabilities(size):
     model = make_decoder()
     prompts = Tokens([torch.tensor(ids) for ids in PROMPTS], are_prompts=True)
-    options = {"with_logits": True, "head": FirstTokens()}
+    options = {"with_logits": True, "head": first_tokens}
     first = observe(model, prompts, LastTokenPooling(), Batching(size), **options).logits
     expected = probabilities(model, PROMPTS)
     tokens = expected.mean(dim=0).argsort(descending=True)[:3]
