@@ -28,13 +28,8 @@ from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
 from sepstop.bench.scored import Scored
 from sepstop.bench.scores import score_run
 from sepstop.criteria.neighbor_mi import CHANCE_FACTOR, mi_of_evaluations
-from sepstop.criteria.robust_mi import (
-    CONSISTENCY_WEIGHT,
-    ENOUGH_CONFIDENCE,
-    RobustMI,
-    confidence,
-    consistency,
-)
+from sepstop.criteria.predictions import ENOUGH_CONFIDENCE, confidence
+from sepstop.criteria.robust_mi import CONSISTENCY_WEIGHT, RobustMI, consistency
 from sepstop.decide.policies import default_policy, replay
 from sepstop.measure.average import AVERAGES
 

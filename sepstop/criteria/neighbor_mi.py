@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sepstop.criteria.predictions import decided
+
 CHANCE_FACTOR = 10
 """Lower bound of the first evaluation's mutual information, in units of (k - 1) / n nats.
 
@@ -126,7 +128,10 @@ def mutual_information(first: Tensor, second: Tensor, num_classes: int) -> Tenso
 
 @dataclass(frozen=True)
 class NeighborMI:
-    """`neighbor_mi` as a criterion, for a model that predicts one class out of k.
+    """`neighbor_mi` times `sepstop.criteria.predictions.decided`, as a criterion.
+
+    It is for a model that predicts one class out of k. What an undecided model predicts is
+    confirmed by neighbors about equally at every step, so its peaks are chance.
 
     The first evaluation of a run is its reference. It should be the model before training: the
     callback measures it there. `sepstop.measure.neighbors.Neighborhoods` tells whether the start
@@ -139,5 +144,5 @@ class NeighborMI:
     outputs: ClassVar[str] = "classes"
 
     def __call__(self, logits: Tensor, neighbor_classes: Tensor) -> Tensor:
-        """``(B, n, k)`` and ``(B, n, S, m)`` -> ``(B,)``; see `neighbor_mi`."""
-        return neighbor_mi(logits, neighbor_classes)
+        """``(B, n, k)`` and ``(B, n, S, m)`` -> ``(B,)``."""
+        return decided(logits) * neighbor_mi(logits, neighbor_classes)

@@ -11,6 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+ENOUGH_CONFIDENCE = 0.4
+"""`confidence` from which on a model counts as `decided`, chosen on development runs."""
+
 
 def negative_entropy(logits: Tensor) -> Tensor:
     """Confidence of the predictions: ``-mean H(P_i)``.
@@ -73,6 +76,34 @@ def self_consistency(logits: Tensor) -> Tensor:
     tensor([0.5000], dtype=torch.float64)
     """
     return logits.double().softmax(dim=-1).square().sum(dim=-1).mean(dim=-1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Mean probability of the predicted class, from 0 for 1 / k to 1 for certainty.
+
+    Args:
+        logits: ``(B, n, k)``, any float dtype.
+
+    Returns:
+        ``(B,)`` float64, on the same device.
+    """
+    chance = 1 / logits.shape[-1]
+    sure = logits.double().softmax(dim=-1).amax(dim=-1).mean(dim=-1)
+    return (sure - chance) / (1 - chance) if chance < 1 else torch.ones_like(sure)
+
+
+def decided(logits: Tensor) -> Tensor:
+    """How far a model has decided among its classes: `confidence` / `ENOUGH_CONFIDENCE`, squared.
+
+    From `ENOUGH_CONFIDENCE` on it is 1: memorizing raises confidence as well.
+
+    Args:
+        logits: ``(B, n, k)``, any float dtype.
+
+    Returns:
+        ``(B,)`` float64 from 0 to 1, on the same device.
+    """
+    return (confidence(logits) / ENOUGH_CONFIDENCE).clamp(max=1) ** 2
 
 
 def entropy(probabilities: Tensor) -> Tensor:

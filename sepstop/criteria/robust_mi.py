@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from sepstop.criteria.neighbor_mi import mutual_information, neighbor_mi
+from sepstop.criteria.predictions import decided
 
 CONSISTENCY_WEIGHT = 2 / 3
 """Weight of `consistency` in `robust_mi`, chosen on development runs: see docs/method.md."""
-
-ENOUGH_CONFIDENCE = 0.4
-"""`confidence` from which on more of it does not raise `robust_mi`, chosen on the same runs."""
 
 
 def consistency(logits: Tensor, corrupted_logits: Tensor) -> Tensor:
@@ -38,20 +35,6 @@ def consistency(logits: Tensor, corrupted_logits: Tensor) -> Tensor:
     return mutual_information(first, second, logits.shape[-1])
 
 
-def confidence(logits: Tensor) -> Tensor:
-    """Mean probability of the predicted class, from 0 for 1 / k to 1 for certainty.
-
-    Args:
-        logits: ``(B, n, k)``, any float dtype.
-
-    Returns:
-        ``(B,)`` float64, on the same device.
-    """
-    chance = 1 / logits.shape[-1]
-    sure = logits.double().softmax(dim=-1).amax(dim=-1).mean(dim=-1)
-    return (sure - chance) / (1 - chance) if chance < 1 else torch.ones_like(sure)
-
-
 def robust_mi(logits: Tensor, corrupted_logits: Tensor, neighbor_classes: Tensor) -> Tensor:
     """Weighted geometric mean of `consistency` and `sepstop.criteria.neighbor_mi.neighbor_mi`.
 
@@ -61,8 +44,7 @@ def robust_mi(logits: Tensor, corrupted_logits: Tensor, neighbor_classes: Tensor
     loss of some tokens.
 
     A model that has hardly begun to learn is undecided, and what it predicts is about equally
-    consistent at every step. So the mean is multiplied by the square of `confidence` in units of
-    `ENOUGH_CONFIDENCE`. From there on, confidence does not count: memorizing raises it as well.
+    consistent at every step. So the mean is multiplied by `sepstop.criteria.predictions.decided`.
 
     Args:
         logits, corrupted_logits: ``(B, n, k)``, any float dtype, on one device.
@@ -82,8 +64,7 @@ def robust_mi(logits: Tensor, corrupted_logits: Tensor, neighbor_classes: Tensor
     """
     stable = consistency(logits, corrupted_logits).clamp(min=0)
     confirmed = neighbor_mi(logits, neighbor_classes)
-    decided = (confidence(logits) / ENOUGH_CONFIDENCE).clamp(max=1) ** 2
-    return decided * stable**CONSISTENCY_WEIGHT * confirmed ** (1 - CONSISTENCY_WEIGHT)
+    return decided(logits) * stable**CONSISTENCY_WEIGHT * confirmed ** (1 - CONSISTENCY_WEIGHT)
 
 
 @dataclass(frozen=True)

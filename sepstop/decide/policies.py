@@ -345,11 +345,9 @@ def default_policy(name: str) -> Policy:
     >>> default_policy("robust_mi").min_best
     0.1
     """
-    if name == "robust_mi":
-        # It is near 0 while the model is undecided, and its peaks there are chance.
+    if name in ("robust_mi", "neighbor_mi"):
+        # They are near 0 while the model is undecided, and their peaks there are chance.
         return PastPeak(min_best=0.1)
-    if name == "neighbor_mi":
-        return PastPeak()
     if name == "label_mi":
         # An untrained head predicts each label for about half of the texts, and training first
         # takes most of them back: that fall is not a peak.

@@ -7,7 +7,7 @@ import torch
 from clouds import directions, normal, one_hot_logits
 from sklearn.metrics import mutual_info_score
 
-from sepstop.criteria.neighbor_mi import mutual_information, neighbor_mi
+from sepstop.criteria.neighbor_mi import NeighborMI, mutual_information, neighbor_mi
 from sepstop.measure.neighbors import NEIGHBORS, nearest_neighbors
 
 
@@ -74,3 +74,19 @@ def test_neighbor_mi_agrees_with_a_naive_version_whatever_the_length():
     expected = mutual_info_score(row, row[near]) - bias
     assert expected > 0.01
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_criterion_counts_what_an_undecided_model_predicts_for_little():
+    """Its classes are the same; a confidence of 0.4 is enough."""
+    points = directions(0, 1, 90, 91)[0]
+    near = nearest_neighbors(points, 1)[None, :, None]
+    classes = torch.tensor([[0, 0, 1, 1]])
+
+    def score(confidence):
+        sure = torch.tensor([(1 + confidence) / 2, (1 - confidence) / 2]).log()
+        logits = torch.where(classes[..., None] == 0, sure, sure.flip(0))
+        return NeighborMI()(logits, classes[0][near]).item()
+
+    assert score(0.4) == pytest.approx(score(0.9))
+    assert score(0.9) == pytest.approx(informed(one_hot_logits(0, 0, 1, 1)[0], points, count=1))
+    assert score(0.2) == pytest.approx(score(0.4) / 4)

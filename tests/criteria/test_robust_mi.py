@@ -11,7 +11,8 @@ from sklearn.metrics import mutual_info_score
 from sepstop import Scorer
 from sepstop.criteria import Consistency, NeighborMI, RobustMI
 from sepstop.criteria.neighbor_mi import neighbor_mi
-from sepstop.criteria.robust_mi import confidence, consistency, robust_mi
+from sepstop.criteria.predictions import confidence
+from sepstop.criteria.robust_mi import consistency, robust_mi
 from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import nearest_neighbors
 from sepstop.measure.resampling import draw_resamples

@@ -451,7 +451,7 @@ def test_past_peak_says_why_and_refuses_what_can_not_be():
 
 def test_the_default_policy_fits_the_score():
     assert default_policy("robust_mi") == PastPeak(min_best=0.1)
-    assert default_policy("neighbor_mi") == PastPeak()
+    assert default_policy("neighbor_mi") == PastPeak(min_best=0.1)
     assert default_policy("label_mi") == PastPeak(since_lowest=True)
     for name in ("component_mi", "consistency", "separability", "infomax", "ones_own"):
         assert default_policy(name) == Plateau()

@@ -54,7 +54,7 @@ def test_any_number_of_criteria_takes_one_pass_and_one_of_corrupted_texts(
     layer, head = count_calls(model.bert.encoder.layer[0]), count_calls(model.classifier)
     record = monitor.measure(model, 1)
     passes = 2 if "auto" in (criterion, *extra) else 1
-    assert monitor.needs_corrupted is (passes == 2)
+    assert monitor.needs("corrupted_logits") is (passes == 2)
     assert len(layer) == len(head) == 2 * passes  # batches of 64 for 80 texts
     assert next(iter(record.scores)) == monitor.decides
     assert set(record.scores) >= {name for name in extra if name in CRITERIA}
@@ -85,7 +85,7 @@ def test_a_model_without_logits_takes_no_pass_of_corrupted_texts(pool, tokenizer
     monitor.prepare(model)
     layer = count_calls(model.encoder.layer[0])
     seen = monitor.observe(model)
-    assert (monitor.decides, monitor.needs_corrupted) == ("component_mi", False)
+    assert (monitor.decides, monitor.needs("corrupted_logits")) == ("component_mi", False)
     assert seen.corrupted_logits is None
     assert len(layer) == 2
 
@@ -99,7 +99,7 @@ def test_an_observation_of_an_earlier_process_is_complete_if_it_has_what_is_need
     whole = monitor().observe(model)
     without = whole._replace(corrupted_logits=None)
     with pytest.raises(RuntimeError, match="expected `prepare` or `measure` first"):
-        assert monitor().needs_corrupted
+        assert monitor().needs("corrupted_logits")
     for options, needs in (
         ({}, True),
         ({"criterion": "infomax"}, False),
