@@ -20,6 +20,7 @@ from sepstop.measure.embedding import Batching, Observation, observe
 from sepstop.measure.first_tokens import first_tokens
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.tokens import DROP_RATE, Tokens, prompt_ids
+from sepstop.measure.untouched import untouched
 from sepstop.types import Pooling
 from sepstop.utils.registry import build
 
@@ -108,21 +109,18 @@ class Answerer(Learner):
         }
         return first | {"te_gen": self._generated_accuracy(split)}
 
-    @torch.no_grad()
     def _generated_accuracy(self, split: Split) -> float:
         """Share of the first test prompts that the model answers right, word by word."""
         prompts, wanted = split.tokens["test"].ids[:_GENERATED], split.labels["test"][:_GENERATED]
-        was_training = self.model.training
-        self.model.eval()
         input_ids, mask = self._padded(prompts)
-        said = self.model.generate(  # type: ignore[operator]
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=max(map(len, self.completions)),
-            do_sample=False,
-            pad_token_id=self.pad_token_id,
-        )[:, input_ids.shape[1] :]
-        self.model.train(was_training)
+        with untouched(self.model):
+            said = self.model.generate(  # type: ignore[operator]
+                input_ids=input_ids,
+                attention_mask=mask,
+                max_new_tokens=max(map(len, self.completions)),
+                do_sample=False,
+                pad_token_id=self.pad_token_id,
+            )[:, input_ids.shape[1] :]
         answers = [self.completions[label] for label in wanted]
         right = [
             said[i, : len(answer)].tolist() == answer.tolist() for i, answer in enumerate(answers)

@@ -6,7 +6,7 @@ import torch
 from conftest import make_decoder, make_texts
 from helpers.recorded import short_settings
 
-from sepstop.bench.record import learner_and_split, record_run
+from sepstop.bench.record import learner_and_split, record_run, train
 from sepstop.bench.run_settings import RunSettings
 
 TEXTS, NUMBERS = make_texts(160)
@@ -62,6 +62,22 @@ def test_the_loss_is_that_of_the_answers_tokens(settings, tokenizer):
         total += float(model.model(input_ids=ids, labels=wanted).loss) * len(answer)
         count += len(answer)
     assert float(model.loss(split, rows)) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_an_average_generates_its_own_answers_in_bfloat16(settings):
+    """Autocast would keep the weights that it cast before the average was put into the model."""
+    bf16 = short_settings(settings.model, prompt=settings.prompt, bf16=True, learning_rate=2e-2)
+    model, split = learner_and_split(TEXTS, NAMES, bf16)
+    training = train(model, split, bf16)
+    for _ in range(40):
+        next(training)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = {part: model.observe(split.tokens[part]) for part in ("pool", "corrupted")}
+        assert model.more_arrays(split, seen)["te_gen"] > 0.8
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(-1)
+        assert model.more_arrays(split, seen)["te_gen"] < 0.2
 
 
 def test_long_texts_are_cut_before_they_are_put_into_the_prompt(settings, tokenizer):
