@@ -1,4 +1,4 @@
-"""Time of scoring answers to prompts, beside the forward pass and one pass for each answer.
+"""Time of scoring answers, first tokens and losses, beside the forward pass over the prompts.
 
     python scripts/bench_answers.py MODEL_DIR DATA.jsonl
 
@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sepstop.measure.answers import Answers, tokenize_answers
 from sepstop.measure.embedding import Batching, observe
+from sepstop.measure.first_tokens import first_tokens
 from sepstop.measure.pooling import LastTokenPooling
 from sepstop.measure.tokens import Tokens, prompt_ids
 
@@ -84,6 +85,10 @@ def works(
         "with answers": lambda: observe(
             model, tokens, pooling, batching, with_logits=True, head=answers
         ),
+        "with first tokens": lambda: observe(
+            model, tokens, pooling, batching, with_logits=True, head=first_tokens
+        ),
+        "with losses": lambda: observe(model, tokens, pooling, batching, with_losses=True),
         "each answer by itself": lambda: [
             observe(model, read, pooling, batching) for read in whole.values()
         ],

@@ -63,7 +63,7 @@ def watching_clock() -> Clock:
     """A clock of the parts of a measurement."""
     clock = Clock()
     clock.watch("callback", Monitor, "prepare", "measure", "set_reference")
-    clock.watch("embedding", Observer, "observe", "corrupted")
+    clock.watch("embedding", Observer, "observe_pool")
     clock.watch("scoring", Scorer, "best_of", "add_neighbors")
     return clock
 

@@ -30,7 +30,7 @@ from sepstop.criteria.pool_loss import pool_loss
 from sepstop.decide.policies import default_policy, replay
 from sepstop.measure.average import RunningAverages
 from sepstop.measure.monitor import Monitor
-from sepstop.types import CHECKPOINT, Average, Record
+from sepstop.types import CHECKPOINT, Record, Series, candidate_name
 
 WARMUP = 20
 
@@ -153,8 +153,7 @@ def show(found: list[Evaluation], options: argparse.Namespace) -> None:
 
     def kept(records: list[Record]) -> tuple[int, str]:
         best = min(records, key=lambda record: record.scores["pool_loss"].value)
-        average: Average | None = best.average
-        return best.step, CHECKPOINT if average is None else average.name
+        return best.step, candidate_name(best.average)
 
     only = [one.record for one in trained]
     step, name = kept(only)
@@ -167,10 +166,8 @@ def show(found: list[Evaluation], options: argparse.Namespace) -> None:
     out.print(f"best checkpoint in hindsight: {best:.4f}")
     out.print(f"last checkpoint: {trained[-1].test[CHECKPOINT]:.4f}")
     out.print(f"before training: {found[0].test[CHECKPOINT]:.4f}")
-    monitor = "pool_loss"
-    from sepstop.types import Series
-
-    decision = replay(default_policy(monitor), Series.of(only, monitor, higher_is_better=False))
+    series = Series.of(only, "pool_loss", higher_is_better=False)
+    decision = replay(default_policy("pool_loss"), series)
     out.print(f"its default policy: {'stop' if decision.stop else 'go on'} at step {decision.step}")
 
 

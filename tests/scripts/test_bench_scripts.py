@@ -5,6 +5,8 @@ import sys
 import time
 
 import bench_average_steps
+import bench_first_tokens
+import bench_pool_loss
 import bench_robust_mi
 import bench_ties
 import numpy as np
@@ -13,11 +15,12 @@ import record_suite
 import torch
 import yaml
 from bench_overhead import watching_clock
-from conftest import make_encoder, make_monitor, make_texts
+from conftest import make_decoder, make_encoder, make_monitor, make_texts
 from helpers.recorded import save_model, short_settings, toy_run
 
 from sepstop import Score
-from sepstop.bench.recorded_run import RecordedRun, load_run
+from sepstop.bench.record import record_run
+from sepstop.bench.recorded_run import RecordedRun, load_run, save_run
 from sepstop.bench.scored import Scored
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.observer import Observer
@@ -30,7 +33,7 @@ def clock(monkeypatch):
     """A clock whose watch over the methods ends with the test."""
     methods = {
         Monitor: ("prepare", "measure", "set_reference"),
-        Observer: ("observe", "corrupted"),
+        Observer: ("observe_pool",),
         Scorer: ("best_of", "add_neighbors"),
     }
     for owner, names in methods.items():
@@ -169,3 +172,52 @@ def test_averages_of_schedules_are_recorded_in_the_precision_of_the_suite(suite,
         points.append(recorded.arrays["pool_e"][0])  # before the first step
     assert not np.array_equal(*points)
     np.testing.assert_allclose(*points, atol=0.1)
+
+
+@pytest.fixture
+def decoder(tmp_path, tokenizer):
+    """The folder of a causal language model."""
+    make_decoder().save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    return tmp_path / "decoder"
+
+
+def test_first_tokens_stand_for_the_answers_of_a_recorded_run(
+    decoder, tmp_path, monkeypatch, capsys
+):
+    texts, labels = make_texts(160)
+    words = [("awful", "great")[label] for label in labels]
+    settings = short_settings(decoder, prompt="the {text} film", pooling="last", learning_rate=2e-2)
+    run = record_run(texts, words, settings, progress=False)
+    found = bench_first_tokens.by_first_tokens(run, 2)
+    assert found.arrays["recent_pool_l"].shape == (4, 60, 3)
+    first = found.arrays["pool_l"][-1]
+    np.testing.assert_allclose(np.exp(first).sum(axis=1), 1, atol=1e-5)
+    known = run.arrays["pool_l"][-1].argmax(axis=1)  # the answers, of one token each
+    agree = [(first.argmax(axis=1) == np.array(order)[known]).mean() for order in ([0, 1], [1, 0])]
+    assert max(agree) > 0.9
+    save_run(tmp_path / "runs", run)
+    call(monkeypatch, bench_first_tokens, tmp_path / "runs", "--groups", 2)
+    printed = capsys.readouterr().out
+    assert "2 first tokens" in printed
+    assert "known" in printed
+
+
+def test_continued_pre_training_is_measured_on_the_pool_and_on_other_text(
+    decoder, tmp_path, monkeypatch, capsys
+):
+    texts = make_texts(90)[0]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sizes = {"train": 30, "pool": 25, "test": 30}
+    options = [f"--{part}-texts={size}" for part, size in sizes.items()]
+    call(monkeypatch, bench_pool_loss, decoder, data, *options, "--steps=24", "--evaluate-every=8")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
+    assert [
+        (step.strip(), name.strip()) for step, name, *_ in rows if name.strip() == "checkpoint"
+    ] == [(step, "checkpoint") for step in ("0", "8", "16", "24")]
+    assert sum(name.strip() == "recent" for _, name, *_ in rows) == 1
+    assert any(line.startswith("kept by pool_loss: ") for line in lines)
+    for *_, pool, test in rows:
+        assert float(pool) == pytest.approx(float(test), rel=0.05)
