@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_decoder, make_decoder_classifier, make_encoder, make_texts
 from helpers.scores import NEVER, StopAt, values
-from helpers.training import Recorder
+from helpers.training import EVERY_SECOND_STEP, Recorder
 from transformers import (
     BertForSequenceClassification,
     LlamaForCausalLM,
@@ -17,14 +17,6 @@ from transformers import (
 )
 
 from sepstop import Monitor, SepStopCallback, SepStopConfig, select_checkpoint
-
-EVERY_SECOND_STEP = {
-    "max_steps": 4,
-    "eval_strategy": "steps",
-    "eval_steps": 2,
-    "save_strategy": "steps",
-    "save_steps": 2,
-}
 
 
 @pytest.fixture

@@ -5,17 +5,10 @@ import pytest
 import torch
 from conftest import make_decoder, make_texts
 from helpers.scores import NEVER, values
+from helpers.training import EVERY_SECOND_STEP
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from sepstop import SepStopCallback, select_checkpoint
-
-EVERY_SECOND_STEP = {
-    "max_steps": 4,
-    "eval_strategy": "steps",
-    "eval_steps": 2,
-    "save_strategy": "steps",
-    "save_steps": 2,
-}
 
 
 def fine_tuning(callback, rows, tokenizer, folder, quantization=None, lora=True, **options):

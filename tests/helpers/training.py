@@ -20,6 +20,16 @@ BEST = {
 """Trainer keeps the checkpoint with the best separability and loads it at the end."""
 
 
+EVERY_SECOND_STEP = {
+    "max_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+"""A short run that is evaluated and saved twice."""
+
+
 TRAINS_AGAIN = pytest.mark.filterwarnings(
     "ignore:sepstop. .* holds checkpoints of an earlier run:UserWarning"
 )
