@@ -268,13 +268,16 @@ class FirstOptimum:
 class PastPeak:
     """Stop when the peak is past: the score is well below the best, or the best was long ago.
 
+    A single low score is no sign of it: a model that begins to learn, at a high rate above all, has
+    peaks that later ones exceed. So the best must have stood for some evaluations.
+
     Age is a share of the steps so far, so more frequent evaluations do not stop the run earlier.
     For scores that are at least 0 and better when higher, such as mutual information. While no
     score is above `min_best`, the run goes on.
 
     Args:
-        max_drop: stop at once when the score is this share below the best.
-        max_age: stop when this share of the steps so far came after the best ...
+        max_drop: stop when the score is this share below the best, ...
+        max_age: ... or when this share of the steps so far came after the best, ...
         min_evaluations: ... and at least this many evaluations did.
         min_best: a best score up to this is no evidence to stop by.
         since_lowest: take the best since the lowest score so far, for scores that fall at first.
@@ -323,7 +326,8 @@ class PastPeak:
                 drop = 1 - value / best[1]
                 age = (step - best[0]) / step
                 why = f"{drop:.0%} below step {best[0]}, {age:.0%} of the steps ago"
-                if drop >= self.max_drop or (age >= self.max_age and since >= self.min_evaluations):
+                is_past = drop >= self.max_drop or age >= self.max_age
+                if is_past and since >= self.min_evaluations:
                     return _decision(series, step, why)
         return stop or _decision(series, None, why)
 

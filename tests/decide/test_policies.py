@@ -390,8 +390,10 @@ def test_first_optimum_says_why_and_refuses_what_can_not_be():
 @pytest.mark.parametrize(
     ("policy", "scores", "stop", "best"),
     [
-        (PastPeak(), [0.1, 1, 0.71], None, 20),
-        (PastPeak(), [0.1, 1, 0.69], 30, 20),
+        (PastPeak(), [0.1, 0.1, 0.1, 1, 0.71, 0.71, 0.71], None, 40),
+        (PastPeak(), [0.1, 0.1, 0.1, 1, 0.69, 0.69, 0.69], 70, 40),
+        (PastPeak(), [0.1, 0.1, 0.1, 1, 0.2, 0.2], None, 40),  # two low scores show nothing yet
+        (PastPeak(), [0.1, 0.1, 0.1, 1, 0.2, 0.2, 1.1], None, 70),
         (PastPeak(), [1, 0.9, 0.9], None, 10),  # old, but two evaluations ago
         (PastPeak(), [1, 0.9, 0.9, 0.9], 40, 10),
         (PastPeak(), [0.1, 1, 0.9, 0.9, 0.9], 50, 20),  # (50 - 20) / 50
@@ -399,14 +401,14 @@ def test_first_optimum_says_why_and_refuses_what_can_not_be():
         (PastPeak(), [0.1, 0.1, 1, 0.9, 0.9, 0.9, 0.9, 0.9], 80, 30),
         (PastPeak(max_age=0.5), [0.1, 1, 0.9, 0.9, 1], 50, 20),  # equal is no improvement
         (PastPeak(), [0, -1, 0, 0, 0, 0, 0], None, 10),  # nothing to go by
-        (PastPeak(), [0, 0, 0, 0, 0.5, 0.3], 60, 50),
+        (PastPeak(), [0, 0, 0, 0, 0.5, 0.3, 0.3, 0.3], 80, 50),
         (PastPeak(), [1, NAN, 0.9, 0.9], None, 10),  # an evaluation that failed is not counted
         (PastPeak(nonfinite="stop"), [1, NAN, 0.9], 20, 10),
-        (PastPeak(max_drop=0.05), [1, 0.9], 20, 10),
+        (PastPeak(max_drop=0.05, min_evaluations=1), [1, 0.9], 20, 10),
         (PastPeak(min_evaluations=1), [1, 0.9, 0.9], 30, 10),
         (PastPeak(), [], None, None),
         (PastPeak(min_best=0.1), [0.1, 0.02, 0.02, 0.02, 0.02], None, 10),  # too low to go by
-        (PastPeak(min_best=0.1), [0.1, 0.02, 0.02, 0.5, 0.3], 50, 40),
+        (PastPeak(min_best=0.1), [0.1, 0.02, 0.02, 0.5, 0.3, 0.3, 0.3], 70, 40),
     ],
 )
 def test_past_peak(policy, scores, stop, best):
@@ -417,10 +419,10 @@ def test_past_peak(policy, scores, stop, best):
     ("scores", "stop", "best"),
     [
         ((0.3, 0.1, 0.0, 0.0, 0.0), None, 10),  # falls from the start: no peak
-        ((0.3, 0.1, 0.0, 0.0, 0.2, 0.5, 0.3), 70, 60),  # past the peak since
-        ((0.3, 0.1, 0.2, 0.19, 0.1), 50, 10),  # not below its lowest
-        ((0.1, 0.2, 0.5, 0.3), 40, 30),  # rises from the start, as without
-        ((0.0, 0.5, 0.0), 30, 20),  # collapses
+        ((0.3, 0.1, 0.0, 0.0, 0.2, 0.5, 0.3, 0.3, 0.3), 90, 60),  # past the peak since
+        ((0.3, 0.1, 0.2, 0.19, 0.1, 0.1), 60, 10),  # not below its lowest
+        ((0.1, 0.2, 0.5, 0.3, 0.3, 0.3), 60, 30),  # rises from the start, as without
+        ((0.0, 0.5, 0.0, 0.0, 0.0), 50, 20),  # collapses
     ],
 )
 def test_past_the_peak_since_the_lowest_score(scores, stop, best):
