@@ -582,7 +582,7 @@ def test_an_average_of_adapters_is_written_as_an_adapter(tmp_path, tokenizer, po
     peft = pytest.importorskip("peft")
     make_decoder().save_pretrained(tmp_path / "base")
     run = walk(tmp_path / "run", lora(tmp_path / "base"), tokenizer, count=4)
-    found = select(run, pool, ties="latest", output=tmp_path / "best", criterion="neighbor_mi")
+    found = select(run, pool, ties="latest", output=tmp_path / "best", criterion="consistency")
     assert found.best_record.average is not None
     assert {path.name for path in found.best.glob("*.safetensors")} == {"adapter_model.safetensors"}
     base = LlamaForSequenceClassification.from_pretrained(
