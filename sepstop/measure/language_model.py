@@ -85,8 +85,8 @@ def token_losses(
         kept = logits if in_parts else logits[:, places]  # (b, p, V)
         wanted = input_ids[:, places + 1]
         losses = nn.functional.cross_entropy(
-            kept.float().transpose(1, 2), wanted, reduction="none"
-        )  # (b, p)
+            kept.flatten(0, 1).float(), wanted.flatten(), reduction="none"
+        ).view_as(wanted)  # (b, p)
         is_token = (attention_mask[:, places] * attention_mask[:, places + 1]).bool()
         found[:, 0] += losses.masked_fill(~is_token, 0).sum(dim=1)
         found[:, 1] += is_token.sum(dim=1)
