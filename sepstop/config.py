@@ -70,7 +70,7 @@ class SepStopConfig:
         answers: what a causal language model may answer, where it has no head: the answers as
             strings or token ids, or a file with one a row (a table's column is "answer"). The pool
             has prompts then, each answer is a class, and its log-likelihood the logit. See
-            `sepstop.measure.answers`. A number, such as 10, is for answers that are unknown: the
+            `sepstop.measure.answers`. A number, such as 20, is for answers that are unknown: the
             classes are the tokens that the model most often says first, this many, and one for all
             others. See `sepstop.measure.first_tokens`.
         answer_end: text that training puts after an answer, such as the tokenizer's ``eos_token``.
