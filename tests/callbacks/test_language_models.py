@@ -1,5 +1,7 @@
 """Language models without a head, by TRL's SFTTrainer: known answers, unknown ones, and text."""
 
+import copy
+
 import datasets
 import pytest
 import torch
@@ -34,7 +36,7 @@ def fine_tuning(callback, rows, tokenizer, folder, quantization=None, lora=True,
         args,
         train_dataset=rows,
         eval_dataset=rows.select(range(8)),
-        processing_class=tokenizer,
+        processing_class=copy.deepcopy(tokenizer),  # the trainer sets its eos_token
         peft_config=LoraConfig(r=8, target_modules="all-linear") if lora else None,
         callbacks=[callback],
     )
