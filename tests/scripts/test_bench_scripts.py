@@ -8,6 +8,7 @@ import bench_average_steps
 import bench_first_tokens
 import bench_pool_loss
 import bench_robust_mi
+import bench_stops
 import bench_ties
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from sepstop import Score
 from sepstop.bench.record import record_run
 from sepstop.bench.recorded_run import RecordedRun, load_run, save_run
 from sepstop.bench.scored import Scored
+from sepstop.criteria import InfoMax
+from sepstop.decide.policies import PastPeak, replay
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.observer import Observer
 from sepstop.measure.scorer import Scorer
-from sepstop.types import CHECKPOINT
+from sepstop.types import CHECKPOINT, Decision, Series
 
 
 @pytest.fixture
@@ -172,6 +175,25 @@ def test_averages_of_schedules_are_recorded_in_the_precision_of_the_suite(suite,
         points.append(recorded.arrays["pool_e"][0])  # before the first step
     assert not np.array_equal(*points)
     np.testing.assert_allclose(*points, atol=0.1)
+
+
+def test_the_cost_of_a_stop_is_to_what_the_whole_run_would_have_kept():
+    run = toy_run(accuracy=(0.1, 0.5, 0.9, 0.7), scores=(0, 1, 3, 2))
+
+    def policy(series):
+        return Decision(series.steps[-1:] >= (10,), series.best_step, "")
+
+    found = bench_stops.costs(run, "checkpoints", InfoMax(), policy)
+    assert found == pytest.approx((0, 0.4, 2 / 3))
+    assert bench_stops.costs(run, "averages", InfoMax(), policy) is None
+
+
+def test_the_earlier_rule_does_not_wait_after_a_drop():
+    scores = tuple(Score(value) for value in (0.2, 1.0, 0.5, 1.5))
+    series = Series("mi", True, (10, 20, 30, 40), scores)
+    stopped = replay(bench_stops.AtOnce(0.0), series)
+    assert (stopped.stop, stopped.step) == (True, 30)
+    assert not replay(PastPeak(), series).stop
 
 
 @pytest.fixture
