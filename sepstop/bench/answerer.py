@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from sepstop.bench.learner import Learner, Split, as_tensors, prepare
 from sepstop.bench.rows import with_noise
 from sepstop.bench.run_settings import RunSettings
 from sepstop.measure.answers import Answers, tokenize_answers
-from sepstop.measure.embedding import Batching, Observation, observe
+from sepstop.measure.embedding import Batching, Observation, observe, padded
 from sepstop.measure.first_tokens import first_tokens
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.tokens import DROP_RATE, Tokens, prompt_ids
@@ -77,14 +76,14 @@ class Answerer(Learner):
         answers = [self.completions[split.labels["train"][int(row)]] for row in rows]
         prompts = [split.tokens["train"].ids[int(row)] for row in rows]
         batch = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
-        input_ids, mask = self._padded(batch)
+        input_ids, mask, inputs = self._padded(batch)
         kept = max(map(len, answers))
         logits = self.model(
             input_ids=input_ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
             logits_to_keep=kept + 1,
             use_cache=False,
+            **inputs,
         ).logits[:, :-1]  # (b, kept, V)
         is_answer = torch.stack(
             [torch.arange(kept) >= kept - len(answer) for answer in answers]
@@ -93,7 +92,7 @@ class Answerer(Learner):
         return nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
 
     def observe(self, tokens: Tokens) -> Observation:
-        """See `Learner.observe`; the logits end with what `first_tokens` gives."""
+        """See `Learner.observe`; after the classes come the columns of `first_tokens`."""
         return observe(
             self.model, tokens, self.pooling, Batching(), with_logits=True, head=self.head
         )
@@ -112,7 +111,7 @@ class Answerer(Learner):
     def _generated_accuracy(self, split: Split) -> float:
         """Share of the first test prompts that the model answers right, word by word."""
         prompts, wanted = split.tokens["test"].ids[:_GENERATED], split.labels["test"][:_GENERATED]
-        input_ids, mask = self._padded(prompts)
+        input_ids, mask, _ = self._padded(prompts)
         with untouched(self.model):
             said = self.model.generate(  # type: ignore[operator]
                 input_ids=input_ids,
@@ -127,12 +126,9 @@ class Answerer(Learner):
         ]
         return float(np.mean(right))
 
-    def _padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """``(b, L)`` token ids and mask, padded on the left."""
-        input_ids = pad_sequence(list(rows), True, self.pad_token_id, padding_side="left")
-        lengths = torch.tensor([len(ids) for ids in rows])
-        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().flip(1)
-        return input_ids.to(self.device), mask.to(self.device)
+    def _padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """As `sepstop.measure.embedding.padded`, on the left."""
+        return padded(Tokens(rows, pad_token_id=self.pad_token_id, are_prompts=True), self.model)
 
 
 def answerer_and_split(

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from sepstop.bench.learner import Learner, Split, as_tensors, prepare
 from sepstop.bench.rows import with_noise
 from sepstop.bench.run_settings import RunSettings
-from sepstop.measure.embedding import Observation, embed
+from sepstop.measure.embedding import Observation, embed, padded
 from sepstop.measure.pooling import POOLINGS
 from sepstop.measure.tokens import DROP_RATE, Tokens
 from sepstop.types import Pooling
@@ -34,11 +33,8 @@ class Classifier(Learner):
 
     def loss(self, split: Split, rows: Tensor) -> Tensor:
         """Mean cross-entropy of the rows; see `Learner.loss`."""
-        batch = [split.tokens["train"].ids[int(row)] for row in rows]
-        input_ids = pad_sequence(batch, batch_first=True)
-        lengths = torch.tensor([len(ids) for ids in batch])
-        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        logits = self(input_ids.to(self.device), mask.to(self.device))
+        input_ids, mask, _ = padded(split.tokens["train"].at(rows.tolist()), self.backbone)
+        logits = self(input_ids, mask)
         y = torch.from_numpy(split.labels["train"])[rows]
         return nn.functional.cross_entropy(logits, y.to(self.device))
 

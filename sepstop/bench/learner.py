@@ -53,7 +53,12 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, tokens: Tokens) -> Observation:
-        """Points and ``(N, k)`` float32 logits of texts, and the weights left as they were."""
+        """Points and logits of N texts; the model is left as it was.
+
+        Returns:
+            The first k columns of the logits are those of the classes, float32. A learner may add
+            others, for its `more_arrays`.
+        """
 
     def more_arrays(self, split: Split, seen: dict[str, Observation]) -> dict[str, Any]:
         """Other arrays to record at an evaluation, by name.

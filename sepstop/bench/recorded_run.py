@@ -45,8 +45,11 @@ class RecordedRun:
             noise included, ``train_e (T, M, D)``, ``train_l (T, M, k)``, ``train_y (M,)``. An
             average of the weights called NAME has ``NAME_pool_e``, ``NAME_te_acc`` and so on, of
             the same shapes; its evaluations before the first averaged step are the model's own.
-            ``plain_te_acc (P,)`` is the test accuracy of averages that need no pool, with their
-            names in ``settings["plain"]``.
+            A language model that answers in words has ``pool_f`` and ``pool_g``, what it says first
+            to the pool's texts and without 30 % of their tokens, ``(T, N, 2 m)`` as
+            `sepstop.measure.first_tokens.first_tokens` gives it, and ``te_gen (T,)``, the share of
+            generated answers that are right. ``plain_te_acc (P,)`` is the test accuracy of averages
+            that need no pool, with their names in ``settings["plain"]``.
         settings: how the run was recorded; empty if the file does not say.
     """
 

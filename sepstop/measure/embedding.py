@@ -203,7 +203,7 @@ def _observe_batch(
     with_logits: bool,
     with_losses: bool,
 ) -> Observation:
-    input_ids, mask, inputs = _padded(batch, model)
+    input_ids, mask, inputs = padded(batch, model)
     check_pooling(pooling, inputs)
     prompt = {}
     if batch.prompt_length and isinstance(pooling, AutoPooling):
@@ -225,10 +225,15 @@ def _observe_batch(
     return Observation(points.detach(), logits, token_losses=losses)
 
 
-def _padded(batch: Tokens, model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """``(b, L)`` token ids and mask, and the model's other inputs by name.
+def padded(batch: Tokens, model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """A batch for a model's forward pass: texts padded on the right, prompts on the left.
 
-    Texts are padded on the right, prompts on the left.
+    Args:
+        batch: b texts of at most L tokens.
+        model: its device and the names of its inputs count.
+
+    Returns:
+        ``(b, L)`` int64 token ids, their mask, and the model's other inputs by name, on its device.
     """
     device, side = next(model.parameters()).device, "left" if batch.are_prompts else "right"
     input_ids = pad_sequence(list(batch.ids), True, batch.pad_token_id, padding_side=side)

@@ -128,14 +128,14 @@ class Monitor:
             "pool": self.pool.fingerprint,
             **({} if outputs is None else {"outputs": outputs}),
         }
-        if self.observer.num_groups is not None:
-            settings["answers"] = self.observer.num_groups
-        if self.observer.answers is not None:
-            settings["answers"] = [
-                answer if isinstance(answer, str) else list(answer)
-                for answer in self.observer.answers
-            ]
+        answers = self.observer.answers
+        if answers is not None:
             settings["answer_end"] = self.config.answer_end
+            settings["answers"] = (
+                answers
+                if isinstance(answers, int)
+                else [one if isinstance(one, str) else list(one) for one in answers]
+            )
         if self._scorer is not None:
             first, *others = [describe(one, CRITERIA) for one in self._scorer.criteria]
             settings |= {"criterion": first, "extra_criteria": others}
@@ -368,7 +368,7 @@ class Monitor:
             RuntimeWarning: a trained model hardly ever gives one of the answers.
         """
         candidates = {CHECKPOINT: seen} if isinstance(seen, Observation) else seen
-        if step > 0 and self.observer.answers is not None:
+        if step > 0 and isinstance(self.observer.answers, list):
             _warn_of_unlikely_answers(candidates)
         settled = {name: self.settled(one) for name, one in candidates.items()}
         self.run_outputs.freeze(step)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sepstop.config import AUTO, Precision, SepStopConfig
-from sepstop.measure.answers import Answers, read_answers, tokenize_answers
+from sepstop.measure.answers import Ids, read_answers, tokenize_answers
 from sepstop.measure.backbone import unwrapped
 from sepstop.measure.embedding import (
     Batching,
@@ -72,8 +72,8 @@ class Observer:
 
     Attributes:
         pooling: computes the points of a batch.
-        answers: those that are known; None without.
-        num_groups: number of first tokens that stand for unknown answers; None without.
+        answers: strings or token ids; the number of first tokens that stand for unknown ones; None
+            for a pool that is not of prompts.
         padding: True to pad texts of a batch to one length; None until the first model.
         precision: autocast of the forward pass; None until the first model.
         batch_size: texts in a forward pass; halved when memory runs out.
@@ -87,10 +87,8 @@ class Observer:
     def __init__(self, pool: Pool, config: SepStopConfig, distributed: bool = False) -> None:
         self.pool, self.config, self.distributed = pool, config, distributed
         self.pooling: Pooling = build("pooling", config.pooling, POOLINGS)
-        answers = None if config.answers is None else read_answers(config.answers)
-        self.answers = None if isinstance(answers, int) else answers
-        self.num_groups = answers if isinstance(answers, int) else None
-        if self.reads_prompts and config.pooling == AUTO:
+        self.answers = None if config.answers is None else read_answers(config.answers)
+        if self.answers is not None and config.pooling == AUTO:
             self.pooling = LastTokenPooling()
         named = isinstance(config.tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(config.tokenizer) if named else config.tokenizer
@@ -104,11 +102,6 @@ class Observer:
         self._corrupted: Tokens | None = None
         self._head: Head = classify
         self._one_by_one = False  # a head that takes no batches
-
-    @property
-    def reads_prompts(self) -> bool:
-        """True if the pool has prompts for a model that answers in words."""
-        return self.answers is not None or self.num_groups is not None
 
     @property
     def ranks(self) -> Ranks:
@@ -151,27 +144,28 @@ class Observer:
         if self._tokens is None:
             tokenizer = self.tokenizer or tokenizer
             tokens, more = self._tokenized(model, tokenizer), 0
-            if self.reads_prompts:
-                check_causal(model, "answers=")
-            if self.num_groups is not None:
-                self._head = first_tokens
             if self.answers is not None:
-                answers = self._tokenized_answers(model, tokenizer)
-                self._head, more = answers, answers.longest
+                check_causal(model, "answers=")
+                head = self._head_of(self.answers, model, tokenizer)
+                self._head, more = head, getattr(head, "longest", 0)
             check_tokens(tokens, self.pool, model, more)
             self._tokens = tokens
         return self._tokens
 
     def _tokenized(self, model: nn.Module | None, tokenizer: Any) -> Tokens:
         limit = self.config.max_length
-        return tokenize(self.pool, model, tokenizer, limit, self.reads_prompts)
+        return tokenize(self.pool, model, tokenizer, limit, self.answers is not None)
 
-    def _tokenized_answers(self, model: nn.Module, tokenizer: Any) -> Answers:
-        assert self.answers is not None
+    def _head_of(
+        self, answers: list[str] | list[Ids] | int, model: nn.Module, tokenizer: Any
+    ) -> Head:
+        """What computes the logits of a model that answers in words."""
+        if isinstance(answers, int):
+            return first_tokens
         rows: Any = () if self.pool.is_tokenized else self.pool.rows
-        if isinstance(self.answers[0], str):
+        if isinstance(answers[0], str):
             tokenizer = resolve_tokenizer(tokenizer, unwrapped(model))
-        return tokenize_answers(self.answers, self.config.answer_end, rows, tokenizer)
+        return tokenize_answers(answers, self.config.answer_end, rows, tokenizer)
 
     def check_same_pool(self) -> None:
         """Compare the pools of all ranks.
@@ -217,7 +211,7 @@ class Observer:
 
     def _grouped(self, seen: Observation) -> Observation:
         """The observation with groups of first tokens as classes, if answers are unknown."""
-        return seen if self.num_groups is None else group(seen, self.num_groups)
+        return group(seen, self.answers) if isinstance(self.answers, int) else seen
 
     def observe(
         self,
@@ -318,7 +312,7 @@ class Observer:
                 found = observe(
                     model, few, self.pooling, batching, with_logits=with_logits, head=self._head
                 )
-                if self.num_groups is None or found.logits is None:
+                if not isinstance(self.answers, int) or found.logits is None:
                     return found
                 # Ids of tokens of almost the same probability may change places.
                 return found._replace(logits=found.logits.chunk(2, dim=-1)[0])

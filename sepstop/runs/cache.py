@@ -76,7 +76,6 @@ def observation_view(monitor: Monitor, loading: Loading, with_logits: bool = Tru
         loading.adapter,
         with_logits,
         *([] if observer.answers is None else [observer.answers, monitor.config.answer_end]),
-        *([] if observer.num_groups is None else [observer.num_groups]),
     )
     return repr(view)
 
