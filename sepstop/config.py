@@ -70,9 +70,9 @@ class SepStopConfig:
         answers: what a causal language model may answer, where it has no head: the answers as
             strings or token ids, or a file with one a row (a table's column is "answer"). The pool
             has prompts then, each answer is a class, and its log-likelihood the logit. See
-            `sepstop.measure.answers`. A number, such as 20, is for answers that are unknown: the
-            classes are the tokens that the model most often says first, this many, and one for all
-            others. See `sepstop.measure.first_tokens`.
+            `sepstop.measure.answers`. If the answers are unknown, a number such as 20: the 20 most
+            likely first tokens are classes, and all other tokens are one more. See
+            `sepstop.measure.first_tokens`.
         answer_end: text that training puts after an answer, such as the tokenizer's ``eos_token``.
             It is needed if an answer is the beginning of another.
         average: score and keep running averages of the trained weights, which are better than

@@ -137,8 +137,8 @@ class Session:
             warnings.warn(
                 "sepstop: nothing is known of what this language model answers, so component_mi "
                 "decides, which has kept much worse weights than the last ones on decoders; name "
-                "the answers (answers=[...]), or about how many there are (answers=20); if it "
-                "goes on with texts of the pool's kind, set criterion='pool_loss'",
+                "the answers (answers=[...]) or guess their number (answers=20); for continued "
+                "pre-training, set criterion='pool_loss'",
                 stacklevel=4,
             )
 

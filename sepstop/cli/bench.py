@@ -123,7 +123,7 @@ def record(  # an option for each setting of a run, so more than eight arguments
         str,
         typer.Option(
             help="Train a causal language model to answer this prompt, with {text} in it, by the "
-            "name of the class; \\n is a line break. Default: train a head."
+            "name of the class. Default: train a head."
         ),
     ] = "",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
@@ -162,7 +162,7 @@ def record(  # an option for each setting of a run, so more than eight arguments
             seed=seed,
             model=model,
             pooling=pooling,
-            prompt=prompt.replace("\\n", "\n"),
+            prompt=prompt,
             steps=steps,
             evaluate_every=evaluate_every,
             max_length=max_length,

@@ -66,7 +66,7 @@ Answers = Annotated[
     str | None,
     typer.Option(
         help="File with the answers that the models may give to the prompts of the pool, one a row "
-        "(of a table, the column answer); or, if they are unknown, about how many there are. "
+        "(of a table, the column answer); or, if they are unknown, a guess at their number. "
         "Default: as the run recorded."
     ),
 ]

@@ -1,4 +1,4 @@
-"""Loss of a language model on the pool: for training that goes on with text of the pool's kind."""
+"""Loss of a language model on the pool, for continued pre-training on text of the same kind."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 def pool_loss(token_losses: Tensor) -> Tensor:
     """Mean cross-entropy of the pool's tokens.
 
-    It is what a validation set would show if the training goes on with texts of the pool's kind, as
-    in continued pre-training: there text is its own label. It says nothing about answers that the
-    pool does not have.
+    In continued pre-training on text like the pool's, this is the validation loss: text is its own
+    label. It says nothing about answers that the pool does not contain.
 
     Args:
         token_losses: ``(B, n, 2)``, any float dtype, any device: for each text the sum of the

@@ -268,8 +268,8 @@ class FirstOptimum:
 class PastPeak:
     """Stop when the peak is past: the score is well below the best, or the best was long ago.
 
-    A single low score is no sign of it: a model that begins to learn, at a high rate above all, has
-    peaks that later ones exceed. So the best must have stood for some evaluations.
+    One low score is not enough: a model that has just begun to learn, above all at a high learning
+    rate, has early peaks that it exceeds later. So the best has to stand for some evaluations.
 
     Age is a share of the steps so far, so more frequent evaluations do not stop the run earlier.
     For scores that are at least 0 and better when higher, such as mutual information. While no

@@ -716,6 +716,17 @@ def test_a_language_model_learns_to_answer(tmp_path, settings, monkeypatch, chat
         assert record.scores["infomax"].value == pytest.approx(recorded[record.step], rel=1e-3)
 
 
+def test_answers_can_be_treated_as_unknown(tmp_path, settings):
+    make_decoder().save_pretrained(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(tmp_path / "model")
+    _, callback, *_ = finetune.set_up(
+        [f"--config={settings}", "--data.prompt=the {text} was", "--sepstop.answers=3"]
+    )
+    assert callback.monitor.settings["answers"] == 3
+
+
 CHAT = (
     "{% for m in messages %}{{ m['content'] }} "
     "{% if m['role'] == 'assistant' %}[SEP]{% endif %}{% endfor %}"
