@@ -76,7 +76,12 @@ def at_step(module: Any, name: str, when: str) -> None:
     function = getattr(module, name)
 
     def killed(*args: Any, **options: Any) -> Any:
-        is_due = any(str(KILLED_AT) in str(one) for one in args if isinstance(one, Path | int))
+        # A folder by its own name: one above it may hold the number by chance.
+        is_due = any(
+            one == KILLED_AT if isinstance(one, int) else one.name.endswith(f"-{KILLED_AT}")
+            for one in args
+            if isinstance(one, Path | int)
+        )
         if is_due and when == "before":
             kill()
         result = function(*args, **options)
