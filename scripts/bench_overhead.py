@@ -5,29 +5,35 @@ r"""Wall time that sepstop adds to a fine-tuning run, and its parts.
         --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
 Options are those of finetune.py. The run is made with the callback and without it in turn, without
-stopping or saving. Shares are of the run with the callback.
+stopping or saving. Shares are of the run with the callback. Then the pool is read by sepstop and,
+in turn, by plain loops over batches of sorted texts, of as many texts as were fastest.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from finetune import set_up
 from rich.console import Console
 from rich.table import Table
+from torch.nn.utils.rnn import pad_sequence
 
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.observer import Observer
 from sepstop.measure.scorer import Scorer
 
 ROUNDS = 3
+SEPSTOP = "sepstop"
+LOOPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # texts in a batch
 NEVER = '--sepstop.policy={"name": "patience", "patience": null}'
 
 
@@ -78,20 +84,30 @@ def main(options: list[str]) -> None:
         for key in ("total", "embedding", "scoring", "callback")
     )
     without = statistics.median(run["total"] for run in runs if not run["scores"])
-    table = Table(title=f"Median of {ROUNDS} runs of {runs[0]['steps']} steps")
-    for column in ("", "seconds", "share of the run"):
-        table.add_column(column, justify="right")
-    for name, seconds in {
-        "run with sepstop": total,
-        "the same without": without,
-        f"in the callback, {runs[0]['scores']} scores and the start": callback,
-        "embedding the pool": embedding,
-        "neighbors and scores": scoring,
-        "tokenizing and the rest": callback - embedding - scoring,
-    }.items():
-        table.add_row(name, f"{seconds:.2f}", f"{seconds / total:.1%}")
     out = Console()
-    out.print(table)
+    out.print(
+        table_of(
+            f"Median of {ROUNDS} runs of {runs[0]['steps']} steps",
+            ("", "seconds", "share of the run"),
+            {
+                name: (f"{seconds:.2f}", f"{seconds / total:.1%}")
+                for name, seconds in {
+                    "run with sepstop": total,
+                    "the same without": without,
+                    f"in the callback, {runs[0]['scores']} scores and the start": callback,
+                    "embedding the pool": embedding,
+                    "neighbors and scores": scoring,
+                    "tokenizing and the rest": callback - embedding - scoring,
+                }.items()
+            },
+        )
+    )
+    speeds = read_pool(runs[0]["observer"], runs[0]["model"])
+    best = max(speed for name, speed in speeds.items() if name != SEPSTOP)
+    shown = {name: (f"{speed:.0f}", f"{speed / best:.2f}") for name, speed in speeds.items()}
+    out.print(
+        table_of("One pass over the pool", ("", "texts a second", "of the fastest loop"), shown)
+    )
     out.print(
         f"scoring is {scoring / embedding:.1%} of embedding; pool of {runs[0]['pool']} texts; "
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -99,12 +115,51 @@ def main(options: list[str]) -> None:
     )
 
 
+def table_of(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def read_pool(observer: Observer, model: torch.nn.Module) -> dict[str, float]:
+    """Texts a second of sepstop's forward pass, with logits, and of plain loops."""
+    tokens, device = observer.tokens(model), next(model.parameters()).device
+    ids = sorted(tokens.ids, key=len, reverse=True)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(observer.precision or "no")
+
+    def plain(size: int) -> None:
+        model.eval()
+        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
+            for start in range(0, len(ids), size):
+                rows = ids[start : start + size]
+                padded = pad_sequence(list(rows), True, tokens.pad_token_id).to(device)
+                lengths = torch.tensor([len(row) for row in rows], device=device)
+                mask = (torch.arange(padded.shape[1], device=device) < lengths[:, None]).long()
+                model(input_ids=padded, attention_mask=mask).logits.cpu()
+
+    works: dict[str, Callable[[], Any]] = {
+        SEPSTOP: lambda: observer.observe(model, tokens, with_logits=True)
+    } | {f"a loop, {size} texts": functools.partial(plain, size) for size in LOOPS}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(ROUNDS + 1):  # the first warms up
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: len(ids) / statistics.median(times[1:]) for name, times in seconds.items()}
+
+
 def measure(options: list[str], clock: Clock, with_callback: int) -> dict[str, Any]:
     """One run: its seconds, and those of its parts."""
     with tempfile.TemporaryDirectory() as folder:
         where = [f"--training.output_dir={folder}", "--training.save_strategy=no"]
         settings = [*options, *where, "--sepstop.load_best_model_at_end=false", NEVER]
-        trainer, callback, _ = set_up(settings)
+        trainer, callback, *_ = set_up(settings)
         if not with_callback:
             trainer.remove_callback(callback)
         clock.seconds.clear()
@@ -116,6 +171,8 @@ def measure(options: list[str], clock: Clock, with_callback: int) -> dict[str, A
         "steps": trainer.state.global_step,
         "scores": len(callback.history),
         "pool": len(callback.monitor.pool),
+        "observer": callback.monitor.observer,
+        "model": trainer.model,
         **{part: clock.seconds[part] for part in ("embedding", "scoring", "callback")},
     }
 

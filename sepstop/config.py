@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Final, Literal, get_args
 
 from sepstop.types import Criterion, Decision, Outputs, Pooling, Series
@@ -28,7 +28,7 @@ _AT_LEAST_ONE = (
     "every_n_steps",
     "average_every_n_steps",
 )
-_MAY_BE_NONE = ("resample_size", "pool_size", "every_n_steps")
+_MAY_BE_NONE = ("resample_size", "pool_size", "batch_size", "every_n_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ class SepStopConfig:
         text_column: the pool's column with the texts.
         pool_size: sample a larger pool down to this many texts. None takes all.
         max_length: truncate texts to this many tokens, or to the tokenizer's own limit.
-        batch_size: texts in a forward pass. Halved for good when memory runs out.
+        batch_size: texts in a forward pass. Default: as many as have 16384 tokens (1024 on a CPU),
+            padding included. Halved for good when memory runs out.
         padding: False puts only texts of one length into a batch. Default: False where padding
             changes the model's results, as without a padding token.
         precision: "bf16" or "fp16" autocast for the pool's forward pass, or "no". Default: the
@@ -83,6 +84,8 @@ class SepStopConfig:
         average_device: device of the averages, such as "cpu". Default: that of the weights.
         every_n_steps: minimum number of steps between scores. Default: every evaluation. Without
             evaluations, the number of steps between scores. Default: each epoch.
+        max_overhead: largest share of the run's time for scoring, such as 0.1. Evaluations that
+            would exceed it are not scored, except the first and the last. Default: no limit.
         load_best_model_at_end: load the best weights when training ends, for runs without
             evaluations. With evaluations, set Trainer's argument of the same name.
         continue_after_stop: continue a stopped run when it is resumed. The policy starts afresh.
@@ -106,7 +109,7 @@ class SepStopConfig:
     text_column: str = "text"
     pool_size: int | None = 1000
     max_length: int = 256
-    batch_size: int = 64
+    batch_size: int | None = None
     padding: bool | None = None
     precision: Precision | None = None
     outputs: Literal["auto", "classes", "labels", "none"] = AUTO
@@ -117,6 +120,7 @@ class SepStopConfig:
     average_every_n_steps: int = 1
     average_device: str | None = None
     every_n_steps: int | None = None
+    max_overhead: float | None = None
     load_best_model_at_end: bool = False
     continue_after_stop: bool = False
     on_error: Literal["skip", "raise"] = "skip"
@@ -134,6 +138,11 @@ class SepStopConfig:
                 raise ValueError(f"expected `{name}` >= 1, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"expected `seed` from 0 to 2**63 - 1, got {self.seed}")
+        share = self.max_overhead
+        if share is not None and (
+            not isinstance(share, Real) or isinstance(share, bool) or not 0 < share < 1
+        ):
+            raise ValueError(f"expected `max_overhead` between 0 and 1, got {share!r}")
         for name, known in (
             ("average", (True, False)),
             ("score_checkpoints", (True, False)),

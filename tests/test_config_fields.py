@@ -1,6 +1,7 @@
 """Ranges and choices of the configuration's fields."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_numbers_are_at_least_1(name):
             SepStopConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["pool_size", "every_n_steps", "resample_size"])
+@pytest.mark.parametrize("name", ["pool_size", "batch_size", "every_n_steps", "resample_size"])
 def test_some_numbers_may_be_left_open(name):
     assert getattr(SepStopConfig(**{name: None}), name) is None
 
@@ -47,7 +48,7 @@ def test_numbers_are_whole(name, value):
     assert getattr(SepStopConfig(**{name: np.int64(3)}), name) == 3
 
 
-@pytest.mark.parametrize("name", ["num_resamples", "max_length", "batch_size", "seed"])
+@pytest.mark.parametrize("name", ["num_resamples", "max_length", "average_every_n_steps", "seed"])
 def test_other_numbers_may_not_be_left_open(name):
     with pytest.raises(ValueError, match=f"expected a whole number as `{name}`, got None"):
         SepStopConfig(**{name: None})
@@ -84,6 +85,14 @@ def test_extra_criteria_are_a_list(spec):
     for other in (spec, None, lambda points: points):
         with pytest.raises(ValueError, match="expected a list of criteria as `extra_criteria`"):
             SepStopConfig(extra_criteria=other)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 10, "0.1", True, math.nan])
+def test_the_largest_share_of_the_time_is_a_share(share):
+    message = re.escape(f"expected `max_overhead` between 0 and 1, got {share!r}")
+    with pytest.raises(ValueError, match=message):
+        SepStopConfig(max_overhead=share)
+    assert SepStopConfig(max_overhead=0.1).max_overhead == 0.1
 
 
 def test_fields_go_by_name_only():

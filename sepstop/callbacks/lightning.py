@@ -118,7 +118,7 @@ class SepStopCallback(pl.Callback):
         text_column: str = "text",
         pool_size: int | None = 1000,
         max_length: int = 256,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         padding: bool | None = None,
         precision: Precision | None = None,
         outputs: Literal["auto", "classes", "labels", "none"] = "auto",
@@ -129,6 +129,7 @@ class SepStopCallback(pl.Callback):
         average_every_n_steps: int = 1,
         average_device: str | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         continue_after_stop: bool = False,
         on_error: Literal["skip", "raise"] = "skip",
         progress: bool = True,
@@ -362,7 +363,8 @@ class SepStopCallback(pl.Callback):
         last = trainer.global_step == trainer.max_steps
         scored = None
         if self.session.is_due(trainer.global_step, last):
-            scored = self._scored(trainer, pl_module)
+            with self.session.overhead.counted():
+                scored = self._scored(trainer, pl_module)
         if self.history:
             found = scalars(self.history[-1])
             values = {key.removeprefix("eval_"): value for key, value in found.items()}

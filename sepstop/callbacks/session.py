@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from sepstop.callbacks.averaged_steps import AveragedSteps
 from sepstop.callbacks.checks import check_significance
+from sepstop.callbacks.overhead import Overhead
 from sepstop.config import AUTO, CriterionSpec, Precision, SepStopConfig
 from sepstop.decide.policies import POLICIES, decide, policy_for
 from sepstop.measure.average import RunningAverages
@@ -49,6 +50,7 @@ class Session:
     Attributes:
         monitor: measures the model.
         averaged_steps: updates the averages of the weights.
+        overhead: the time that scoring takes.
         records: the scores so far, those before a resume included.
         decisions: the decision made at each record.
         stays_stopped: True for a run that was stopped before it was resumed, unless the
@@ -63,6 +65,7 @@ class Session:
         self.config = config
         self.monitor = Monitor(pool, config)
         self.averaged_steps = AveragedSteps(config)
+        self.overhead = Overhead(config.max_overhead)
         self.policy: Policy | None = None  # of an "auto", known when the model is
         if config.policy != AUTO:
             self.policy = build("policy", config.policy, POLICIES)
@@ -74,6 +77,8 @@ class Session:
         self._settings_since = 0  # first step measured with the current settings
         self._policy_restart_step = -1  # the policy sees only the scores after this step
         self._run_key = ""  # of the first record, which tells runs apart
+        self._overhead_is_said = False
+        self._left_out_step = -1  # the newest evaluation that was not scored
 
     # State
 
@@ -106,11 +111,25 @@ class Session:
         self.config = self.monitor.config = replace(self.config, criterion=criterion)
 
     def is_due(self, step: int, is_last: bool) -> bool:
-        """True if an evaluation is due: the first, the last, and every ``every_n_steps`` steps."""
+        """True if an evaluation is to be scored.
+
+        These are the first, the last, and those between that ``every_n_steps`` leaves and
+        `is_affordable`. Collective.
+        """
         every = self.config.every_n_steps
-        if not every or not self.records or is_last:
+        if every and self.records and not is_last and step - self.records[-1].step < every:
+            return False
+        return self.is_affordable(step, is_last)
+
+    def is_affordable(self, step: int, is_last: bool) -> bool:
+        """True if ``max_overhead`` lets this step be scored; the same on all ranks. Collective."""
+        if self.config.max_overhead is None or not self.records or is_last:
             return True
-        return step - self.records[-1].step >= every
+        if step in (self.records[-1].step, self._left_out_step):  # asked again
+            return step != self._left_out_step
+        allows = Ranks.of_run().of_first(self.overhead.allows_a_score())
+        self._left_out_step = self._left_out_step if allows else step
+        return allows
 
     # Events of a run
 
@@ -130,8 +149,11 @@ class Session:
         Warns:
             UserWarning: a language model without answers, on whose embeddings nothing chooses well.
         """
-        self.averaged_steps.prepare(model)
-        self.monitor.prepare(model, tokenizer, labels, precision)
+        self.overhead.start()
+        self._overhead_is_said, self._left_out_step = False, -1
+        with self.overhead.counted():
+            self.averaged_steps.prepare(model)
+            self.monitor.prepare(model, tokenizer, labels, precision)
         self._settle_policy()
         if self.config.criterion == AUTO and self.decides == "component_mi" and is_causal_lm(model):
             warnings.warn(
@@ -171,6 +193,7 @@ class Session:
             if self._settings_changed(recorded.settings):
                 self._settings_since = self.records[-1].step + 1
             self.decisions[-1] = self.decide(self.records)
+            self.overhead.score_seconds = self.records[-1].seconds
 
     def own_part(self, recorded: RunHistory) -> RunHistory:
         """The records with the score that decides now."""
@@ -239,7 +262,8 @@ class Session:
                 )
         elif not measured_first:
             try:
-                self.monitor.set_reference(model)
+                with self.overhead.counted():
+                    self.monitor.set_reference(model)
             except Exception as error:
                 self.fail("could not embed the pool before training", error)
 
@@ -254,6 +278,7 @@ class Session:
             step: optimizer steps taken.
         """
         if not self.stays_stopped:
+            self.overhead.add_step()
             self.averaged_steps.update(model, step)
 
     def measure(
@@ -267,11 +292,18 @@ class Session:
         """
         if self.records and self.records[-1].step >= step:
             return None
+        with self.overhead.counted():
+            return self._measured(model, step, epoch, folder)
+
+    def _measured(
+        self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
+    ) -> tuple[Record, Decision]:
         try:
             self.averaged_steps.check()
         except Exception as error:
             self.fail("could not average the weights, so checkpoints are scored", error)
         record = Ranks.of_run().of_first(self._record(model, step, epoch))
+        self.overhead.add_score(record.seconds)
         decision = self.decide([*self.records, record])
         self._run_key = self._run_key or _key_of(record)
         self.records.append(record)
@@ -366,12 +398,19 @@ class Session:
         self.say(f"sepstop: {self.decides} decides{beside}; policy {stops}; {scored}{keeps}")
 
     def announce(self, record: Record, decision: Decision) -> None:
-        """Print the scores, what they are of if it is an average, and the decision."""
+        """Print the scores, what they are of if it is an average, and the decision.
+
+        With the first score, or the first of averages, a line says what share of the time it takes.
+        """
         scores = {self.decides: record.scores[self.decides]} | dict(record.scores)
         shown = "  ".join(f"{name} {score}" for name, score in scores.items())
         verdict = "STOP" if decision.stop else "go on"
         of = "" if record.average is None else f", {record.average}"
         self.say(f"sepstop: step {record.step}{of}  {shown}  {verdict}: {decision.reason}")
+        is_typical = self.averages is None or self.averages.count > 0
+        if self.overhead.steps and is_typical and not self._overhead_is_said:
+            self.say(f"sepstop: {self.overhead.described(len(self.monitor.pool))}")
+            self._overhead_is_said = True
 
     def say(self, line: str) -> None:
         """Log a line, and print it on the first rank if `verbose`."""

@@ -112,7 +112,7 @@ class SepStopCallback(TrainerCallback):
         text_column: str = "text",
         pool_size: int | None = 1000,
         max_length: int = 256,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         padding: bool | None = None,
         precision: Precision | None = None,
         outputs: Literal["auto", "classes", "labels", "none"] = "auto",
@@ -123,6 +123,7 @@ class SepStopCallback(TrainerCallback):
         average_every_n_steps: int = 1,
         average_device: str | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         load_best_model_at_end: bool = False,
         continue_after_stop: bool = False,
         on_error: Literal["skip", "raise"] = "skip",
@@ -224,7 +225,7 @@ class SepStopCallback(TrainerCallback):
             _leave_no_trace(control)
             return
         self.session.after_step(_trained(**kwargs), state.global_step)
-        if has_own_schedule(args) and self._ends_interval(state):
+        if has_own_schedule(args) and self._ends_interval(state) and self._is_affordable(state):
             self._measure(args, state, control, **kwargs)
         if control.should_save:
             self._save_state(args, state, _trained(**kwargs))
@@ -236,7 +237,8 @@ class SepStopCallback(TrainerCallback):
             _leave_no_trace(control)
             return
         # An epoch of unknown length, or one that is cut short, was not scored at its last step.
-        if has_own_schedule(args) and not self.config.every_n_steps:
+        is_due = has_own_schedule(args) and not self.config.every_n_steps
+        if is_due and self._is_affordable(state):
             self._measure(args, state, control, **kwargs)
         if control.should_save:
             self._save_state(args, state, _trained(**kwargs))
@@ -304,6 +306,10 @@ class SepStopCallback(TrainerCallback):
             return state.global_step % every == 0
         return state.epoch is not None and float(state.epoch).is_integer()
 
+    def _is_affordable(self, state: TrainerState) -> bool:
+        is_last = state.global_step >= state.max_steps
+        return self.session.is_affordable(state.global_step, is_last)
+
     def _add_scores(
         self,
         args: TrainingArguments,
@@ -319,8 +325,8 @@ class SepStopCallback(TrainerCallback):
         if not has_own_schedule(args) and self.session.is_due(state.global_step, is_last):
             self._measure(args, state, control, **kwargs)
         # If no score was due, the last one is repeated: Trainer needs its metric each time.
-        history = self.history
-        if history and (self.config.every_n_steps or history[-1].step == state.global_step):
+        history, leaves_out = self.history, self.config.every_n_steps or self.config.max_overhead
+        if history and (leaves_out or history[-1].step == state.global_step):
             self._merge(metrics, scalars(history[-1]))
         if control.should_save or saves_as_best(args, state, metrics):
             self._save_state(args, state, _trained(**kwargs))
@@ -343,13 +349,14 @@ class SepStopCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Score the pool once for this global step and act on the decision."""
-        model = _trained(**kwargs)
-        scored = self.session.measure(model, state.global_step, state.epoch, self.run_dir)
+        model, session = _trained(**kwargs), self.session
+        with session.overhead.counted():
+            scored = session.measure(model, state.global_step, state.epoch, self.run_dir)
+            if scored is not None and scored[1].best_step == scored[0].step:
+                self._best.keep(args, state, control, model, processing_class)
         if scored is None:
             return
         record, decision = scored
-        if decision.best_step == record.step:
-            self._best.keep(args, state, control, model, processing_class)
         if decision.stop:
             control.should_training_stop = True
         if args.save_strategy != "no" and (

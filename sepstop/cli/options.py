@@ -50,7 +50,10 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the pool's sample and of
 MaxLength = Annotated[int | None, typer.Option(help="Truncate texts to this many tokens.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Texts in a forward pass. Halved when memory runs out."),
+    typer.Option(
+        help="Texts in a forward pass. Default: as many as have 16384 tokens, 1024 on a CPU. "
+        "Halved when memory runs out."
+    ),
 ]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Folder or hub name. Default: the one saved with checkpoints.")

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from accelerate.state import AcceleratorState
@@ -27,6 +27,9 @@ from sepstop.types import Outputs, Pooling
 
 Head = Callable[..., Tensor]
 """Computes ``(b, k)`` float32 logits, with the arguments of `classify`."""
+
+TOKENS_IN_A_BATCH: Final = {"cpu": 1024, "cuda": 16384}
+"""Type of device -> tokens in a forward pass. Other accelerators take those of "cuda"."""
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,24 +75,45 @@ class Batching:
     """How texts are grouped and computed in a forward pass.
 
     Attributes:
-        size: texts per batch.
-        padding: True right-pads texts of different lengths in a batch; False puts only texts of
-            one length in a batch.
+        size: texts per batch. None takes as many as have `tokens` tokens, padding included, and
+            one at least.
+        tokens: see `size`. None is `TOKENS_IN_A_BATCH` of the model's device.
+        padding: True pads texts of different lengths in a batch; False puts only texts of one
+            length in a batch.
         precision: autocast precision; "no" keeps the caller's autocast, if any.
     """
 
-    size: int = 64
+    size: int | None = None
+    tokens: int | None = None
     padding: bool = True
     precision: Precision = "no"
+
+    def on(self, device: torch.device) -> Batching:
+        """The same, with as many tokens as suit a device unless they are given."""
+        suits = TOKENS_IN_A_BATCH.get(device.type, TOKENS_IN_A_BATCH["cuda"])
+        return self if self.tokens else replace(self, tokens=suits)
+
+    def texts(self, length: int) -> int:
+        """Number of texts of this length in a batch, once its number of tokens is known."""
+        return self.size or max(1, (self.tokens or 0) // max(1, length))
+
+    def halved(self, texts: int, length: int) -> Batching:
+        """Batches of half as many texts as those, of this length, that memory did not hold."""
+        half = texts // 2
+        return replace(self, size=half) if self.size else replace(self, tokens=half * length)
 
 
 def embed(
     model: nn.Module,
     tokens: Tokens | Sequence[Tensor],
     pooling: Pooling,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Points of the tokenized texts: `observe` without logits.
+
+    Args:
+        model, tokens, pooling: as in `observe`.
+        batch_size: texts per batch. Default: as many as suit the device.
 
     Returns:
         ``(N, D)`` float on the model's device.
@@ -107,7 +131,7 @@ def observe(
     with_losses: bool = False,
     head: Head | None = None,
     progress: bool = False,
-    on_smaller_batch: Callable[[int], None] | None = None,
+    on_smaller_batch: Callable[[Batching], None] | None = None,
 ) -> Observation:
     """Points of the tokenized texts and, on request, logits from the same forward pass.
 
@@ -124,7 +148,7 @@ def observe(
         with_losses: compute the losses of a language model as well.
         head: computes the logits. Default: `classify`.
         progress: show a progress bar.
-        on_smaller_batch: called with the new batch size after each halving.
+        on_smaller_batch: called with the new batching after each halving.
 
     Returns:
         `Observation` without corrupted logits.
@@ -149,7 +173,7 @@ def observe(
                 model, batch, pooling, head or classify, with_logits, with_losses
             ),
             tokens.at(order),
-            batching,
+            batching.on(device),
             on_smaller_batch,
         ):
             parts.append(part)
@@ -167,7 +191,7 @@ def _batches(
     observe_batch: Callable[[Tokens], Observation],
     tokens: Tokens,
     batching: Batching,
-    on_smaller_batch: Callable[[int], None] | None,
+    on_smaller_batch: Callable[[Batching], None] | None,
 ) -> Iterator[Observation]:
     """The observation of each batch; batches are halved when memory runs out.
 
@@ -175,9 +199,9 @@ def _batches(
         tokens: sorted by length, the longest text first.
     """
     lengths = [len(ids) for ids in tokens.ids]
-    size, start = batching.size, 0
+    start = 0
     while start < len(tokens):
-        indices = range(start, min(start + size, len(tokens)))
+        indices = range(start, min(start + batching.texts(lengths[start]), len(tokens)))
         if not batching.padding:
             indices = range(start, start + sum(lengths[i] == lengths[start] for i in indices))
         try:
@@ -186,9 +210,9 @@ def _batches(
             is_full = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
             if len(indices) == 1 or not is_full:
                 raise
-            size = len(indices) // 2
+            batching = batching.halved(len(indices), lengths[start])
             if on_smaller_batch is not None:
-                on_smaller_batch(size)
+                on_smaller_batch(batching)
             clear_device_cache()
             continue
         start += len(indices)

@@ -76,7 +76,10 @@ class Observer:
             for a pool that is not of prompts.
         padding: True to pad texts of a batch to one length; None until the first model.
         precision: autocast of the forward pass; None until the first model.
-        batch_size: texts in a forward pass; halved when memory runs out.
+        batch_size: texts in a forward pass; halved when memory runs out. None for as many as have
+            `batch_tokens` tokens.
+        batch_tokens: tokens in a forward pass; halved when memory runs out. None for as many as
+            suit the device.
         tokenizer: the configuration's; None if it names none.
         progress: True to show a progress bar for long pools.
 
@@ -92,7 +95,9 @@ class Observer:
             self.pooling = LastTokenPooling()
         named = isinstance(config.tokenizer, (str, Path))
         self.tokenizer = load_tokenizer(config.tokenizer) if named else config.tokenizer
-        self.batch_size, self.progress = config.batch_size, config.progress
+        self.batch_size: int | None = config.batch_size
+        self.batch_tokens: int | None = None
+        self.progress = config.progress
         self.reset()
 
     def reset(self) -> None:
@@ -298,7 +303,8 @@ class Observer:
     def _batching(self, model: nn.Module, with_logits: bool) -> Batching:
         """The batching of the pool. If padding is not settled, a few texts are tried."""
         size = 1 if self._one_by_one and with_logits else self.batch_size
-        batching = Batching(size, self.padding is not False, self.precision or "no")
+        padding, precision = self.padding is not False, self.precision or "no"
+        batching = Batching(size, self.batch_tokens, padding, precision)
         if self.padding is not None:
             return batching
         tokens = self.tokens(model)
@@ -332,9 +338,10 @@ class Observer:
             self._one_by_one = not takes_batches
         return replace(batching, padding=False, size=1 if self._one_by_one else size)
 
-    def _take_smaller_batches(self, size: int) -> None:
-        logger.info("out of memory: %d texts in a forward pass from now on", size)
-        self.batch_size = size
+    def _take_smaller_batches(self, smaller: Batching) -> None:
+        what = f"{smaller.size} texts" if smaller.size else f"{smaller.tokens} tokens"
+        logger.info("out of memory: %s in a forward pass from now on", what)
+        self.batch_size, self.batch_tokens = smaller.size, smaller.tokens
 
 
 def _by_length(tokens: Tokens) -> list[int]:

@@ -25,7 +25,6 @@ from sepstop.runs.records import RunHistory
 from sepstop.utils.distributed import Ranks
 from sepstop.utils.registry import describe
 
-_ON_GPU = 512  # texts in a forward pass, to begin with: nothing else is in the GPU's memory
 _RECORDED = (  # settings of a run that are the defaults here
     "criterion",
     "extra_criteria",
@@ -109,8 +108,6 @@ def resolve(
     """
     recorded = _recorded(run)
     values = _with_recorded(given, recorded.settings)
-    if loading.torch_device.type != "cpu":
-        values.setdefault("batch_size", _ON_GPU)
     tokenizer = values.get("tokenizer")
     if tokenizer is None:
         values["tokenizer"] = _saved_tokenizer(run.checkpoints, loading.trust_remote_code)

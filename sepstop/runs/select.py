@@ -90,8 +90,7 @@ def select_checkpoint(
         output: write what is to keep to this folder, as a complete model without the state of the
             training. It must not exist, or be empty.
         **config: fields of `SepStopConfig` that replace what the run recorded. A mapping without
-            a name changes parameters of the recorded criterion or pooling. ``batch_size`` starts at
-            512 on a GPU.
+            a name changes parameters of the recorded criterion or pooling.
 
     Raises:
         FileNotFoundError: no folder, or no checkpoints in it.

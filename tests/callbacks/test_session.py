@@ -298,13 +298,14 @@ def test_what_is_scored_is_said(loop, capsys):
     session.announce_start("all is kept")
     session.after_step(run.model, 7)
     session.announce(*session.measure(run.model, 8, None, run.folder))
-    start, step = capsys.readouterr().out.splitlines()
+    start, step, cost = capsys.readouterr().out.splitlines()
     assert start.endswith(
         "; averages of the weights from step 6 on and checkpoints are scored; all is kept"
     )
     of = session.records[0].average
     shown = "" if of is None else f", {of}"
     assert step.startswith(f"sepstop: step 8{shown}  robust_mi ")
+    assert cost.startswith("sepstop: a score takes 0.")
 
 
 # Other settings than before

@@ -32,6 +32,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
 from sepstop import Monitor, SepStopCallback, SepStopConfig
+from sepstop.callbacks.overhead import Overhead
 from sepstop.criteria import Separability
 from sepstop.measure.average import RunningAverages
 from sepstop.runs.history import read_run
@@ -72,14 +73,13 @@ def train(
         learning_rate=1e-3,
         max_grad_norm=0,  # Trainer scales the loss by the number of processes; Adam does not mind
         eval_strategy="steps",
-        eval_steps=3,
         save_steps=3,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,  # none without torchrun
         ddp_timeout=60,
-        **(arguments or {}),
+        **({"eval_steps": 3} | (arguments or {})),
     )
     # The same batches whatever the number of processes.
     args.per_device_train_batch_size = 8 // args.world_size
@@ -168,6 +168,18 @@ def full(out: Path) -> dict[str, Any]:
         return train(out)
 
 
+def budget(out: Path) -> dict[str, Any]:
+    """The clocks of the ranks differ: by that of the first, every second score is too much."""
+    asked: list[Overhead] = []
+
+    def allows(overhead: Overhead) -> bool:
+        asked.append(overhead)
+        return dist.get_rank() == 0 and len(asked) % 2 == 0
+
+    with patch.object(Overhead, "allows_a_score", allows):
+        return train(out, max_overhead=0.1, arguments={"eval_steps": 2})
+
+
 def measuring(**options: Any) -> SepStopConfig:
     return SepStopConfig(num_resamples=5, tokenizer=make_tokenizer(), **options)
 
@@ -230,6 +242,7 @@ def main(out: Path) -> None:
         found["skip"] = broken(out / "skip", "skip")
         found["raise"] = broken(out / "raise", "raise")
         found["full"] = full(out / "full")
+        found["budget"] = budget(out / "budget")
         found["other pool"] = train(out / "other", pool_seed=rank)
         found["ddp on one rank"] = alone(make_encoder())
         found["sharded encoder"] = measure(make_encoder(), shard)

@@ -5,7 +5,7 @@ import torch
 from conftest import make_decoder, make_decoder_classifier, make_encoder
 from torch import nn
 
-from sepstop.measure.embedding import embed
+from sepstop.measure.embedding import TOKENS_IN_A_BATCH, Batching, embed, observe
 from sepstop.measure.pooling import CLSPooling, LastTokenPooling, MeanPooling
 
 
@@ -71,6 +71,48 @@ def test_out_of_memory_halves_the_batch():
     assert sizes[:3] == [8, 4, 2]
     expected = embed(model, some_tokens(), MeanPooling())
     torch.testing.assert_close(points, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_batches_have_as_many_texts_as_the_tokens_allow():
+    """Nothing is padded beyond the longest text of its batch."""
+    shapes = []
+
+    def seen(model, input_ids, attention_mask):
+        shapes.append(tuple(input_ids.shape))
+        return MeanPooling()(model, input_ids, attention_mask)
+
+    lengths = [3, 30, 4, 11, 9, 4, 50, 4]
+    tokens = [torch.arange(length) for length in lengths]
+    together = observe(make_encoder(), tokens, seen, Batching(tokens=36)).points
+    assert shapes == [(1, 50), (1, 30), (3, 11), (3, 4)]
+    alone = observe(make_encoder(), tokens, MeanPooling(), Batching(1)).points
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_batches_fill_the_device_by_default():
+    sizes = []
+
+    def seen(model, input_ids, attention_mask):
+        sizes.append(len(input_ids))
+        return MeanPooling()(model, input_ids, attention_mask)
+
+    length, most = 16, TOKENS_IN_A_BATCH["cpu"]
+    observe(make_encoder(), [torch.arange(length)] * (most // length + 3), seen)
+    assert sizes == [most // length, 3]
+
+
+def test_out_of_memory_halves_the_tokens_of_a_batch():
+    smaller = []
+
+    def hungry(model, input_ids, attention_mask):
+        if input_ids.numel() > 30:
+            raise torch.OutOfMemoryError("too much")
+        return MeanPooling()(model, input_ids, attention_mask)
+
+    tokens = [torch.arange(10)] * 9
+    observe(make_encoder(), tokens, hungry, Batching(tokens=100), on_smaller_batch=smaller.append)
+    assert [one.tokens for one in smaller] == [40, 20]
+    assert [one.size for one in smaller] == [None, None]
 
 
 def test_points_of_another_shape_are_an_error():

@@ -7,6 +7,7 @@ import time
 import bench_average_steps
 import bench_first_tokens
 import bench_pool_loss
+import bench_pool_size
 import bench_robust_mi
 import bench_stops
 import bench_ties
@@ -194,6 +195,32 @@ def test_the_earlier_rule_does_not_wait_after_a_drop():
     stopped = replay(bench_stops.AtOnce(0.0), series)
     assert (stopped.stop, stopped.step) == (True, 30)
     assert not replay(PastPeak(), series).stop
+
+
+def test_smaller_pools_and_fewer_scores_of_a_recorded_run(suite, monkeypatch, capsys):
+    arguments, folder = suite
+    call(monkeypatch, record_suite, *arguments)
+    run = load_run(min(folder.iterdir()))
+    indices = np.array([7, 3, 59])
+    part = bench_pool_size.with_texts(run, indices)
+    assert part.pool_size == 3
+    for name in run.candidates:
+        whole, some = run.observation(2, name), part.observation(2, name)
+        for mine, its in zip(some, whole, strict=True):
+            if isinstance(its, torch.Tensor):
+                assert torch.equal(mine, its[indices])
+    np.testing.assert_array_equal(part.test_accuracy, run.test_accuracy)
+    long = RecordedRun(
+        "long", {"steps": np.arange(8), "y": np.arange(8), "te_acc": np.arange(8) / 8}
+    )
+    assert bench_pool_size.thinned(long, 3).steps == [0, 3, 6, 7]
+    assert bench_pool_size.thinned(long, 3).pool_size == 8
+    monkeypatch.setattr(bench_pool_size, "SIZES", (20, 60, 1000))
+    call(monkeypatch, bench_pool_size, folder)
+    printed = capsys.readouterr().out
+    assert "2 classes (3)" in printed
+    assert all(name in printed for name in ("20 texts", "60 texts", "every 4"))
+    assert "1000 texts" not in printed
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import bench_overhead
 import finetune
 import pytest
 import torch
@@ -42,7 +43,10 @@ from transformers import (
 )
 
 from sepstop import select_checkpoint
+from sepstop.measure.monitor import Monitor
+from sepstop.measure.observer import Observer
 from sepstop.measure.pool import read_pool
+from sepstop.measure.scorer import Scorer
 from sepstop.runs.history import read_history
 
 ROOT = Path(__file__).parents[2]
@@ -744,3 +748,27 @@ CHAT = (
 def test_templates_that_name_nothing(settings, options, said):
     with pytest.raises(SystemExit, match=said):
         finetune.main([f"--config={settings}", *options])
+
+
+# What a run costs
+
+
+@UNNAMED_HEAD
+def test_the_cost_of_a_run_is_measured_beside_plain_loops(settings, monkeypatch, capsys):
+    for owner, names in {
+        Monitor: ("prepare", "measure", "set_reference"),
+        Observer: ("observe_pool",),
+        Scorer: ("best_of", "add_neighbors"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end
+    monkeypatch.setattr(bench_overhead, "ROUNDS", 1)
+    monkeypatch.setattr(bench_overhead, "LOOPS", (8, 64))
+    bench_overhead.main([f"--config={settings}", "--training.max_steps=10"])
+    rows = [row.split("│")[1:-1] for row in capsys.readouterr().out.splitlines() if row[:1] == "│"]
+    found = {name.strip(): (value.strip(), share.strip()) for name, value, share in rows}
+    assert found["run with sepstop"][1] == "100.0%"
+    assert "in the callback, 2 scores and the start" in found
+    assert {"sepstop", "a loop, 8 texts", "a loop, 64 texts"} <= found.keys()
+    ratios = [float(found[f"a loop, {size} texts"][1]) for size in (8, 64)]
+    assert max(ratios) == 1

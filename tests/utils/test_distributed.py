@@ -101,6 +101,14 @@ def test_a_run_has_the_records_and_decisions_of_one_process(ran, processes):
 
 
 @SEVERAL
+def test_the_clock_of_the_first_process_says_what_is_left_out(ran, processes):
+    for found in ran(processes):
+        run = found["budget"]
+        assert run["failed"] is None
+        assert [record["step"] for record in run["history"]] == [2, 6, 10, 12]
+
+
+@SEVERAL
 def test_averages_are_kept_loaded_and_resumed_as_in_one_process(ran, processes):
     (alone,) = ran(1)
     for name in ("averages", "resumed averages"):
