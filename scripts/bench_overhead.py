@@ -5,12 +5,13 @@ r"""Wall time that sepstop adds to a fine-tuning run, and its parts.
         --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
 Options are those of finetune.py. The run is made with the callback and without it in turn, without
-stopping or saving. Shares are of the run with the callback. Then the pool is read by sepstop and,
-in turn, by plain loops over batches of sorted texts, of as many texts as were fastest.
+stopping or saving, as often as --rounds says. Shares are of the run with the callback. Then, if the
+model has a head, the pool is read by sepstop and by plain loops over batches of sorted texts.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import platform
 import statistics
@@ -31,7 +32,6 @@ from sepstop.measure.monitor import Monitor
 from sepstop.measure.observer import Observer
 from sepstop.measure.scorer import Scorer
 
-ROUNDS = 3
 SEPSTOP = "sepstop"
 LOOPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # texts in a batch
 NEVER = '--sepstop.policy={"name": "patience", "patience": null}'
@@ -76,8 +76,13 @@ def watching_clock() -> Clock:
 
 def main(options: list[str]) -> None:
     clock = watching_clock()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], add_help=False)
+    parser.add_argument("--rounds", type=int, default=3, help="runs with the callback")
+    given, options = parser.parse_known_args(options)
     runs = [
-        measure(options, clock, with_callback) for _ in range(ROUNDS) for with_callback in (1, 0)
+        measure(options, clock, with_callback)
+        for _ in range(given.rounds)
+        for with_callback in (1, 0)
     ]
     total, embedding, scoring, callback = (
         statistics.median(run[key] for run in runs if run["scores"])
@@ -87,7 +92,7 @@ def main(options: list[str]) -> None:
     out = Console()
     out.print(
         table_of(
-            f"Median of {ROUNDS} runs of {runs[0]['steps']} steps",
+            f"Median of {given.rounds} runs of {runs[0]['steps']} steps",
             ("", "seconds", "share of the run"),
             {
                 name: (f"{seconds:.2f}", f"{seconds / total:.1%}")
@@ -102,12 +107,12 @@ def main(options: list[str]) -> None:
             },
         )
     )
-    speeds = read_pool(runs[0]["observer"], runs[0]["model"])
-    best = max(speed for name, speed in speeds.items() if name != SEPSTOP)
-    shown = {name: (f"{speed:.0f}", f"{speed / best:.2f}") for name, speed in speeds.items()}
-    out.print(
-        table_of("One pass over the pool", ("", "texts a second", "of the fastest loop"), shown)
-    )
+    if runs[0]["observer"].answers is None:
+        speeds = read_pool(runs[0]["observer"], runs[0]["model"], given.rounds)
+        best = max(speed for name, speed in speeds.items() if name != SEPSTOP)
+        shown = {name: (f"{speed:.0f}", f"{speed / best:.2f}") for name, speed in speeds.items()}
+        columns = ("", "texts a second", "of the fastest loop")
+        out.print(table_of("One pass over the pool", columns, shown))
     out.print(
         f"scoring is {scoring / embedding:.1%} of embedding; pool of {runs[0]['pool']} texts; "
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -124,7 +129,7 @@ def table_of(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str
     return table
 
 
-def read_pool(observer: Observer, model: torch.nn.Module) -> dict[str, float]:
+def read_pool(observer: Observer, model: torch.nn.Module, rounds: int) -> dict[str, float]:
     """Texts a second of sepstop's forward pass, with logits, and of plain loops."""
     tokens, device = observer.tokens(model), next(model.parameters()).device
     ids = sorted(tokens.ids, key=len, reverse=True)
@@ -144,7 +149,7 @@ def read_pool(observer: Observer, model: torch.nn.Module) -> dict[str, float]:
         SEPSTOP: lambda: observer.observe(model, tokens, with_logits=True)
     } | {f"a loop, {size} texts": functools.partial(plain, size) for size in LOOPS}
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(ROUNDS + 1):  # the first warms up
+    for _ in range(rounds + 1):  # the first warms up
         for name, work in works.items():
             start = time.perf_counter()
             work()

@@ -702,6 +702,11 @@ def training(setup: Setup) -> Iterator[Figure]:
         again = equal_weights(train(setup, base, "unwatched", steps).weights, unwatched.weights)
     note = "" if again else "two runs without sepstop differ, too"
     yield Figure("weights bit-identical to those without", same, target=True, note=note)
+    budget = train(setup, base, "budget", 4 * steps, max_overhead=0.1)
+    note = f"{4 * steps} steps, {budget.scores} of 20 evaluations scored"
+    yield Figure("run with max_overhead=0.1", budget.spent["total"], "s", note=note)
+    share = budget.spent["callback"] / budget.spent["total"]
+    yield Figure("  share in the callback", share, "of the run")
 
 
 def new_decoder(setup: Setup) -> nn.Module:
@@ -762,8 +767,13 @@ def the_pool(setup: Setup) -> Any:
     return Pool(tuple(map(tuple, token_rows(count, longest, setup, seed=2))))
 
 
-def train(setup: Setup, base: Path, folder: str, steps: int) -> Watched:
-    """One run in a folder, with two scores but in ``unwatched``; ``run`` keeps its checkpoints."""
+def train(
+    setup: Setup, base: Path, folder: str, steps: int, max_overhead: float | None = None
+) -> Watched:
+    """One run in a folder; ``run`` keeps its checkpoints.
+
+    It is scored twice or, with ``max_overhead``, up to 20 times; ``unwatched`` is not.
+    """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from sepstop import SepStopCallback
@@ -797,7 +807,11 @@ def train(setup: Setup, base: Path, folder: str, steps: int) -> Watched:
     callbacks = []
     if watch:
         callback = SepStopCallback(
-            the_pool(setup), policy=NEVER, every_n_steps=steps // 2, verbose=False
+            the_pool(setup),
+            policy=NEVER,
+            every_n_steps=max(1, steps // (20 if max_overhead else 2)),
+            max_overhead=max_overhead,
+            verbose=False,
         )
         clock(setup, callback, spent)
         watch_dtypes(model, dtypes, spent)

@@ -79,17 +79,25 @@ def self_consistency(logits: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Mean probability of the predicted class, from 0 for 1 / k to 1 for certainty.
+    """Lead of the predicted class over the second: the mean over texts of ``(p - q) / (p + q)``.
+
+    p and q are the two largest probabilities of a text. The lead goes from 0, undecided between
+    two classes, to 1. It does not depend on how many other classes share the rest, so a model that
+    has learned many classes from labels that are often wrong is not called undecided.
 
     Args:
         logits: ``(B, n, k)``, any float dtype.
 
     Returns:
-        ``(B,)`` float64, on the same device.
+        ``(B,)`` float64, on the same device; 1 for a single class.
+
+    >>> confidence(torch.tensor([[[0.6, 0.2, 0.1, 0.1]]]).log())
+    tensor([0.5000], dtype=torch.float64)
     """
-    chance = 1 / logits.shape[-1]
-    sure = logits.double().softmax(dim=-1).amax(dim=-1).mean(dim=-1)
-    return (sure - chance) / (1 - chance) if chance < 1 else torch.ones_like(sure)
+    if logits.shape[-1] == 1:
+        return logits.new_ones(logits.shape[0], dtype=torch.float64)
+    first, second = logits.double().topk(2, dim=-1).values.unbind(dim=-1)
+    return ((first - second) / 2).tanh().mean(dim=-1)
 
 
 def decided(logits: Tensor) -> Tensor:

@@ -96,9 +96,23 @@ def test_confidence_by_hand():
     # a half of the way from chance, 1/2, to certainty, and none of it
     shares = torch.tensor([[[0.75, 0.25], [0.25, 0.75]], [[0.5, 0.5], [0.5, 0.5]]])
     torch.testing.assert_close(confidence(shares.log()), torch.tensor([0.5, 0.0]).double())
-    thirds = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
-    assert confidence(thirds).item() == pytest.approx((0.5 - 1 / 3) / (2 / 3))
+    # 0.5 before 0.25 is a lead of a third; so is it in a mean with 0.4 before 0.4
+    halves = torch.tensor([[[0.5, 0.25, 0.25]], [[0.4, 0.4, 0.2]]]).log()
+    torch.testing.assert_close(confidence(halves), torch.tensor([1 / 3, 0.0]).double())
+    assert confidence(halves.transpose(0, 1)).item() == pytest.approx(1 / 6)
     assert confidence(torch.zeros(1, 3, 1)).item() == 1  # of one class
+
+
+@pytest.mark.parametrize("others", [0, 15, 150])
+def test_confidence_is_the_lead_over_the_second_class_however_many_share_the_rest(others):
+    shares = torch.tensor([0.21, 0.09, *[0.7 / max(1, others)] * others])
+    assert confidence(shares.log()[None, None]).item() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e30])
+def test_confidence_of_extreme_logits(scale):
+    logits = scale * torch.tensor([[[1.0, -1.0, -3.0]], [[1.0, 1.0, -1.0]]])
+    assert confidence(logits).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(("shown", "share"), [(0.4, 1), (0.9, 1), (0.2, 1 / 4), (0.04, 1 / 100)])

@@ -762,9 +762,8 @@ def test_the_cost_of_a_run_is_measured_beside_plain_loops(settings, monkeypatch,
     }.items():
         for name in names:
             monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end
-    monkeypatch.setattr(bench_overhead, "ROUNDS", 1)
     monkeypatch.setattr(bench_overhead, "LOOPS", (8, 64))
-    bench_overhead.main([f"--config={settings}", "--training.max_steps=10"])
+    bench_overhead.main([f"--config={settings}", "--training.max_steps=10", "--rounds=1"])
     rows = [row.split("│")[1:-1] for row in capsys.readouterr().out.splitlines() if row[:1] == "│"]
     found = {name.strip(): (value.strip(), share.strip()) for name, value, share in rows}
     assert found["run with sepstop"][1] == "100.0%"
