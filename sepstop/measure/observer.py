@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sepstop.config import AUTO, Precision, SepStopConfig
 from sepstop.measure.answers import Ids, read_answers, tokenize_answers
-from sepstop.measure.backbone import unwrapped
+from sepstop.measure.backbone import is_sharded, unwrapped
 from sepstop.measure.embedding import (
     Batching,
     Head,
@@ -305,6 +305,11 @@ class Observer:
         size = 1 if self._one_by_one and with_logits else self.batch_size
         padding, precision = self.padding is not False, self.precision or "no"
         batching = Batching(size, self.batch_tokens, padding, precision)
+        if size is None and self.ranks.size > 1 and is_sharded(model):
+            # All ranks call a divided model equally often, whatever the lengths of their texts.
+            longest = max(len(ids) for ids in self.tokens(model).ids)
+            fits = batching.on(next(model.parameters()).device).texts(longest)
+            batching = replace(batching, size=fits)
         if self.padding is not None:
             return batching
         tokens = self.tokens(model)

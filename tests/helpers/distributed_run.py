@@ -35,6 +35,7 @@ from sepstop import Monitor, SepStopCallback, SepStopConfig
 from sepstop.callbacks.overhead import Overhead
 from sepstop.criteria import Separability
 from sepstop.measure.average import RunningAverages
+from sepstop.measure.embedding import TOKENS_IN_A_BATCH
 from sepstop.runs.history import read_run
 from sepstop.runs.saved_weights import weights_that_differ
 
@@ -246,6 +247,8 @@ def main(out: Path) -> None:
         found["other pool"] = train(out / "other", pool_seed=rank)
         found["ddp on one rank"] = alone(make_encoder())
         found["sharded encoder"] = measure(make_encoder(), shard)
+        with patch.dict(TOKENS_IN_A_BATCH, cpu=30):  # a few texts, as many as their lengths allow
+            found["sharded encoder in small batches"] = measure(make_encoder(), shard)
         found["sharded causal"] = measure(make_decoder(), shard)
         found["sharded words"] = measure(make_decoder(), shard, **UNKNOWN_ANSWERS)
         with fsdp_on_cpu() as fsdp:

@@ -68,15 +68,17 @@ def one_by_one(model, prompts, answers):
 
 
 @pytest.mark.parametrize("tokens", [APART, SHARED], ids=["first tokens", "shared beginnings"])
+@pytest.mark.parametrize("layer", [-1, 1])
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("make", [make_decoder, gpt2, lora, mamba])
-def test_they_are_those_of_each_answer_by_itself(make, tokens, size):
+def test_they_are_those_of_each_answer_by_itself(make, tokens, size, layer):
+    """The points are of a layer of choice."""
     model = make().eval()
     # Mamba reads padding on the left; there, texts of one length share a batch.
     batching = Batching(size, padding=make is not mamba)
     answers = Answers.of([str(ids) for ids in tokens], tokens)
     prompts = Tokens([torch.tensor(ids) for ids in PROMPTS], are_prompts=True)
-    pooling = LastTokenPooling()
+    pooling = LastTokenPooling(layer)
     found = observe(model, prompts, pooling, batching, with_logits=True, head=answers)
     assert torch.allclose(found.logits, one_by_one(model, PROMPTS, tokens), atol=1e-5)
     assert 0 < mass(found.logits) < 1

@@ -51,12 +51,18 @@ def test_alone_nothing_is_shared_out():
 
 
 @SEVERAL
-@pytest.mark.parametrize("model", ["encoder", "causal", "words"])
-@pytest.mark.parametrize("sharded", ["", "sharded "])
-def test_a_model_scores_as_in_one_process(ran, processes, model, sharded):
+@pytest.mark.parametrize(
+    ("model", "run"),
+    [
+        *((model, model) for model in ("encoder", "causal", "words")),
+        *((model, f"sharded {model}") for model in ("encoder", "causal", "words")),
+        ("encoder", "sharded encoder in small batches"),
+    ],
+)
+def test_a_model_scores_as_in_one_process(ran, processes, model, run):
     alone = ran(1)[0][model]
     for one in ran(processes):
-        found = one[f"{sharded}{model}"]
+        found = one[run]
         assert (
             set(found["scores"])
             == {
