@@ -347,11 +347,11 @@ def default_policy(name: str) -> Policy:
     rise from the first evaluation on, else `Plateau`.
 
     >>> default_policy("robust_mi").min_best
-    0.1
+    0.2
     """
     if name in ("robust_mi", "neighbor_mi"):
         # They are near 0 while the model is undecided, and their peaks there are chance.
-        return PastPeak(min_best=0.1)
+        return PastPeak(min_best=0.2)
     if name == "label_mi":
         # An untrained head predicts each label for about half of the texts, and training first
         # takes most of them back: that fall is not a peak.

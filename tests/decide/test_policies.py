@@ -452,15 +452,15 @@ def test_past_peak_says_why_and_refuses_what_can_not_be():
 
 
 def test_the_default_policy_fits_the_score():
-    assert default_policy("robust_mi") == PastPeak(min_best=0.1)
-    assert default_policy("neighbor_mi") == PastPeak(min_best=0.1)
+    assert default_policy("robust_mi") == PastPeak(min_best=0.2)
+    assert default_policy("neighbor_mi") == PastPeak(min_best=0.2)
     assert default_policy("label_mi") == PastPeak(since_lowest=True)
     for name in ("component_mi", "consistency", "separability", "infomax", "ones_own"):
         assert default_policy(name) == Plateau()
 
 
 def test_the_policy_of_a_configuration():
-    assert policy_for("auto", "robust_mi", True) == PastPeak(min_best=0.1)
+    assert policy_for("auto", "robust_mi", True) == PastPeak(min_best=0.2)
     assert policy_for({"name": "patience", "patience": 2}, "mine", False) == Patience(2)
     with pytest.raises(ValueError, match="past_peak needs a score that is better when higher"):
         policy_for("past_peak", "mine", False)
