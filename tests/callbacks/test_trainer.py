@@ -139,7 +139,8 @@ def test_each_score_is_a_line_on_the_terminal(make_trainer, pool, capsys):
         "sepstop: robust_mi decides (separability recorded beside it); policy "
         "helpers.scores:StopAt; the best checkpoint is kept on disk"
     )
-    first, second = lines[1:]
+    first, cost, second = lines[1:]
+    assert cost.startswith("sepstop: a score takes 0.")
     assert first.startswith("sepstop: step 2  robust_mi 0.")
     assert "  separability 0." in first
     assert first.endswith("  go on: as told")

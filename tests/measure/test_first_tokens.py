@@ -45,7 +45,8 @@ def test_a_token_that_no_prompt_is_likely_to_get_has_a_probability_of_about_zero
 
 def test_one_pass_makes_logits_at_the_last_token_only(pool, tokenizer):
     model, read, made = make_decoder(), [], []
-    monitor = make_monitor(pool, tokenizer=tokenizer, answers=4, criterion="entropy")
+    options = {"answers": 4, "criterion": "entropy", "batch_size": 64}
+    monitor = make_monitor(pool, tokenizer=tokenizer, **options)
     monitor.prepare(model)
     model.model.layers[0].register_forward_hook(lambda *_: read.append(1))
     model.lm_head.register_forward_hook(lambda _, args, out: made.append(out.shape[1]))

@@ -198,9 +198,8 @@ def test_settings_that_can_not_be(pool, options, message):
 @pytest.mark.parametrize("make", [make_encoder, make_decoder_classifier])
 def test_logits_come_from_the_same_pass_as_the_points(pool, tokenizer, make, layer):
     model = make()
-    monitor = make_monitor(
-        pool, criterion="infomax", tokenizer=tokenizer, pooling=MeanPooling(layer)
-    )
+    options = {"criterion": "infomax", "pooling": MeanPooling(layer), "batch_size": 64}
+    monitor = make_monitor(pool, tokenizer=tokenizer, **options)
     monitor.prepare(model)  # tries what padding does
     body, calls = model.base_model, []
     first = body.encoder.layer[0] if hasattr(body, "encoder") else body.layers[0]

@@ -40,6 +40,7 @@ def count_calls(module):
 
 # Number of passes
 
+BATCHES = {"batch_size": 64}  # two for 80 texts
 MANY = ["auto", "separability", "infomax", "entropy", "sepstop.bench.criteria:RankMe"]
 
 
@@ -49,13 +50,14 @@ def test_any_number_of_criteria_takes_one_pass_and_one_of_corrupted_texts(
     criterion, extra, pool, tokenizer
 ):
     model = make_encoder()
-    monitor = make_monitor(pool, tokenizer=tokenizer, criterion=criterion, extra_criteria=extra)
+    options = BATCHES | {"criterion": criterion, "extra_criteria": extra}
+    monitor = make_monitor(pool, tokenizer=tokenizer, **options)
     monitor.prepare(model)  # tries what padding does
     layer, head = count_calls(model.bert.encoder.layer[0]), count_calls(model.classifier)
     record = monitor.measure(model, 1)
     passes = 2 if "auto" in (criterion, *extra) else 1
     assert monitor.needs("corrupted_logits") is (passes == 2)
-    assert len(layer) == len(head) == 2 * passes  # batches of 64 for 80 texts
+    assert len(layer) == len(head) == 2 * passes
     assert next(iter(record.scores)) == monitor.decides
     assert set(record.scores) >= {name for name in extra if name in CRITERIA}
     monitor.measure(model, 2)
@@ -67,7 +69,7 @@ def test_each_candidate_takes_one_pass_of_corrupted_texts_if_it_has_classes(
     outputs, pool, tokenizer
 ):
     model = make_encoder()
-    options = {"outputs": outputs, "score_checkpoints": True}
+    options = BATCHES | {"outputs": outputs, "score_checkpoints": True}
     monitor = make_monitor(pool, tokenizer=tokenizer, **options)
     monitor.prepare(model)
     averages = averaged(model)
@@ -81,7 +83,7 @@ def test_each_candidate_takes_one_pass_of_corrupted_texts_if_it_has_classes(
 
 def test_a_model_without_logits_takes_no_pass_of_corrupted_texts(pool, tokenizer):
     model = make_encoder().bert
-    monitor = make_monitor(pool, tokenizer=tokenizer)
+    monitor = make_monitor(pool, tokenizer=tokenizer, **BATCHES)
     monitor.prepare(model)
     layer = count_calls(model.encoder.layer[0])
     seen = monitor.observe(model)
@@ -114,7 +116,7 @@ def test_an_observation_of_an_earlier_process_is_complete_if_it_has_what_is_need
 
 def test_the_reference_takes_one_pass(pool, tokenizer):
     model = make_encoder()
-    monitor = make_monitor(pool, tokenizer=tokenizer)
+    monitor = make_monitor(pool, tokenizer=tokenizer, **BATCHES)
     monitor.prepare(model)
     layer, head = count_calls(model.bert.encoder.layer[0]), count_calls(model.classifier)
     monitor.set_reference(model)
@@ -124,9 +126,8 @@ def test_the_reference_takes_one_pass(pool, tokenizer):
 
 def test_no_reference_is_taken_if_no_criterion_looks_at_neighbors(pool, tokenizer):
     model = make_encoder()
-    monitor = make_monitor(
-        pool, tokenizer=tokenizer, criterion="separability", extra_criteria=["infomax"]
-    )
+    options = BATCHES | {"criterion": "separability", "extra_criteria": ["infomax"]}
+    monitor = make_monitor(pool, tokenizer=tokenizer, **options)
     assert not monitor.uses_neighbors
     monitor.prepare(model)
     layer = count_calls(model.bert.encoder.layer[0])
