@@ -1,10 +1,11 @@
 """Regret of averages chosen by other variants of `robust_mi`, on recorded runs.
 
-    python scripts/bench_robust_mi.py RUNS_DIR
+    python scripts/bench_robust_mi.py RUNS_DIR [RUNS_DIR ...]
 
 The variants have another weight of consistency, another confidence from which on they trust the
-predictions, or another lower bound of the information in the first neighbors: a multiple of what
-chance gives, or a share of the mean over all evaluations, which the data tell.
+predictions, the earlier confidence by the probability of the predicted class, or another lower
+bound of the information in the first neighbors: a multiple of what chance gives, or a share of the
+mean over all evaluations, which the data tell.
 
 The regret is the test accuracy of the best checkpoint less that of the average that is kept, at the
 end of the run and where its default policy stops it.
@@ -46,12 +47,14 @@ class Variant:
     Attributes:
         bound: of the information in the first neighbors, in units of (k - 1) / n nats.
         share: of the mean information, as the bound instead; None for `bound`.
+        by_probability: take the earlier confidence, `confidence_by_probability`.
     """
 
     weight: float = CONSISTENCY_WEIGHT
     enough: float = ENOUGH_CONFIDENCE
     bound: float = CHANCE_FACTOR
     share: float | None = None
+    by_probability: bool = False
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = RobustMI.needs
     outputs: ClassVar[str] = "classes"
@@ -59,7 +62,8 @@ class Variant:
     @property
     def name(self) -> str:
         bound = f"{self.bound:g}" if self.share is None else f"{self.share:g} of the mean"
-        return f"{self.weight:.2f}, {self.enough:.1f}, {bound}"
+        earlier = " by probability" * self.by_probability
+        return f"{self.weight:.2f}, {self.enough:.1f}{earlier}, {bound}"
 
     def __call__(self, logits: Tensor, corrupted: Tensor, neighbor_classes: Tensor) -> Tensor:
         stable = consistency(logits, corrupted).clamp(min=0)
@@ -70,20 +74,29 @@ class Variant:
         first = information[:, 0].clamp(min=torch.as_tensor(bound))
         score = stable**self.weight * (first * mean).sqrt() ** (1 - self.weight)
         if self.enough:
-            score = score * (confidence(logits) / self.enough).clamp(max=1) ** 2
+            sure = confidence_by_probability if self.by_probability else confidence
+            score = score * (sure(logits) / self.enough).clamp(max=1) ** 2
         return score
+
+
+def confidence_by_probability(logits: Tensor) -> Tensor:
+    """Mean probability of the predicted class, from 0 for chance to 1; as `confidence`."""
+    chance = 1 / logits.shape[-1]
+    return (logits.double().softmax(dim=-1).amax(dim=-1).mean(dim=-1) - chance) / (1 - chance)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs_dir", type=Path)
+    parser.add_argument("runs_dirs", type=Path, nargs="+", metavar="RUNS_DIR")
     criteria = [Variant(weight) for weight in WEIGHTS]
+    criteria.append(Variant(by_probability=True))
     criteria += [Variant(enough=enough) for enough in CONFIDENCES]
     criteria += [Variant(bound=bound) for bound in BOUNDS]
     criteria += [Variant(share=share) for share in SHARES]
     criteria = list(dict.fromkeys(criteria))  # the default is in each list
     found: dict[str, list[tuple[float, ...]]] = {one.name: [] for one in criteria}
-    for path in find_recorded_runs(parser.parse_args().runs_dir):
+    folders = parser.parse_args().runs_dirs
+    for path in (path for folder in folders for path in find_recorded_runs(folder)):
         run = load_run(path)
         scores = score_run(run, criteria, candidates=tuple(AVERAGES))
         for name, scored in scores.items():

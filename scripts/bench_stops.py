@@ -3,8 +3,8 @@
     python scripts/bench_stops.py RUNS_DIR [RUNS_DIR ...]
 
 The cost of a stop is the test accuracy of what the whole run would have kept, less that of what the
-stopped run keeps. Beside the default are two earlier rules: one that stops at once when the score
-drops, and `neighbor_mi` without its term of confidence.
+stopped run keeps. Beside the default are earlier rules: a best score of 0.1 was enough, a drop of
+the score stopped at once, and `neighbor_mi` had no term of confidence.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class AtOnce:
 
 RULES: dict[str, tuple[Criterion, Policy]] = {
     "robust_mi": (RobustMI(), default_policy("robust_mi")),
+    "robust_mi, 0.1 is enough": (RobustMI(), PastPeak(min_best=0.1)),
     "robust_mi, a drop stops at once": (RobustMI(), AtOnce(0.1)),
     "neighbor_mi": (NeighborMI(), default_policy("neighbor_mi")),
     "neighbor_mi, a drop stops at once": (NeighborMI(), AtOnce(0.1)),

@@ -363,8 +363,7 @@ class SepStopCallback(pl.Callback):
         last = trainer.global_step == trainer.max_steps
         scored = None
         if self.session.is_due(trainer.global_step, last):
-            with self.session.overhead.counted():
-                scored = self._scored(trainer, pl_module)
+            scored = self._scored(trainer, pl_module)
         if self.history:
             found = scalars(self.history[-1])
             values = {key.removeprefix("eval_"): value for key, value in found.items()}
@@ -390,7 +389,8 @@ class SepStopCallback(pl.Callback):
                 trainer.default_root_dir,
             )
             if scored is not None and scored[1].best_step == scored[0].step:
-                self._keep(trainer, pl_module, scored[0])
+                with self.session.overhead.counted():
+                    self._keep(trainer, pl_module, scored[0])
         return scored
 
     def _model(self, pl_module: pl.LightningModule) -> nn.Module:

@@ -38,7 +38,6 @@ class Overhead:
         self.spent = self.score_seconds = self.interval = 0.0
         self.steps = self._steps = 0
         self._trained = self._trained_at_score = 0.0
-        self._is_counting = False
 
     @property
     def elapsed(self) -> float:
@@ -47,19 +46,15 @@ class Overhead:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the time within as spent. Inside another such context, nothing more is counted."""
-        if self._is_counting:
-            yield
-            return
+        """Count the time within as spent. Contexts do not nest."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # training steps may wait in the device's queue
-        start, self._is_counting = self.elapsed, True
+        start = self.elapsed
         self._trained = start - self.spent
         try:
             yield
         finally:
             self.spent += self.elapsed - start
-            self._is_counting = False
 
     def add_step(self) -> None:
         """Count an optimizer step."""

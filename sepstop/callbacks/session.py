@@ -293,17 +293,12 @@ class Session:
         if self.records and self.records[-1].step >= step:
             return None
         with self.overhead.counted():
-            return self._measured(model, step, epoch, folder)
-
-    def _measured(
-        self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
-    ) -> tuple[Record, Decision]:
-        try:
-            self.averaged_steps.check()
-        except Exception as error:
-            self.fail("could not average the weights, so checkpoints are scored", error)
-        record = Ranks.of_run().of_first(self._record(model, step, epoch))
-        self.overhead.add_score(record.seconds)
+            try:
+                self.averaged_steps.check()
+            except Exception as error:
+                self.fail("could not average the weights, so checkpoints are scored", error)
+            record = Ranks.of_run().of_first(self._record(model, step, epoch))
+            self.overhead.add_score(record.seconds)
         decision = self.decide([*self.records, record])
         self._run_key = self._run_key or _key_of(record)
         self.records.append(record)

@@ -349,14 +349,14 @@ class SepStopCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Score the pool once for this global step and act on the decision."""
-        model, session = _trained(**kwargs), self.session
-        with session.overhead.counted():
-            scored = session.measure(model, state.global_step, state.epoch, self.run_dir)
-            if scored is not None and scored[1].best_step == scored[0].step:
-                self._best.keep(args, state, control, model, processing_class)
+        model = _trained(**kwargs)
+        scored = self.session.measure(model, state.global_step, state.epoch, self.run_dir)
         if scored is None:
             return
         record, decision = scored
+        if decision.best_step == record.step:
+            with self.session.overhead.counted():
+                self._best.keep(args, state, control, model, processing_class)
         if decision.stop:
             control.should_training_stop = True
         if args.save_strategy != "no" and (

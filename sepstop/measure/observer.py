@@ -308,8 +308,8 @@ class Observer:
         if size is None and self.ranks.size > 1 and is_sharded(model):
             # All ranks call a divided model equally often, whatever the lengths of their texts.
             longest = max(len(ids) for ids in self.tokens(model).ids)
-            fits = batching.on(next(model.parameters()).device).texts(longest)
-            batching = replace(batching, size=fits)
+            size = batching.on(next(model.parameters()).device).texts(longest)
+            batching = replace(batching, size=size)
         if self.padding is not None:
             return batching
         tokens = self.tokens(model)
@@ -341,7 +341,7 @@ class Observer:
         if with_logits:
             takes_batches = ranks.of_first(ranks.together(lambda: is_alike(shortest, shortest)))
             self._one_by_one = not takes_batches
-        return replace(batching, padding=False, size=1 if self._one_by_one else size)
+        return replace(batching, padding=False, size=1 if self._one_by_one else batching.size)
 
     def _take_smaller_batches(self, smaller: Batching) -> None:
         what = f"{smaller.size} texts" if smaller.size else f"{smaller.tokens} tokens"

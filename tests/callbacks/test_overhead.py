@@ -74,15 +74,16 @@ def test_without_a_limit_every_score_is_affordable(clock):
     assert overhead.allows_a_score()
 
 
-def test_time_inside_counted_time_counts_once(clock):
+def test_time_spent_beside_a_score_counts_and_is_not_training(clock):
     overhead = Overhead()
     clock.now += 5
-    with overhead.counted():
+    score(overhead, 2)
+    with overhead.counted():  # the average is saved
         clock.now += 1
-        score(overhead, 2)
-        clock.now += 1
-    assert overhead.spent == 4
-    assert (overhead.interval, overhead.steps) == (5, 1)
+    clock.now += 4
+    score(overhead, 2)
+    assert overhead.spent == 5
+    assert (overhead.interval, overhead.steps) == (4, 1)
 
 
 def test_time_counts_when_the_work_fails(clock):
