@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processor import processor
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,7 +68,7 @@ def main() -> None:
             table.add_row(shown, name, f"{statistics.median(seconds):.2f}", f"{ratio:.2f}")
     out = Console(width=100)
     out.print(table)
-    out.print(f"{given.device}, {platform.machine()}, {torch.get_num_threads()} threads")
+    out.print(f"{given.device}, {processor()}, {torch.get_num_threads()} threads")
 
 
 def works(

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processor import processor
 
 ROOT = Path(__file__).parent.parent
 METHODS = {  # what is measured, and the package it comes from
@@ -434,16 +435,8 @@ def _machine() -> str:
             names.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             names.append(f"{package} not installed")
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
-    return (
-        f"{cpu}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}; "
-        + ", ".join(names)
-        + "."
-    )
+    machine = f"{processor()}, {os.cpu_count()} cores, {platform.system()}"
+    return f"{machine}, Python {platform.python_version()}; {', '.join(names)}."
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:

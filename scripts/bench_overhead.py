@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import platform
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from finetune import set_up
+from processor import processor
 from rich.console import Console
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
@@ -33,7 +33,7 @@ from sepstop.measure.observer import Observer
 from sepstop.measure.scorer import Scorer
 
 SEPSTOP = "sepstop"
-LOOPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # texts in a batch
+LOOPS = (4, 8, 16, 32, 64, 128, 256, 512)  # texts in a batch
 NEVER = '--sepstop.policy={"name": "patience", "patience": null}'
 
 
@@ -115,7 +115,7 @@ def main(options: list[str]) -> None:
         out.print(table_of("One pass over the pool", columns, shown))
     out.print(
         f"scoring is {scoring / embedding:.1%} of embedding; pool of {runs[0]['pool']} texts; "
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         soft_wrap=True,
     )
 

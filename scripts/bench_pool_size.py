@@ -3,8 +3,12 @@
     python scripts/record_suite.py configs/bench/pool_size.yaml DATA_DIR --out RUNS_DIR
     python scripts/bench_pool_size.py RUNS_DIR [RUNS_DIR ...]
 
-A smaller pool is a random part of the recorded one. Below the largest, figures are means over
-`DRAWS` such parts. Every k-th score is that of every k-th evaluation, and of the last.
+A smaller pool is a random part of the recorded one. Below the whole pool, figures are means over
+`DRAWS` such parts; a run whose pool is not larger counts with all of it. Every k-th score is that
+of every k-th evaluation, and of the last.
+
+What is kept is the best average by `robust_mi`, or of runs recorded without averages the best
+checkpoint by `neighbor_mi`.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -22,13 +26,27 @@ from tqdm.auto import tqdm
 
 from sepstop.bench.outcomes import Agreement, Outcome
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
-from sepstop.bench.scores import score_run
+from sepstop.bench.scores import ONLY_CHECKPOINTS, can_score, score_run
 from sepstop.bench.verdicts import bootstrap_interval
-from sepstop.criteria import RobustMI
+from sepstop.criteria import NeighborMI, RobustMI
+from sepstop.measure.average import AVERAGES
+from sepstop.types import Criterion
 
 SIZES = (125, 250, 500, 1000, 2000)
 EVERY = (1, 2, 3, 4)
 DRAWS = 5
+
+
+class Way(NamedTuple):
+    """How a run chooses what it keeps."""
+
+    name: str
+    criterion: Criterion
+    candidates: Sequence[str]
+
+
+BY_ROBUST_MI = Way("averages by robust_mi", RobustMI(), tuple(AVERAGES))
+BY_NEIGHBOR_MI = Way("checkpoints by neighbor_mi", NeighborMI(), ONLY_CHECKPOINTS)
 
 
 def main() -> None:
@@ -37,32 +55,44 @@ def main() -> None:
     options = parser.parse_args()
     paths = [path for folder in options.runs_dirs for path in find_recorded_runs(folder)]
     runs = [load_run(path) for path in tqdm(paths, desc="reading", leave=False)]
-    groups: dict[str, list[RecordedRun]] = {}
-    for run in sorted(runs, key=lambda run: run.arrays["pool_l"].shape[-1]):
-        groups.setdefault(f"{run.arrays['pool_l'].shape[-1]} classes", []).append(run)
+    runs.sort(key=lambda run: run.arrays["pool_l"].shape[-1])
+    with_averages = [run for run in runs if can_score(run, RobustMI(), tuple(AVERAGES))]
+    without = [run for run in runs if not can_score(run, RobustMI(), tuple(AVERAGES))]
     out = Console(width=140)
-    most = min(run.pool_size for run in runs)
-    sizes = [size for size in SIZES if size <= most]
-    by_size = {f"{size} texts": lambda run, size=size: parts(run, size) for size in sizes}
-    out.print(table_of("the pool's size", groups, by_size))
-    by_count = {f"every {every}": lambda run, every=every: [thinned(run, every)] for every in EVERY}
-    out.print(table_of("one score in so many evaluations", groups, by_count))
+    for some, way in ((with_averages, BY_ROBUST_MI), (without, BY_NEIGHBOR_MI)):
+        if not some:
+            continue
+        most = max(run.pool_size for run in some)
+        sizes = [size for size in SIZES if size < most] + [most]
+        by_size = {f"{size} texts": lambda run, size=size: parts(run, size) for size in sizes}
+        out.print(table_of("the pool's size", way, some, by_size))
+        by_count = {
+            f"every {every}": lambda run, every=every: [thinned(run, every)] for every in EVERY
+        }
+        out.print(table_of("one score in so many evaluations", way, some, by_count))
 
 
 def table_of(
     title: str,
-    groups: dict[str, list[RecordedRun]],
+    way: Way,
+    runs: Sequence[RecordedRun],
     settings: dict[str, Callable[[RecordedRun], Sequence[RecordedRun]]],
 ) -> Table:
-    """Regret with its interval, largest regret and rank agreement; the regret of each group."""
-    table = Table(title=f"{title}: averages by robust_mi, regret in points of test accuracy")
+    """Regret with its interval, largest regret and rank agreement; the regret by classes."""
+    groups: dict[str, list[RecordedRun]] = {}
+    for run in runs:
+        groups.setdefault(f"{run.arrays['pool_l'].shape[-1]} classes", []).append(run)
+    table = Table(title=f"{title}: {way.name}, regret in points of test accuracy")
     names = [f"{name} ({len(runs)})" for name, runs in groups.items()]
     for column in ("", "all runs", "largest", "rank agreement", *names):
         table.add_column(column, justify="right")
     for setting, variants in tqdm(settings.items(), desc=title, leave=False):
         found = {
             name: np.array(
-                [np.mean([judged(one, run) for one in variants(run)], axis=0) for run in runs]
+                [
+                    np.mean([judged(part, run, way) for part in variants(run)], axis=0)
+                    for run in runs
+                ]
             )
             for name, runs in groups.items()
         }
@@ -79,12 +109,12 @@ def table_of(
     return table
 
 
-def judged(part: RecordedRun, run: RecordedRun) -> tuple[float, float]:
+def judged(part: RecordedRun, run: RecordedRun, way: Way) -> tuple[float, float]:
     """Regret of what a part of a run keeps at its end, and rank agreement of score and accuracy.
 
     The regret is to the best checkpoint of the whole run.
     """
-    scored = score_run(part, [RobustMI()], part.averages)[RobustMI.name]
+    scored = score_run(part, [way.criterion], way.candidates)[way.criterion.name]
     outcome = Outcome.of(part, scored, scored.series.best_step)
     regret = outcome.regret + run.best_accuracy - part.best_accuracy
     return regret, Agreement.of(part, scored).spearman
@@ -92,7 +122,7 @@ def judged(part: RecordedRun, run: RecordedRun) -> tuple[float, float]:
 
 def parts(run: RecordedRun, size: int) -> list[RecordedRun]:
     """The run with random parts of its pool; the whole pool once."""
-    if size == run.pool_size:
+    if size >= run.pool_size:
         return [run]
     return [with_texts(run, indices) for indices in draws(run.pool_size, size)]
 

@@ -12,7 +12,6 @@ each round, in one process.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processor import processor
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
@@ -143,7 +143,7 @@ def report(given: argparse.Namespace) -> None:
     out.print(table)
     size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors"))
     out.print(
-        f"{size / 1e6:.1f} MB each, {given.device}, {platform.machine()}, "
+        f"{size / 1e6:.1f} MB each, {given.device}, {processor()}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 

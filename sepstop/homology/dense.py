@@ -26,6 +26,7 @@ from torch import Tensor
 
 _TOLERANCE = 2e-8  # relative, on squared distances
 _MANY = 4  # clouds from which on Prim's steps on all at once are faster than single linkage on each
+_ROWS = 128  # of a block of distances on a CPU; blocks below the diagonal are left out
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB, near a cache
 _BYTES = 18  # per distance in `resampled_deaths`: float64 distance, int64 place, two masks
 _UNIT_ROUNDOFF = 2.0**-53
@@ -44,12 +45,14 @@ def memory(points: int, device: torch.device) -> int:
 def deaths(clouds: Tensor) -> Tensor:
     """Edge lengths ``(B, N - 1)`` of the trees, in no order; the argument is `dendrograms`'."""
     squared, unit = _measured(clouds)
-    if is_launched(clouds.device):
-        gaps = shortest_trees(_mirrored(squared))[1]
-    elif len(clouds) < _MANY:
+    if len(clouds) < _MANY and not is_launched(clouds.device):
+        # squareform reads the upper triangle.
         condensed = [squareform(cloud, checks=False) for cloud in squared.numpy()]
         heights = [linkage(cloud, "single")[:, 2] for cloud in condensed]
-        gaps = torch.from_numpy(np.stack(heights))
+        return torch.from_numpy(np.stack(heights)).sqrt() * unit
+    _mirror(squared)
+    if is_launched(clouds.device):
+        gaps = shortest_trees(squared)[1]
     else:
         gaps = _prim(squared.shape[:2], lambda row, point: squared[row, point], clouds)[1]
     return gaps.sqrt() * unit
@@ -65,6 +68,7 @@ def dendrograms(clouds: Tensor) -> tuple[Tensor, Tensor]:
         ``(B, N)`` int64 and ``(B, N - 1)`` float64.
     """
     squared, unit = _measured(clouds)
+    _mirror(squared)
     order, gaps, _ = _prim(squared.shape[:2], lambda row, point: squared[row, point], clouds)
     return order, gaps.sqrt() * unit
 
@@ -72,8 +76,9 @@ def dendrograms(clouds: Tensor) -> tuple[Tensor, Tensor]:
 def spanning_trees(clouds: Tensor) -> tuple[Tensor, Tensor]:
     """Edges ``(B, N - 1, 2)`` int64, lengths ``(B, N - 1)``; the argument is `dendrograms`'."""
     squared, unit = _measured(clouds)
+    _mirror(squared)
     if is_launched(clouds.device):
-        edges, gaps = shortest_trees(_mirrored(squared))
+        edges, gaps = shortest_trees(squared)
         return edges, gaps.sqrt() * unit
     order, gaps, parents = _prim(
         squared.shape[:2], lambda row, point: squared[row, point], clouds, with_parents=True
@@ -90,13 +95,14 @@ def resampled_deaths(points: Tensor, resample_indices: Tensor, memory: int) -> T
         memory: maximum bytes; exceeded only if one subset alone needs more.
     """
     squared, unit = _measured(points[None])
+    _mirror(squared)
     if not is_launched(points.device):
 
         def row_of(row: Tensor, point: Tensor) -> Tensor:
             return squared[0, resample_indices[row, point]].gather(1, resample_indices)
 
         return _prim(resample_indices.shape, row_of, points)[1].sqrt() * unit
-    shared = _mirrored(squared)[0].fill_diagonal_(0)  # for a point drawn twice
+    shared = squared[0].fill_diagonal_(0)  # for a point drawn twice
     bytes_each = _BYTES * resample_indices.shape[1] ** 2
     parts = resample_indices.split(max(1, (memory - shared.nbytes) // bytes_each))
     pairs = (len(points) * part[:, :, None] + part[:, None, :] for part in parts)
@@ -163,15 +169,16 @@ def _smallest_of_cycles(parent: Tensor, longest: int) -> Tensor:
     return smallest.gather(1, end)
 
 
-def _mirrored(squared: Tensor) -> Tensor:
-    """Make the products of the two orders of factors equal, in place: their rounding differs."""
+def _mirror(squared: Tensor) -> None:
+    """Copy the upper triangles ``(B, N, N)`` to the lower ones."""
     n = squared.shape[1]
+    upper = torch.ones(_part(n), _part(n), dtype=torch.bool, device=squared.device).triu()
     for start in range(0, n, _part(n)):
         end = start + _part(n)
         corner = squared[:, start:end, start:end]
-        corner.copy_(torch.maximum(corner, corner.mT))
+        size = corner.shape[1]
+        corner.copy_(corner.where(upper[:size, :size], corner.mT))
         squared[:, end:, start:end] = squared[:, start:end, end:].mT
-    return squared
 
 
 def _part(rows: int) -> int:
@@ -180,7 +187,7 @@ def _part(rows: int) -> int:
 
 
 def _measured(clouds: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances ``(B, N, N)`` in units ``(B, 1)``."""
+    """Squared distances in units ``(B, 1)``: the upper triangles of ``(B, N, N)``."""
     # A power of two near the largest coordinate: exact, and no square overflows.
     extent = clouds.abs().amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     unit = torch.ldexp(torch.ones_like(extent), torch.frexp(extent).exponent - 1)
@@ -188,14 +195,25 @@ def _measured(clouds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_distances(clouds: Tensor) -> Tensor:
-    """``(B, N, D)`` -> ``(B, N, N)``, relative error about ``_TOLERANCE``."""
+    """``(B, N, D)`` -> the upper triangles of ``(B, N, N)``, relative error about ``_TOLERANCE``.
+
+    What is below them is not set.
+    """
+    size, n, dimensions = clouds.shape
     centered = clouds - clouds.mean(dim=1, keepdim=True)
     norms = centered.square().sum(dim=-1)  # (B, N)
-    squared = norms[:, :, None] + norms[:, None, :]
-    squared.baddbmm_(centered, centered.mT, alpha=-2)
-    error = 4 * (clouds.shape[-1] + 8) * _UNIT_ROUNDOFF * norms.amax(dim=-1)  # (B,)
+    error = 4 * (dimensions + 8) * _UNIT_ROUNDOFF * norms.amax(dim=-1)  # (B,)
+    harmed = (error / _TOLERANCE)[:, None, None]
+    squared = clouds.new_empty(size, n, n)
+    near = torch.zeros(size, n, n, dtype=torch.bool, device=clouds.device)
+    height = n if is_launched(clouds.device) else _ROWS
+    for start in range(0, n, height):
+        rows = slice(start, start + height)
+        block = squared[:, rows, start:]
+        torch.add(norms[:, rows, None], norms[:, None, start:], out=block)
+        block.baddbmm_(centered[:, rows], centered[:, start:].mT, alpha=-2)
+        near[:, rows, start:] = (block <= harmed).triu(diagonal=1)
 
-    near = (squared <= (error / _TOLERANCE)[:, None, None]).triu(diagonal=1)
     # Many near pairs are cheapest as one direct pass over their cloud, few are as a list.
     # On a GPU the sum of a mask copies it to int64.
     counts = [rows.sum(dim=(1, 2)) for rows in near.split(_part(near.shape[1]), dim=1)]
@@ -211,7 +229,6 @@ def _squared_distances(clouds: Tensor) -> Tensor:
     for b, i, j in zip(batch.split(pairs), row.split(pairs), column.split(pairs), strict=True):
         exact = (clouds[b, i] - clouds[b, j]).square().sum(dim=-1)
         squared[b, i, j] = exact
-        squared[b, j, i] = exact
     return squared
 
 
