@@ -12,6 +12,7 @@ from sepstop._version import __version__
 from sepstop.cli import options
 from sepstop.cli.bench import app as bench
 from sepstop.cli.errors import print_message, user_errors
+from sepstop.cli.run import run
 from sepstop.cli.select import select
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(select)
+app.command(context_settings={"allow_interspersed_args": False})(run)
 
 
 def _print_version(wanted: bool) -> None:

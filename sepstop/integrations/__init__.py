@@ -1,0 +1,1 @@
+"""sepstop in the command lines of other tools."""
