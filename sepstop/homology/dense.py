@@ -16,12 +16,12 @@ points, which has only relative errors of some D u. All distances then have rela
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 _TOLERANCE = 2e-8  # relative, on squared distances
@@ -44,13 +44,11 @@ def memory(points: int, device: torch.device) -> int:
 
 def deaths(clouds: Tensor) -> Tensor:
     """Edge lengths ``(B, N - 1)`` of the trees, in no order; the argument is `dendrograms`'."""
-    squared, unit = _measured(clouds)
     if len(clouds) < _MANY and not is_launched(clouds.device):
-        # squareform reads the upper triangle.
-        condensed = [squareform(cloud, checks=False) for cloud in squared.numpy()]
-        heights = [linkage(cloud, "single")[:, 2] for cloud in condensed]
+        scaled, unit = _scaled(clouds)
+        heights = [linkage(_condensed(cloud), "single")[:, 2] for cloud in scaled]
         return torch.from_numpy(np.stack(heights)).sqrt() * unit
-    _mirror(squared)
+    squared, unit = _measured(clouds)
     if is_launched(clouds.device):
         gaps = shortest_trees(squared)[1]
     else:
@@ -68,7 +66,6 @@ def dendrograms(clouds: Tensor) -> tuple[Tensor, Tensor]:
         ``(B, N)`` int64 and ``(B, N - 1)`` float64.
     """
     squared, unit = _measured(clouds)
-    _mirror(squared)
     order, gaps, _ = _prim(squared.shape[:2], lambda row, point: squared[row, point], clouds)
     return order, gaps.sqrt() * unit
 
@@ -76,7 +73,6 @@ def dendrograms(clouds: Tensor) -> tuple[Tensor, Tensor]:
 def spanning_trees(clouds: Tensor) -> tuple[Tensor, Tensor]:
     """Edges ``(B, N - 1, 2)`` int64, lengths ``(B, N - 1)``; the argument is `dendrograms`'."""
     squared, unit = _measured(clouds)
-    _mirror(squared)
     if is_launched(clouds.device):
         edges, gaps = shortest_trees(squared)
         return edges, gaps.sqrt() * unit
@@ -95,7 +91,6 @@ def resampled_deaths(points: Tensor, resample_indices: Tensor, memory: int) -> T
         memory: maximum bytes; exceeded only if one subset alone needs more.
     """
     squared, unit = _measured(points[None])
-    _mirror(squared)
     if not is_launched(points.device):
 
         def row_of(row: Tensor, point: Tensor) -> Tensor:
@@ -187,49 +182,91 @@ def _part(rows: int) -> int:
 
 
 def _measured(clouds: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances in units ``(B, 1)``: the upper triangles of ``(B, N, N)``."""
+    """Squared distances ``(B, N, N)`` in units ``(B, 1)``."""
+    scaled, unit = _scaled(clouds)
+    n, start = clouds.shape[1], 0
+    squared = clouds.new_empty(0)
+    for block in _blocks(scaled):
+        rows = block.shape[1]
+        if rows == n:
+            squared = block
+        else:
+            squared = squared if start else clouds.new_empty(len(clouds), n, n)
+            squared[:, start : start + rows, start:] = block
+        start += rows
+    _mirror(squared)
+    return squared, unit
+
+
+def _condensed(cloud: Tensor) -> NDArray[np.float64]:
+    """The squared distances of ``(N, D)`` on the CPU as SciPy has them: each pair once, in order.
+
+    The blocks are all that is held beside it. More would cost time, too: large pieces of memory go
+    back to the system and are mapped anew in the next call.
+    """
+    n = len(cloud)
+    above = np.triu(np.ones((min(n, 2 * _ROWS), n), dtype=bool), k=1)
+    blocks = (block[0].numpy() for block in _blocks(cloud[None]))
+    return np.concatenate([block[above[: len(block), : block.shape[1]]] for block in blocks])
+
+
+def _scaled(clouds: Tensor) -> tuple[Tensor, Tensor]:
+    """The clouds in units ``(B, 1)`` of their own."""
     # A power of two near the largest coordinate: exact, and no square overflows.
-    extent = clouds.abs().amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
+    extent = torch.linalg.vector_norm(clouds, torch.inf, dim=(1, 2), keepdim=True)  # (B, 1, 1)
     unit = torch.ldexp(torch.ones_like(extent), torch.frexp(extent).exponent - 1)
-    return _squared_distances(clouds / unit), unit[:, :, 0]
+    return clouds / unit, unit[:, :, 0]
 
 
-def _squared_distances(clouds: Tensor) -> Tensor:
-    """``(B, N, D)`` -> the upper triangles of ``(B, N, N)``, relative error about ``_TOLERANCE``.
+def _blocks(clouds: Tensor) -> Iterator[Tensor]:
+    """Rows of squared distances from the diagonal on, relative error about ``_TOLERANCE``.
 
-    What is below them is not set.
+    Args:
+        clouds: ``(B, N, D)``.
+
+    Yields:
+        ``(B, n, N - start)`` for the n rows from ``start`` on, valid until the next; all rows at
+        once on a GPU. Below the diagonal, near pairs are not measured again.
     """
     size, n, dimensions = clouds.shape
     centered = clouds - clouds.mean(dim=1, keepdim=True)
-    norms = centered.square().sum(dim=-1)  # (B, N)
+    norms = torch.linalg.vecdot(centered, centered)  # (B, N)
     error = 4 * (dimensions + 8) * _UNIT_ROUNDOFF * norms.amax(dim=-1)  # (B,)
-    harmed = (error / _TOLERANCE)[:, None, None]
-    squared = clouds.new_empty(size, n, n)
-    near = torch.zeros(size, n, n, dtype=torch.bool, device=clouds.device)
-    height = n if is_launched(clouds.device) else _ROWS
+    height = n if is_launched(clouds.device) or n <= 2 * _ROWS else _ROWS
+    buffer = clouds.new_empty(size * height * n)
     for start in range(0, n, height):
         rows = slice(start, start + height)
-        block = squared[:, rows, start:]
+        high, wide = len(norms[0, rows]), n - start
+        block = buffer[: size * high * wide].view(size, high, wide)
         torch.add(norms[:, rows, None], norms[:, None, start:], out=block)
         block.baddbmm_(centered[:, rows], centered[:, start:].mT, alpha=-2)
-        near[:, rows, start:] = (block <= harmed).triu(diagonal=1)
+        _measure_again(block, clouds[:, rows], clouds[:, start:], error / _TOLERANCE)
+        yield block
 
+
+def _measure_again(squared: Tensor, first: Tensor, second: Tensor, harmed: Tensor) -> None:
+    """Measure the near pairs above the diagonal by their differences, in place.
+
+    Args:
+        squared: ``(B, n, m)`` between ``first`` and ``second``.
+        first, second: ``(B, n, D)`` and ``(B, m, D)``; the first n of these are the former.
+        harmed: ``(B,)``, where a squared distance becomes too inexact.
+    """
+    near = (squared <= harmed[:, None, None]).triu(diagonal=1)
     # Many near pairs are cheapest as one direct pass over their cloud, few are as a list.
     # On a GPU the sum of a mask copies it to int64.
     counts = [rows.sum(dim=(1, 2)) for rows in near.split(_part(near.shape[1]), dim=1)]
-    crowded = torch.stack(counts).sum(dim=0) > near.shape[1] ** 2 / 16  # (B,)
+    crowded = torch.stack(counts).sum(dim=0) > near[0].numel() / 16  # (B,)
     if crowded.any():
         direct = "donot_use_mm_for_euclid_dist"
-        apart = torch.cdist(clouds[crowded], clouds[crowded], compute_mode=direct)
+        apart = torch.cdist(first[crowded], second[crowded], compute_mode=direct)
         squared[crowded] = apart.square_()
         near &= ~crowded[:, None, None]
     batch, row, column = near.nonzero(as_tuple=True)
-    held = 4 * _PAIRS if is_launched(clouds.device) else _PAIRS
-    pairs = max(1, held // clouds.shape[-1])
+    held = 4 * _PAIRS if is_launched(squared.device) else _PAIRS
+    pairs = max(1, held // first.shape[-1])
     for b, i, j in zip(batch.split(pairs), row.split(pairs), column.split(pairs), strict=True):
-        exact = (clouds[b, i] - clouds[b, j]).square().sum(dim=-1)
-        squared[b, i, j] = exact
-    return squared
+        squared[b, i, j] = (first[b, i] - second[b, j]).square().sum(dim=-1)
 
 
 def _prim(

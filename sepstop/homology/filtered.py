@@ -12,7 +12,7 @@ on the tree path between them is in no minimum spanning tree (the cycle property
 4. these are measured again in float64 from the differences of their coordinates, and the tree is
    the minimum spanning tree of what is left.
 
-The margin. Points are centered, scaled so that no coordinate is above 1, and rounded to the working
+The margin. Points are centered, scaled so that no square overflows, and rounded to the working
 precision of unit roundoff u; R is their largest norm. A squared distance is one product of rows
 ``[-2x, |x|^2, 1]`` and ``[y, 1, |y|^2]`` of length D + 2. Rounding the coordinates moves a point by
 at most uR and a squared distance by at most 8 u R^2; rounding the norms by 2 u R^2; summing D + 2
@@ -47,16 +47,18 @@ _FEW = 256  # points that are solved as a block of their own
 _RANDOM, _NEAR = 192, 256  # points in a block of the seed tree: random ones, and neighbors
 _DISTANCES = 2**22  # in such blocks, held at once
 _PIVOT = 192  # points a pivot
-_LEVELS = 64  # scales that the bounds distinguish; twice as many on a GPU
+_LEVELS = 128  # scales that the bounds distinguish
 _TIGHT = 16  # gaps below this many margins, squared, make a clump
 _CLUMP = 32  # points from which on a clump is worth a solution of its own
 _CROWD = 2**13  # pairs of one block of products that are worth a second look in float64
+_SAMPLE = 256  # of these pairs, to see whether that would drop any
 _SHRUNK = 1 / 16  # of the squared radius, for the precision to be kept in a clump
 _ROWS, _COLUMNS = 512, 2048  # of a block of products
 _PAIRS = 2**20  # float64 coordinates of the differences held at once: 8 MiB
 _WIDER = 4  # times the sides of a block on other devices, where a step costs a launch at any size
 _CACHED = 2**18  # likewise on a CPU, for its cache
 _ROUNDINGS = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of factors, cut off
+_LEAST = 2.0**-8  # largest coordinate up to which a cloud is scaled, and from its inverse on
 _SEED = 0
 
 
@@ -105,8 +107,12 @@ class _Cloud:
     points: Tensor
 
     def __post_init__(self) -> None:
-        # A power of two near the largest coordinate: exact, and no square overflows.
+        # A power of two near the largest coordinate: exact, and no square overflows. Embeddings
+        # hardly ever need one.
         largest = max(float(rows.abs().max()) for rows in self.points.split(self.rows))
+        self.unit = 1.0
+        if _LEAST <= largest <= 1 / _LEAST:
+            return
         exponent = torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent
         self.unit = float(torch.ldexp(torch.tensor(1.0, dtype=torch.float64), exponent))
 
@@ -116,7 +122,8 @@ class _Cloud:
 
     def at(self, ids: Tensor) -> Tensor:
         # Of points, index_select is several times as fast as an index in brackets.
-        return self.points.index_select(0, ids).double().mul_(1 / self.unit)
+        found = self.points.index_select(0, ids).double()
+        return found if self.unit == 1 else found.mul_(1 / self.unit)
 
     def mean(self, ids: Tensor) -> Tensor:
         sums = [self.at(part).sum(dim=0) for part in ids.split(self.rows)]
@@ -176,8 +183,7 @@ def _solve(cloud: _Cloud, ids: Tensor, dtype: torch.dtype) -> _Edges:
 
     first, second = _seed_tree(points, norms)
     seed = _measured(cloud, ids[first], ids[second])
-    levels = _LEVELS if points.device.type == "cpu" else 2 * _LEVELS
-    order, gaps = nested_order(first, second, seed[2], levels)
+    order, gaps = nested_order(first, second, seed[2], _LEVELS)
     found = [seed]
     for start, end in _runs(gaps <= _TIGHT * margin):
         inside = ids[order[start:end]]
@@ -209,23 +215,34 @@ def _within_in_float64(
     """The pairs, given by their places in the order, that are also within their bounds in float64.
 
     Two clumps farther apart than they are wide have all pairs across within the margin of float32.
+    If most of a sample are within their bounds, it is not the margin that lets them in, and all are
+    returned.
     """
+    bounds = _bounds(gaps, row, column)
+    some = slice(None, None, max(1, len(row) // _SAMPLE))
+    lengths = cloud.squared_distances(ids[row[some]], ids[column[some]])
+    if (lengths <= bounds[some]).sum() > len(lengths) / 2:
+        return row, column
     top, start = int(row.min()), int(column.min())
     left = cloud.about(center, ids[top : int(row.max()) + 1], torch.float64)
     right = cloud.about(center, ids[start : int(column.max()) + 1], torch.float64)
     norms = left.square().sum(dim=-1), right.square().sum(dim=-1)
     squared = torch.addmm(norms[0][:, None] + norms[1], left, right.T, alpha=-2)
     margin = _margin(left, float(torch.cat(norms).max()))
-    # The largest gap from the row to the column, from two overlapping stretches of gaps.
+    kept = squared[row - top, column - start] <= bounds + margin
+    return row[kept], column[kept]
+
+
+def _bounds(gaps: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """``(M,)``, the largest gap from each row to its column, from two overlapping stretches."""
     reach = torch.frexp((column - row).double()).exponent.long() - 1
-    bound = gaps.new_empty(len(row))
+    found = gaps.new_empty(len(row))
     stretch = gaps
     for power in range(int(reach.max()) + 1):
         here = (reach == power).nonzero().squeeze(1)
-        bound[here] = torch.maximum(stretch[row[here]], stretch[column[here] - 2**power])
+        found[here] = torch.maximum(stretch[row[here]], stretch[column[here] - 2**power])
         stretch = torch.maximum(stretch[: -(2**power)], stretch[2**power :])
-    kept = squared[row - top, column - start] <= bound + margin
-    return row[kept], column[kept]
+    return found
 
 
 def _measured(cloud: _Cloud, first: Tensor, second: Tensor) -> _Edges:
