@@ -78,6 +78,7 @@ def test_intents_by_lora(pooling, smollm2, intents, tmp_path):
             f"--sepstop.pooling={pooling}",
             "--sepstop.every_n_steps=15",
             "--sepstop.pool_size=300",
+            "--sepstop.max_overhead=null",
             "--sepstop.average=false",  # the accuracy is that of checkpoints
             "--training.max_steps=300",
             "--training.per_device_train_batch_size=8",
@@ -154,6 +155,7 @@ def test_intents_in_words(smollm2, intents, tmp_path):
             "--data.labeled_rows=100",
             "--data.max_length=48",
             "--sepstop.pool_size=200",
+            "--sepstop.max_overhead=null",
             "--sepstop.every_n_steps=20",
             "--training.max_steps=100",
             "--training.per_device_train_batch_size=8",
