@@ -110,7 +110,7 @@ class SepStopCallback(TrainerCallback):
         seed: int = 0,
         tokenizer: Any = None,
         text_column: str = "text",
-        pool_size: int | None = 500,
+        pool_size: int | None = 1000,
         max_length: int = 256,
         batch_size: int | None = None,
         padding: bool | None = None,
