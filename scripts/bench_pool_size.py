@@ -56,12 +56,12 @@ def main() -> None:
     paths = [path for folder in options.runs_dirs for path in find_recorded_runs(folder)]
     runs = [load_run(path) for path in tqdm(paths, desc="reading", leave=False)]
     runs.sort(key=lambda run: run.arrays["pool_l"].shape[-1])
-    with_averages = [run for run in runs if can_score(run, RobustMI(), tuple(AVERAGES))]
-    without = [run for run in runs if not can_score(run, RobustMI(), tuple(AVERAGES))]
+    ways: dict[Way, list[RecordedRun]] = {}
+    for run in runs:
+        has_averages = can_score(run, BY_ROBUST_MI.criterion, BY_ROBUST_MI.candidates)
+        ways.setdefault(BY_ROBUST_MI if has_averages else BY_NEIGHBOR_MI, []).append(run)
     out = Console(width=140)
-    for some, way in ((with_averages, BY_ROBUST_MI), (without, BY_NEIGHBOR_MI)):
-        if not some:
-            continue
+    for way, some in ways.items():
         most = max(run.pool_size for run in some)
         sizes = [size for size in SIZES if size < most] + [most]
         by_size = {f"{size} texts": lambda run, size=size: parts(run, size) for size in sizes}

@@ -39,9 +39,9 @@ def run(
 ) -> None:
     """Run a training command with sepstop in its Trainer.
 
-    The command may be any that ends in a Trainer of transformers, such as trl, llamafactory-cli,
-    accelerate launch or python. Its first Trainer gets a SepStopCallback; the rest of the command
-    is left alone, and its exit status is returned.
+    The command may be any that ends in a Trainer of transformers, such as trl, torchrun or python.
+    Its first Trainer gets a SepStopCallback; the rest of the command is left alone, and its exit
+    status is returned.
 
     sepstop run --pool prompts.jsonl --answers answers.txt -- trl sft --config sft.yaml
     """

@@ -16,6 +16,7 @@ points, which has only relative errors of some D u. All distances then have rela
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -184,16 +185,14 @@ def _part(rows: int) -> int:
 def _measured(clouds: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances ``(B, N, N)`` in units ``(B, 1)``."""
     scaled, unit = _scaled(clouds)
-    n, start = clouds.shape[1], 0
-    squared = clouds.new_empty(0)
-    for block in _blocks(scaled):
-        rows = block.shape[1]
-        if rows == n:
-            squared = block
-        else:
-            squared = squared if start else clouds.new_empty(len(clouds), n, n)
-            squared[:, start : start + rows, start:] = block
-        start += rows
+    blocks = _blocks(scaled)
+    squared = next(blocks)
+    if squared.shape[1] < squared.shape[2]:
+        first, n = squared, clouds.shape[1]
+        squared = clouds.new_empty(len(clouds), n, n)
+        for block in itertools.chain([first], blocks):
+            start = n - block.shape[2]
+            squared[:, start : start + block.shape[1], start:] = block
     _mirror(squared)
     return squared, unit
 
@@ -226,7 +225,7 @@ def _blocks(clouds: Tensor) -> Iterator[Tensor]:
 
     Yields:
         ``(B, n, N - start)`` for the n rows from ``start`` on, valid until the next; all rows at
-        once on a GPU. Below the diagonal, near pairs are not measured again.
+        once on a GPU, and of small clouds. Below the diagonal, near pairs are not measured again.
     """
     size, n, dimensions = clouds.shape
     centered = clouds - clouds.mean(dim=1, keepdim=True)

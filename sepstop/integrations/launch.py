@@ -42,6 +42,8 @@ def install() -> None:
 
 
 class _FirstTrainer:
+    """Gives the callback to the first Trainer of a process."""
+
     def __init__(self, section: Mapping[str, Any], mark: Path) -> None:
         self.section, self.mark = section, mark
         self._is_made = False
@@ -51,7 +53,8 @@ class _FirstTrainer:
 
     def _add(self, init: Callable[..., None], trainer: Any, args: Any, kwargs: Any) -> None:
         if self._is_made:
-            return init(*args, **kwargs)
+            init(*args, **kwargs)
+            return
         self._is_made = True
         from sepstop.integrations.settings import callback_of
 
@@ -61,4 +64,3 @@ class _FirstTrainer:
         init(*given.args, **given.kwargs)
         callback.attach(trainer)
         self.mark.touch()
-        return None

@@ -71,10 +71,8 @@ def test_every_process_of_a_launcher_gets_the_callback(pool, tmp_path):
     for rank in range(2):
         found = json.loads((tmp_path / "out" / f"found_{rank}.json").read_text())
         assert "SepStopCallback" in found["first"]
-    assert [record.step for record in read_history(tmp_path / "out" / HISTORY_FILE).records] == [
-        2,
-        4,
-    ]
+    records = read_history(tmp_path / "out" / HISTORY_FILE).records
+    assert [record.step for record in records] == [2, 4]
 
 
 @pytest.mark.training
