@@ -4,9 +4,10 @@ r"""Wall time that sepstop adds to a fine-tuning run, and its parts.
     python scripts/bench_overhead.py --config=configs/demo.yaml --training.max_steps=60 \
         --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
-Options are those of finetune.py. The run is made with the callback and without it in turn, without
-stopping or saving, as often as --rounds says. Shares are of the run with the callback. Then, if the
-model has a head, the pool is read by sepstop and by plain loops over batches of sorted texts.
+Options are those of `sepstop finetune`. The run is made with the callback and without it in turn,
+without stopping or saving, as often as --rounds says. Shares are of the run with the callback.
+Then, if the model has a head, the pool is read by sepstop and by plain loops over batches of sorted
+texts.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from finetune import set_up
 from processor import processor
 from rich.console import Console
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 
+from sepstop.finetune.run import set_up
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.observer import Observer
 from sepstop.measure.scorer import Scorer

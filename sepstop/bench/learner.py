@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sepstop.bench.run_settings import RunSettings
+from sepstop.finetune.lora import with_lora
 from sepstop.measure.embedding import Observation
 from sepstop.measure.tokens import Tokens
 
@@ -78,10 +79,8 @@ def prepare(backbone: Any, settings: RunSettings) -> nn.Module:
         for layer in max(lists, key=len)[-_RESET_LAYERS:]:
             layer.apply(_reset)
     if settings.start == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
-        return get_peft_model(backbone, lora)
+        lora = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+        return with_lora(backbone, lora)
     return backbone
 
 

@@ -12,17 +12,36 @@ from sepstop._version import __version__
 from sepstop.cli import options
 from sepstop.cli.bench import app as bench
 from sepstop.cli.errors import print_message, user_errors
+from sepstop.cli.finetune import UNPARSED, finetune
 from sepstop.cli.run import run
 from sepstop.cli.select import select
 
 app = typer.Typer(
     help="Decide when to stop a fine-tuning run and which checkpoint to keep, without labels.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(bench, name="bench")
-app.command()(select)
+app.command(context_settings=UNPARSED, add_help_option=False)(finetune)
 app.command(context_settings={"allow_interspersed_args": False})(run)
+app.command()(select)
+app.add_typer(bench, name="bench")
+
+_START = """\
+sepstop tells a fine-tuning run when to stop and which weights to keep, without validation labels.
+
+Fine-tune a model, with settings from a YAML file:
+    sepstop finetune --config settings.yaml
+
+Add sepstop to another training command:
+    sepstop run --pool pool.jsonl -- python train.py
+
+Pick the best weights from a folder of checkpoints:
+    sepstop select RUN_DIR --pool pool.jsonl
+
+Add it to a Trainer in Python:
+    from sepstop import SepStopCallback
+    trainer = Trainer(..., callbacks=[SepStopCallback(pool)])  # pool: unlabeled texts
+
+All commands: sepstop --help. Options of one: sepstop COMMAND --help."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -31,8 +50,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -40,7 +60,8 @@ def _main(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(_START)
 
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a scored run.")]

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sepstop.utils.text import listed
+
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_MODULES = "modules.json"  # of a SentenceTransformer or CrossEncoder
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -126,9 +128,7 @@ def shorten(names: Iterable[str]) -> str:
     >>> shorten(["e", "d", "c", "b", "a"])
     'a, b, c and 2 more'
     """
-    found = sorted(names)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more
+    return listed(sorted(names), _SHOWN)
 
 
 def address(tensor: Tensor) -> tuple[Any, ...]:

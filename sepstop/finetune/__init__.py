@@ -1,0 +1,1 @@
+"""The command `sepstop finetune`: a model learns classes from labeled texts."""
