@@ -80,7 +80,7 @@ TRAINING_FOLDERS = [
     "scripts",
     "utils/test_distributed.py",
 ]
-# No training, but not fast: models on disk, many examples.
+# No training, but not fast: models on disk, many examples, a wheel.
 NEITHER = (
     "homology/test_h0_engines.py",
     "measure/test_monitor.py",
@@ -93,6 +93,7 @@ NEITHER = (
     "runs/test_cache.py",
     "runs/test_loading.py",
     "test_fuzz.py",
+    "test_wheel.py",
 )
 
 
