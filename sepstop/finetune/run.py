@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -16,7 +17,7 @@ from sepstop.finetune.classifier import classifier_trainer
 from sepstop.finetune.data import columns_of, load_data
 from sepstop.finetune.outcome import MODEL_FOLDER, what_was_kept
 from sepstop.finetune.resume import CLASSES_FILE, check_classes, last_checkpoint
-from sepstop.finetune.settings import read_settings
+from sepstop.finetune.settings import ModelSettings, read_settings
 
 POOL_FILE = "pool.jsonl"
 """The pool, in the folder of a run, for `sepstop select` and `sepstop report`."""
@@ -63,9 +64,7 @@ def set_up(
         data = load_data(settings.data)
         if checkpoint is not None:
             check_classes(args.output_dir, data.names)
-        tokenizer = AutoTokenizer.from_pretrained(
-            settings.model.name, trust_remote_code=settings.model.trust_remote_code
-        )
+        tokenizer = _load_tokenizer(settings.model)
         make = classifier_trainer if settings.data.prompt is None else answers_trainer
         trainer, callback = make(settings, data, tokenizer)
     except (OSError, ValueError, ImportError) as error:
@@ -76,3 +75,15 @@ def set_up(
         sizes = len(data.train), len(data.names), len(callback.monitor.pool)
         print("{} labeled rows, {} classes, pool of {} texts".format(*sizes))
     return trainer, callback, checkpoint, data.names
+
+
+def _load_tokenizer(settings: ModelSettings) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(
+            settings.name, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "expected the folder or the hub name of a model with a tokenizer as model.name, got "
+            f"{settings.name}: {error}"
+        ) from error

@@ -68,7 +68,7 @@ def test_errors_are_a_sentence(settings, tmp_path):
         (("--config", settings, "--data.labeled_row=1"), 2, "data.labeled_row"),
         (("--config", settings, "more"), 2, "more"),
         (("--config", settings, "--data.train=none.csv"), 1, "no data file at none.csv"),
-        (("--config", settings, f"--model.name={tmp_path}/none"), 1, f"{tmp_path}/none"),
+        (("--config", settings, f"--model.name={tmp_path}/none"), 1, "as model.name, got"),
     ):
         result = finetune(*arguments)
         assert result.exit_code == status, arguments
