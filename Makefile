@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.ready-demo
 # How pytest uses the cores. In one process, to use a debugger for example: make test WORKERS=0
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
@@ -10,9 +11,15 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 # Threads that wait by spinning slow each other down by several times on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo setup test test-unit test-slow coverage check lint format-check types imports format clean
+# What is tried with the lowest versions: the README, and each way in.
+LOWEST_TESTS := tests/test_readme.py tests/callbacks/test_trainer.py tests/callbacks/test_lightning.py \
+	tests/runs/test_select.py tests/cli/test_select_command.py tests/report/test_html.py
 
-demo: $(READY)
+.PHONY: demo setup test test-unit test-slow test-lowest coverage package check lint format-check types \
+	imports format clean
+
+# The demo needs none of the developers' packages.
+demo: $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
 	$(BIN)/python scripts/demo.py
 
 setup: $(READY)
@@ -28,6 +35,23 @@ test-slow: $(READY)
 
 coverage: $(READY)
 	OMP_NUM_THREADS=1 $(PYTEST) --cov
+
+# The wheel and the sdist, as on the package index; the wheel is installed alone and tried.
+package: $(READY)
+	rm -rf dist build $(VENV)-package
+	$(BIN)/python -m build
+	$(PYTHON) -m venv $(VENV)-package
+	$(VENV)-package/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(VENV)-package/bin/python scripts/check_package.py
+
+# With the lowest versions that pyproject.toml admits; of torch, the pinned one.
+test-lowest: $(READY)
+	rm -rf $(VENV)-lowest
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(BIN)/python scripts/lowest.py > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt \
+		--editable '.[lightning,peft,plot,report]' pytest hypothesis tensorboard
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -W default --disable-warnings $(LOWEST_TESTS)
 
 check: lint format-check types imports
 
@@ -48,11 +72,20 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-package $(VENV)-lowest build dist runs
+
+# install EXTRA,WHAT IT IS: into the virtual environment.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	"sepstop needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'
+@echo "First, $(2) are installed into $(VENV); this takes a few minutes, once."
+$(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(1)]'
+@touch $@
+endef
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
-		"sepstop needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+	$(call install,dev,the developers' 160 packages (2.4 GB))
+
+$(DEMO_READY): pyproject.toml constraints.txt
+	$(call install,demo,the demo's 80 packages (1.5 GB))
