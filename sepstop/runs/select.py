@@ -113,11 +113,11 @@ def select_checkpoint(
     def selected(store: ObservationCache) -> Selection:
         scored = _score(plan, store, on_observed)
         selection = _choose(plan, scored, ties)
-        if write_history and plan.run.is_trained:
+        if write_history and plan.run.is_trained and plan.run.store is None:
             write_selection(plan.run.home, selection)
         return selection if output is None else write_best(selection, output, loading)
 
-    folder = plan.run.home / CACHE_FOLDER if cache is True else cache or None
+    folder = (plan.run.store or plan.run.home) / CACHE_FOLDER if cache is True else cache or None
     ranks = plan.ranks
     if ranks.size == 1:
         return selected(ObservationCache(folder))
