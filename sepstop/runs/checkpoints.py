@@ -13,6 +13,7 @@ from pathlib import Path
 from sepstop.runs.average_files import AVERAGE_FILE
 from sepstop.runs.best_folder import COPY_FILE
 from sepstop.runs.leftovers import without_leftovers
+from sepstop.runs.pruned import PRUNED_FILE, read_kept
 from sepstop.runs.saved_weights import LAST_CHECKPOINT, adapter_folders
 
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
@@ -48,6 +49,7 @@ class CheckpointRun:
             unrelated.
         store: folder for what is computed of the checkpoints, if not `home`, as for a repository of
             the hub.
+        is_pruned: True if the other checkpoints were deleted and this one is what was kept.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CheckpointRun:
     is_trained: bool
     is_one_run: bool = False
     store: Path | None = None
+    is_pruned: bool = False
 
 
 def find_runs(source: str | Path) -> list[str]:
@@ -82,7 +85,7 @@ def find_runs(source: str | Path) -> list[str]:
 
 def _runs_in(folder: Path, depth: int) -> list[Path]:
     """The folder itself if it is a run or a model, else those in it."""
-    if _is_model(folder) or _numbered(folder):
+    if _is_model(folder) or _numbered(folder) or (folder / PRUNED_FILE).is_file():
         return [folder]
     inside = _originals(folder) if depth else []
     return [run for one in inside for run in _runs_in(one, depth - 1)]
@@ -90,6 +93,8 @@ def _runs_in(folder: Path, depth: int) -> list[Path]:
 
 def find_run(source: str | Path) -> CheckpointRun:
     """The checkpoints in a run's folder, or the model that a folder or hub name stands for.
+
+    Of a run whose checkpoints were deleted it is what was kept, until newer ones are saved.
 
     Raises:
         FileNotFoundError: no checkpoints; the message lists what was found instead.
@@ -103,6 +108,15 @@ def find_run(source: str | Path) -> CheckpointRun:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}")
     found = _numbered(path)
+    pruned = read_kept(path)
+    if pruned is not None and pruned.left.issuperset(one.name for one in found.values()):
+        if not pruned.folder.is_dir():
+            raise FileNotFoundError(
+                f"the checkpoints in {path} were deleted, and what was kept is no longer at "
+                f"{pruned.folder}; remove {PRUNED_FILE} there to go on with what else is in it"
+            )
+        only = {pruned.step: pruned.folder}
+        return CheckpointRun(str(source), only, path, True, is_one_run=True, is_pruned=True)
     if found:
         _warn_of_others(path, found)
         kept, is_sure = without_leftovers(path, found)
@@ -164,10 +178,13 @@ def _models(folder: Path) -> list[Path]:
     folders = _originals(folder)
     of_trainer = _of_trainer(folders)
     return of_trainer or [
-        path
-        for path in folders
-        if (_is_model(path) and not _of_trainer(_folders(path))) or _has_adapters(path)
+        path for path in folders if (_is_model(path) and not _is_run(path)) or _has_adapters(path)
     ]
+
+
+def _is_run(folder: Path) -> bool:
+    """True for the folder of a Trainer's run, which often has the final model at its top."""
+    return bool(_of_trainer(_folders(folder))) or (folder / PRUNED_FILE).is_file()
 
 
 def _of_trainer(folders: Iterable[Path]) -> list[Path]:

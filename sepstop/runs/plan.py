@@ -103,9 +103,14 @@ def resolve(
             not given.
 
     Warns:
-        UserWarning: the run was measured differently, some of its criteria are left out, or its
-            checkpoints may be of several runs, so they are not averaged.
+        UserWarning: the run was measured differently, some of its criteria are left out, its
+            checkpoints may be of several runs, so they are not averaged, or were deleted.
     """
+    if run.is_pruned:
+        warnings.warn(
+            f"sepstop: {run.name} has only what was kept when its checkpoints were deleted",
+            stacklevel=3,
+        )
     recorded = _recorded(run)
     values = _with_recorded(given, recorded.settings)
     tokenizer = values.get("tokenizer")
