@@ -16,6 +16,9 @@ from sepstop.cli import options
 from sepstop.cli.errors import print_message
 from sepstop.cli.outcome import Outcome, described
 
+_PATHS = ("pool", "output", "link", "cache_dir", "base_model", "tokenizer", "answers")
+"""Options that may name files and folders."""
+
 
 def check_prune(runs: Sequence[str], arguments: Mapping[str, Any]) -> None:
     """
@@ -35,8 +38,7 @@ def check_prune(runs: Sequence[str], arguments: Mapping[str, Any]) -> None:
     if not arguments["yes"] and (several or not sys.stdin.isatty()):
         where = "with several processes" if several else "without a terminal"
         raise ValueError(f"--prune can't ask {where}; --yes deletes without the question")
-    in_use = [arguments[name] for name in ("pool", "output", "link", "cache_dir", "base_model")]
-    check_prunable(find_run(runs[0]), in_use)
+    check_prunable(find_run(runs[0]), [arguments[name] for name in _PATHS])
 
 
 def prune_if_confirmed(
@@ -53,13 +55,13 @@ def prune_if_confirmed(
 
     kept = outcome.kept
     plan = plan_pruning(Path(outcome.best), kept)
-    if not plan.sizes:
-        print_message(messages, "nothing to prune", "yellow")
-        return outcome, None
     for path, size in plan.sizes.items():
         messages.print(f"delete {path}, {decimal(size)}", markup=False, soft_wrap=True)
     for path, why in plan.left.items():
         messages.print(f"leave {path}, as {why}", markup=False, soft_wrap=True)
+    if not plan.sizes:
+        print_message(messages, "nothing to prune", "yellow")
+        return outcome, None
     for path in dangling_links(plan):
         messages.print(f"{path} will lead nowhere", markup=False, soft_wrap=True)
     loading = options.loading_of(arguments)

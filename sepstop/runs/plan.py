@@ -19,7 +19,7 @@ from sepstop.measure.scorer import build_criterion
 from sepstop.measure.tokens import load_tokenizer
 from sepstop.runs.averaging import without_misfits
 from sepstop.runs.checkpoints import CheckpointRun
-from sepstop.runs.history import from_log, newest_log_history, read_online
+from sepstop.runs.history import SELECTION_FILE, from_log, newest_log_history, read_online
 from sepstop.runs.loading import BaseCache, Loading
 from sepstop.runs.records import RunHistory
 from sepstop.utils.distributed import Ranks
@@ -108,7 +108,8 @@ def resolve(
     """
     if run.is_pruned:
         warnings.warn(
-            f"sepstop: {run.name} has only what was kept when its checkpoints were deleted",
+            f"sepstop: {run.name} has only what was kept when its checkpoints were deleted; a "
+            f"score that refers to earlier steps differs from that in {SELECTION_FILE}",
             stacklevel=3,
         )
     recorded = _recorded(run)

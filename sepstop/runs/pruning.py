@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sepstop.decide.selection import Selection
+from sepstop.runs.averaging import without_misfits
 from sepstop.runs.checkpoints import CheckpointRun
 from sepstop.runs.history import read_online
 from sepstop.runs.loading import Loading, load_model
@@ -71,8 +72,8 @@ def plan_pruning(home: Path, selection: Selection) -> Pruning:
     """The checkpoints to delete: all that were scored, without what is kept.
 
     The newest checkpoint stays if the run is not finished, since it resumes from there. Links,
-    what was skipped or has no score, and whatever else is in the folder stay as well. What an
-    interrupted deletion left is deleted.
+    what was skipped, has no score or another configuration, and whatever else is in the folder stay
+    as well. What an interrupted deletion left is deleted.
 
     Args:
         home: the run's folder, see `check_prunable`.
@@ -81,6 +82,7 @@ def plan_pruning(home: Path, selection: Selection) -> Pruning:
     finite = {record.step for record in selection.records if _is_ranked(selection, record.step)}
     best, newest = selection.best_step, max(finite)
     base = base_of_adapter(selection.paths[best])
+    _, misfits = without_misfits([path for _, path in sorted(selection.paths.items())])
     left: dict[Path, str] = {}
     deleted = []
     for step, path in sorted(selection.paths.items()):
@@ -94,6 +96,8 @@ def plan_pruning(home: Path, selection: Selection) -> Pruning:
             left[path] = "it is a link"
         elif base is not None and Path(base.source).resolve().is_relative_to(path.resolve()):
             left[path] = "it is the base of what is kept"
+        elif path in misfits:
+            left[path] = f"it may be of another run: {misfits[path]}"
         elif step == newest and not _is_finished(home, selection.paths):
             left[path] = "the run is not finished and resumes from it"
         else:

@@ -12,7 +12,7 @@ import pytest
 from conftest import make_encoder
 from helpers.scores import NEVER, StopAt
 from helpers.walks import walk
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from sepstop import SepStopCallback
@@ -186,14 +186,28 @@ def test_checkpoints_of_an_older_run_stay(run, pool_file):
     assert answer(run, pool_file)[0]["best_step"] == found["best_step"]
 
 
+def test_another_model_stays(run, pool_file, tokenizer):
+    """It has no log that would tell that it is of another run."""
+    other = run / "checkpoint-20"
+    shutil.rmtree(other)
+    config = make_encoder().config
+    config.intermediate_size *= 2
+    BertForSequenceClassification(config).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    _, said = answer(run, pool_file, *AVERAGE, "--prune", "--yes")
+    assert other.is_dir()
+    why = "it may be of another run: intermediate_size in config.json is not that of the newest"
+    assert f"checkpoint-20, as {why}" in said
+
+
 def test_the_base_of_what_is_kept_stays(tmp_path, tokenizer, pool_file):
     """An adapter that was trained on a checkpoint of the run in whose folder it is."""
     peft = pytest.importorskip("peft")
     run = tmp_path / "run"
     make_encoder().save_pretrained(run / "checkpoint-10")
     tokenizer.save_pretrained(run / "checkpoint-10")
-    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=4)
     for step in (20, 30):
+        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=4)
         base = AutoModelForSequenceClassification.from_pretrained(run / "checkpoint-10")
         peft.get_peft_model(base, config).save_pretrained(run / f"checkpoint-{step}")
     arguments = ["--no-average", "--prune", "--yes", "--ties", "latest"]
@@ -201,6 +215,7 @@ def test_the_base_of_what_is_kept_stays(tmp_path, tokenizer, pool_file):
     if found["best_step"] == 10:
         pytest.fail("the test needs an adapter to be kept")
     assert "checkpoint-10, as it is the base of what is kept" in said
+    assert found["pruned"]["deleted"] == [str(run / "checkpoint-20")]
     assert (run / "checkpoint-10").is_dir()
 
 
@@ -263,6 +278,7 @@ def test_a_kill_leaves_no_half_of_a_checkpoint(run, pool_file):
         (["checkpoint-10", "--prune", "--yes"], "--prune deletes the checkpoints of one run"),
         (["--prune", "--yes", "--output", "checkpoint-10/best"], "inside a checkpoint"),
         (["--prune", "--yes", "--base-model", "checkpoint-10"], "inside a checkpoint"),
+        (["--prune", "--yes", "--tokenizer", "checkpoint-10"], "inside a checkpoint"),
     ],
 )
 def test_what_is_refused_before_anything_is_scored(run, pool_file, arguments, message):
