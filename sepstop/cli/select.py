@@ -5,21 +5,19 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from sepstop.cli import options
 from sepstop.cli.errors import print_message, user_errors
-
-if TYPE_CHECKING:
-    from sepstop.decide.selection import Selection
+from sepstop.cli.fail_on import CONDITIONS, failures, parse_conditions
+from sepstop.cli.outcome import Outcome, as_json, print_tables
+from sepstop.cli.prune import check_prune, prune_if_confirmed
 
 
 # An option is an argument for typer. The body passes them on by name and stays short.
@@ -81,14 +79,24 @@ def select(
             "write is written to a folder sepstop_average-NAME-FIRST-LAST of the run."
         ),
     ] = None,
-    strict: Annotated[
+    prune: Annotated[
         bool,
         typer.Option(
-            "--strict",
-            help="Exit with 3 if a checkpoint was skipped or its score differs from the run's log.",
+            "--prune",
+            help="Delete the run's other checkpoints, after a question. An average to keep is "
+            "written as by --link first. The newest stays if the run is not finished.",
         ),
     ] = False,
-    as_json: Annotated[
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Prune without the question.")] = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with 3 if one of these comma-separated conditions holds: "
+            f"{', '.join(CONDITIONS)}, or a score of the weights to keep is below or above a "
+            "number, such as 'robust_mi<0.2'."
+        ),
+    ] = None,
+    json_: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
     ] = False,
 ) -> None:
@@ -101,48 +109,61 @@ def select(
     Embeddings are cached, so the next call embeds only what is new. `accelerate launch -m sepstop
     select ...` divides the work over processes.
 
-    Exit status: 0; 2 if there is nothing to rank or an option is wrong; 3 with --strict if a
-    checkpoint was skipped or its score differs from the run's log; 130 if interrupted.
+    Exit status: 0; 2 if there is nothing to rank or an option is wrong; 3 if a condition of
+    --fail-on holds, and then nothing is pruned; 130 if interrupted.
     """
     arguments = locals()
     messages = Console(stderr=True)
     try:
         with user_errors(messages):
-            chosen = _choose(arguments, messages.is_terminal)
+            conditions = parse_conditions(fail_on or [], criterion, extra_criteria)
+            outcome = _choose(arguments, messages.is_terminal)
+            if outcome is None:
+                return
+            failed = failures(conditions, outcome)
+        _print_skipped(messages, outcome)
+        if not json_:
+            print_tables(outcome, top)
+        for condition, why in failed.items():
+            print_message(messages, f"{condition}: {why}", "red")
+        pruned = None
+        if prune and failed:
+            print_message(messages, "nothing is pruned, as a condition holds", "yellow")
+        elif prune:
+            with user_errors(messages):
+                outcome, pruned = prune_if_confirmed(messages, outcome, arguments)
     except KeyboardInterrupt as error:
         kept = "; embeddings are cached, so the same command continues from here"
         print_message(messages, f"interrupted{kept if cache else ''}", "red")
         raise typer.Exit(130) from error
-    if chosen is None:
-        return
-    selections, best, tied, unscored = chosen
-    skipped = [item for found in selections.values() for item in found.skipped.items()]
-    skipped += [(Path(run), why) for run, why in unscored.items()]
-    for path, why in skipped:
-        name = path.name if len(selections) + len(unscored) == 1 else path
-        print_message(messages, f"skipped {name}: {why}", "yellow")
-    with_skipped = [found for found in selections.values() if found.skipped]
-    if any(record.has_average_candidates for found in with_skipped for record in found.records):
-        print_message(messages, "averages are made without what was skipped", "yellow")
-    if as_json:
-        found = _as_json(selections, best, tied, unscored, top)
+    if json_:
+        found = as_json(outcome, top) | {"failed": failed, "pruned": pruned}
         typer.echo(json.dumps(found, indent=2, allow_nan=False))
-    else:
-        _print_tables(selections, best, tied, top, is_one=not unscored and len(selections) == 1)
-    if strict and (skipped or any(found.differences for found in selections.values())):
+    if failed:
         raise typer.Exit(3)
 
 
-def _choose(
-    arguments: Mapping[str, Any], show_progress: bool
-) -> tuple[dict[str, Selection], str, list[str], dict[str, str]] | None:
-    """The selection of each run, the best run, the runs tied with it, and why others have none.
+def _print_skipped(messages: Console, outcome: Outcome) -> None:
+    for path, why in outcome.skipped:
+        print_message(messages, f"skipped {path.name if outcome.is_one else path}: {why}", "yellow")
+    if outcome.skips_in_averages:
+        print_message(messages, "averages are made without what was skipped", "yellow")
+
+
+def _choose(arguments: Mapping[str, Any], show_progress: bool) -> Outcome | None:
+    """The selection of each run.
 
     Returns:
         None on all but the first of several processes.
     """
-    from sepstop.decide.selection import best_run, tied_runs
-    from sepstop.runs.best_folder import check_free, linked_folder, write_best
+    from sepstop.decide.selection import Selection, best_run, tied_runs
+    from sepstop.runs.best_folder import (
+        check_free,
+        check_link,
+        link_to,
+        linked_folder,
+        write_best,
+    )
     from sepstop.runs.checkpoints import find_runs
     from sepstop.runs.select import NothingScoredError, select_checkpoint
     from sepstop.utils.distributed import Ranks
@@ -151,10 +172,12 @@ def _choose(
     if output is not None:
         check_free(output)
     if link is not None:
-        _check_link(link, output)
+        check_link(link, output)
     own_device = _join_processes()
     loading = options.loading_of({**arguments, "device": arguments["device"] or own_device})
     runs = dict.fromkeys(run for path in arguments["paths"] for run in find_runs(path))
+    if arguments["prune"]:
+        check_prune(list(runs), arguments)
     selections: dict[str, Selection] = {}
     unscored: dict[str, str] = {}
     for run in runs:
@@ -181,8 +204,8 @@ def _choose(
     if output is not None:
         selections[best] = write_best(selections[best], output, loading)
     if link is not None:
-        _link(link, selections[best].best)
-    return selections, best, tied_runs(selections, best), unscored
+        link_to(selections[best].best, link)
+    return Outcome(selections, best, tied_runs(selections, best), unscored)
 
 
 def _join_processes() -> str | None:
@@ -199,140 +222,3 @@ def _join_processes() -> str | None:
     if not torch.cuda.is_available():
         return None
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def _check_link(link: Path, output: Path | None) -> None:
-    """
-    Raises:
-        ValueError: something else than a link is there, or will be.
-    """
-    if output is not None and output.absolute() == link.absolute():
-        raise ValueError(f"--output and --link are both {link}; name different paths")
-    if link.exists() and not link.is_symlink():
-        raise ValueError(f"{link} exists and is not a link; name another path or remove it")
-
-
-def _link(link: Path, folder: Path) -> None:
-    """Replace a symbolic link; copy the folder where the system has no links."""
-    target = folder.resolve()  # before the link goes, which may lead there
-    link.unlink(missing_ok=True)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(target, target_is_directory=True)
-    except (OSError, NotImplementedError):
-        shutil.copytree(target, link)
-
-
-def _print_tables(
-    selections: Mapping[str, Selection],
-    best: str,
-    tied: Sequence[str],
-    top: int | None,
-    is_one: bool,
-) -> None:
-    """
-    Args:
-        is_one: the user named one run.
-    """
-    from sepstop.report.tables import runs_table
-
-    out = Console()
-    for run, found in selections.items():
-        if is_one:
-            _print_ranking(out, found, top, f"keep {_kept(found)}")
-        elif len(found.records) > 1:  # a single model has its row in the table below
-            out.print(run, style="bold", markup=False, soft_wrap=True)
-            _print_ranking(out, found, top)
-    if not is_one:
-        out.print(runs_table(selections, best, tied))
-        line = f"of all, keep {_kept(selections[best])}"
-        out.print(line, style="bold", markup=False, soft_wrap=True)
-
-
-def _print_ranking(out: Console, found: Selection, top: int | None, verdict: str = "") -> None:
-    from sepstop.report.tables import ranking_table
-
-    out.print(ranking_table(found, top))
-    if verdict:
-        out.print(verdict, style="bold", markup=False, soft_wrap=True)
-    out.print(found.decision.reason, markup=False, soft_wrap=True)
-    online = _kept_online(found)
-    if online:
-        out.print(f"the run itself kept {online}", markup=False, soft_wrap=True)
-
-
-def _kept(found: Selection) -> str:
-    """What to keep, and where it is."""
-    average, checkpoint = found.best_record.average, found.paths[found.best_step]
-    if average is None:
-        return f"{checkpoint}, copied to {found.output}" if found.output else str(checkpoint)
-    where = f"in {found.output}" if found.output else "which --output FOLDER writes"
-    return f"the {average} of {checkpoint.parent}, {where}"
-
-
-def _kept_online(found: Selection) -> str:
-    """What the run itself kept; empty if it was not monitored or the checkpoint is gone."""
-    from sepstop.runs.average_files import average_folder
-
-    step, online, here = found.online_best_step, found.online_average, found.best_record.average
-    if step is None or (online is None and step not in found.paths):
-        return ""
-    if online is None:
-        is_same = step == found.best_step and here is None
-        return "the same checkpoint" if is_same else f"the checkpoint of step {step}"
-    folder = average_folder(next(iter(found.paths.values())).parent, step)
-    kept = f"the {online}, {f'in {folder.name}' if folder.is_dir() else 'which is not on disk'}"
-    is_same = step == found.best_step and here is not None and here.name == online.name
-    return f"{kept}: the same kind at the same step, but of all steps" if is_same else kept
-
-
-def _as_json(
-    selections: Mapping[str, Selection],
-    best: str,
-    tied: Sequence[str],
-    unscored: Mapping[str, str],
-    top: int | None,
-) -> dict[str, Any]:
-    """What `--json` prints: of one run its selection, of several those of all."""
-    each = [_selection_as_json(found, top) for found in selections.values()]
-    if len(each) == 1 and not unscored:
-        return each[0]
-    of_all = {"ties": list(tied), "runs": each, "skipped": dict(unscored)}
-    return {**_pick_as_json(selections[best]), **of_all}
-
-
-def _pick_as_json(found: Selection) -> dict[str, Any]:
-    """The weights to keep: a checkpoint, or an average and its sources; and where they are."""
-    average, sources = found.best_record.average, found.sources[found.best_step]
-    return {
-        "best_checkpoint": str(found.paths[found.best_step]) if average is None else None,
-        "best_average": None if average is None else asdict(average),
-        "best_sources": [str(path) for path in sources],
-        "output": None if found.output is None else str(found.output),
-    }
-
-
-def _selection_as_json(found: Selection, top: int | None) -> dict[str, Any]:
-    from sepstop.runs.records import record_to_dict
-
-    online = found.online_average
-    return {
-        **_pick_as_json(found),
-        **asdict(found.decision),
-        "decides": found.decides,
-        "higher_is_better": dict(found.higher_is_better),
-        "online_best_step": found.online_best_step,
-        "online_average": None if online is None else asdict(online),
-        "ties": list(found.ties),
-        "ranking": [
-            {
-                "checkpoint": None if record.average else str(found.paths[record.step]),
-                "sources": [str(path) for path in found.sources[record.step]],
-                **record_to_dict(record),
-            }
-            for record in found.ranking[:top]
-        ],
-        "best_steps": {name: found.series_of(name).best_step for name in found.higher_is_better},
-        "skipped": {str(path): why for path, why in found.skipped.items()},
-        "differences": {str(found.paths[step]): why for step, why in found.differences.items()},
-    }

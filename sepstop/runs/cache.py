@@ -18,7 +18,7 @@ from sepstop.measure.embedding import Observation
 from sepstop.measure.monitor import Monitor
 from sepstop.measure.pooling import POOLINGS
 from sepstop.runs.loading_options import Loading
-from sepstop.runs.saved_weights import ADAPTER_CONFIG
+from sepstop.runs.saved_weights import ADAPTER_CONFIG, LAST_CHECKPOINT
 from sepstop.types import Outputs
 from sepstop.utils.files import load_arrays, pack_arrays, write_or_warn
 
@@ -42,6 +42,7 @@ _NOT_MODEL = (
     "global_step*",
     "pytorch_model_fsdp*",
     "latest",
+    LAST_CHECKPOINT,
     "zero_to_fp32.py",
 )
 """Names of files and folders that are no part of a model, as patterns."""

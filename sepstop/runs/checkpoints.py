@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,26 @@ from pathlib import Path
 from sepstop.runs.average_files import AVERAGE_FILE
 from sepstop.runs.best_folder import COPY_FILE
 from sepstop.runs.leftovers import without_leftovers
-from sepstop.runs.saved_weights import adapter_folders
+from sepstop.runs.pruned import PRUNED_FILE, read_kept
+from sepstop.runs.saved_weights import LAST_CHECKPOINT, adapter_folders
 
 _MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 _TRAINER_FILES = ("trainer_state.json", "training_args.bin")
 _SHOWN = 5  # files in an error
 _OF_TRAINER = re.compile(r"checkpoint-\d+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-# Weights for other frameworks, which can take gigabytes in a repository.
-_OTHER_FORMATS = ["*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.onnx*", "openvino/*"]
+_DEPTH = 2  # of folders of runs: ms-swift writes output/MODEL/v0-DATE-TIME/checkpoint-STEP
+
+# Files of a repository, as patterns in which * stands for folders too.
+_OF_RUN = ["checkpoint-[0-9]*/*", "sepstop_*", "*config.json", "modules.json"]
+_NOT_NEEDED = [
+    # Weights for other frameworks, which can take gigabytes.
+    *("*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.onnx*", "*openvino/*"),
+    # The state of the training, which takes twice the weights, and copies of checkpoints.
+    *("checkpoint-*/*.pt", "checkpoint-*/*.pth", "checkpoint-*/optimizer*", "*.distcp"),
+    *("checkpoint-*/global_step*", "checkpoint-*/pytorch_model_fsdp*"),
+    *("checkpoint-*-merged/*", f"{LAST_CHECKPOINT}/*"),
+]
 
 
 @dataclass(frozen=True)
@@ -30,11 +42,14 @@ class CheckpointRun:
     Attributes:
         name: the folder or hub name that the user gave.
         checkpoints: step -> folder of each checkpoint.
-        home: folder for files about the checkpoints.
+        home: folder with files about the checkpoints.
         is_trained: True if `home` is the output folder of a run.
         is_one_run: True if the checkpoints are surely of one run: named ``checkpoint-<step>``, with
             logs that do not contradict each other. Models in other folders with numbers may be
             unrelated.
+        store: folder for what is computed of the checkpoints, if not `home`, as for a repository of
+            the hub.
+        is_pruned: True if the other checkpoints were deleted and this one is what was kept.
     """
 
     name: str
@@ -42,15 +57,17 @@ class CheckpointRun:
     home: Path
     is_trained: bool
     is_one_run: bool = False
+    store: Path | None = None
+    is_pruned: bool = False
 
 
 def find_runs(source: str | Path) -> list[str]:
     """The runs that a user names, each in the form that `find_run` takes.
 
     Args:
-        source: a folder of checkpoints, a checkpoint, a model's name on the hub (with ``@revision``
-            if needed), a folder of any of these, or a text file with one entry per line: folders
-            beside the file, or names on the hub. ``#`` begins a comment.
+        source: a folder of checkpoints, a checkpoint, a repository on the hub (with ``@revision``
+            if needed), a folder of any of these or of such folders, or a text file with one entry
+            per line: folders beside the file, or names on the hub. ``#`` begins a comment.
 
     Raises:
         ValueError: the file is not such a list.
@@ -58,14 +75,26 @@ def find_runs(source: str | Path) -> list[str]:
     path = Path(source)
     if path.is_file():
         return _read_list(path)
-    if not path.is_dir() or _is_model(path) or _numbered(path):
+    if not path.is_dir():
         return [str(source)]
-    inside = [folder for folder in _originals(path) if _is_model(folder) or _numbered(folder)]
-    return [str(folder) for folder in inside] or [str(source)]
+    found: dict[Path, Path] = {}
+    for folder in _runs_in(path, _DEPTH):
+        found.setdefault(folder.resolve(), folder)
+    return [str(folder) for folder in found.values()] or [str(source)]
+
+
+def _runs_in(folder: Path, depth: int) -> list[Path]:
+    """The folder itself if it is a run or a model, else those in it."""
+    if _is_model(folder) or _numbered(folder) or (folder / PRUNED_FILE).is_file():
+        return [folder]
+    inside = _originals(folder) if depth else []
+    return [run for one in inside for run in _runs_in(one, depth - 1)]
 
 
 def find_run(source: str | Path) -> CheckpointRun:
     """The checkpoints in a run's folder, or the model that a folder or hub name stands for.
+
+    Of a run whose checkpoints were deleted it is what was kept, until newer ones are saved.
 
     Raises:
         FileNotFoundError: no checkpoints; the message lists what was found instead.
@@ -79,6 +108,15 @@ def find_run(source: str | Path) -> CheckpointRun:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}")
     found = _numbered(path)
+    pruned = read_kept(path)
+    if pruned is not None and pruned.left.issuperset(one.name for one in found.values()):
+        if not pruned.folder.is_dir():
+            raise FileNotFoundError(
+                f"the checkpoints in {path} were deleted, and what was kept is no longer at "
+                f"{pruned.folder}; remove {PRUNED_FILE} there to go on with what else is in it"
+            )
+        only = {pruned.step: pruned.folder}
+        return CheckpointRun(str(source), only, path, True, is_one_run=True, is_pruned=True)
     if found:
         _warn_of_others(path, found)
         kept, is_sure = without_leftovers(path, found)
@@ -136,10 +174,21 @@ def _are_steps(found: dict[int, Path], stems: set[str]) -> bool:
 
 
 def _models(folder: Path) -> list[Path]:
-    """The models in a folder: those of a Trainer, or else all."""
+    """The models in a folder: those of a Trainer, or else all that are not runs themselves."""
     folders = _originals(folder)
-    of_trainer = [path for path in folders if _OF_TRAINER.fullmatch(path.name)]
-    return of_trainer or [path for path in folders if _is_model(path) or _has_adapters(path)]
+    of_trainer = _of_trainer(folders)
+    return of_trainer or [
+        path for path in folders if (_is_model(path) and not _is_run(path)) or _has_adapters(path)
+    ]
+
+
+def _is_run(folder: Path) -> bool:
+    """True for the folder of a Trainer's run, which often has the final model at its top."""
+    return bool(_of_trainer(_folders(folder))) or (folder / PRUNED_FILE).is_file()
+
+
+def _of_trainer(folders: Iterable[Path]) -> list[Path]:
+    return [path for path in folders if _OF_TRAINER.fullmatch(path.name)]
 
 
 def _warn_of_others(folder: Path, found: dict[int, Path]) -> None:
@@ -179,7 +228,9 @@ def _has_adapters(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    """The folders in a folder, without hidden ones, such as one that is being removed."""
+    inside = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in inside if path.is_dir())
 
 
 def _read_list(path: Path) -> list[str]:
@@ -214,15 +265,30 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _from_hub(name: str) -> CheckpointRun:
+    """A repository with the checkpoints of a run, or with one model."""
     from huggingface_hub import cached_assets_path, snapshot_download
 
     repository, _, revision = name.partition("@")
-    try:
-        folder = snapshot_download(
-            repository, revision=revision or None, ignore_patterns=_OTHER_FORMATS
-        )
-    except Exception as error:  # from the network, the hub's library or a bad name
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"no folder and no model on the hub at {name}: {why}") from error
-    home = cached_assets_path("sepstop", namespace="observations")
-    return CheckpointRun(name, {1: Path(folder)}, home, is_trained=False)
+
+    def downloaded(files: list[str] | None) -> Path:
+        try:
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=files,
+                    ignore_patterns=_NOT_NEEDED,
+                )
+            )
+        except Exception as error:  # from the network, the hub's library or a bad name
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FileNotFoundError(
+                f"no folder and no model on the hub at {name}: {why}"
+            ) from error
+
+    store = cached_assets_path("sepstop", namespace="observations")
+    folder = downloaded(_OF_RUN)
+    if _of_trainer(_folders(folder)):
+        kept, is_sure = without_leftovers(folder, _numbered(folder), has_times=False)
+        return CheckpointRun(name, kept, folder, True, is_one_run=is_sure, store=store)
+    return CheckpointRun(name, {1: downloaded(None)}, store, is_trained=False)

@@ -17,7 +17,7 @@ Log = list[str]
 
 
 def without_leftovers(
-    folder: Path, checkpoints: Mapping[int, Path]
+    folder: Path, checkpoints: Mapping[int, Path], has_times: bool = True
 ) -> tuple[dict[int, Path], bool]:
     """The checkpoints of the newest run in a folder, and whether they are surely of one run.
 
@@ -29,6 +29,7 @@ def without_leftovers(
     Args:
         folder: output folder of the runs.
         checkpoints: step -> folder of each checkpoint in it.
+        has_times: False if the files' times are not those of the run, as after a download.
 
     Returns:
         Step -> folder of those that stay, and False if they may be of several runs.
@@ -40,11 +41,13 @@ def without_leftovers(
     readable = {step: log for step, log in logs.items() if log is not None}
     silent = [step for step, log in readable.items() if not log]
     if all(_are_of_one_run(*pair) for pair in pairwise(readable.items())):
+        if not has_times:
+            return dict(checkpoints), True
         if not readable:
             return dict(checkpoints), _are_in_order(checkpoints)
         return dict(checkpoints), not _warn_of_times(folder, checkpoints, silent)
     logged = {step: log for step, log in readable.items() if log}
-    newest = _newest_log(folder, checkpoints, logged)
+    newest = _newest_log(folder, checkpoints, logged) if has_times else None
     last_logged = max(_time(checkpoints[step]) for step in logged)
     if any(_time(checkpoints[step]) > last_logged for step in silent):
         newest = None  # a run that has logged nothing yet may be the newest

@@ -19,7 +19,7 @@ from sepstop.measure.scorer import build_criterion
 from sepstop.measure.tokens import load_tokenizer
 from sepstop.runs.averaging import without_misfits
 from sepstop.runs.checkpoints import CheckpointRun
-from sepstop.runs.history import from_log, newest_log_history, read_online
+from sepstop.runs.history import SELECTION_FILE, from_log, newest_log_history, read_online
 from sepstop.runs.loading import BaseCache, Loading
 from sepstop.runs.records import RunHistory
 from sepstop.utils.distributed import Ranks
@@ -103,9 +103,15 @@ def resolve(
             not given.
 
     Warns:
-        UserWarning: the run was measured differently, some of its criteria are left out, or its
-            checkpoints may be of several runs, so they are not averaged.
+        UserWarning: the run was measured differently, some of its criteria are left out, its
+            checkpoints may be of several runs, so they are not averaged, or were deleted.
     """
+    if run.is_pruned:
+        warnings.warn(
+            f"sepstop: {run.name} has only what was kept when its checkpoints were deleted; a "
+            f"score that refers to earlier steps differs from that in {SELECTION_FILE}",
+            stacklevel=3,
+        )
     recorded = _recorded(run)
     values = _with_recorded(given, recorded.settings)
     tokenizer = values.get("tokenizer")

@@ -18,6 +18,8 @@ from sepstop.utils.text import listed
 
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_MODULES = "modules.json"  # of a SentenceTransformer or CrossEncoder
+LAST_CHECKPOINT = "last-checkpoint"  # of Trainer, in a repository on the hub
+_NO_ADAPTERS = ("checkpoint-", LAST_CHECKPOINT, ".")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _SHOWN = 3  # tensors in a message
@@ -75,9 +77,14 @@ def adapter_folders(checkpoint: Path) -> dict[str, Path]:
     """Name -> folder of each PEFT adapter in a checkpoint.
 
     PEFT saves the adapter "default" in the folder itself, and others in folders of their names.
+    In a run's folder, checkpoints and what sepstop wrote are no adapters of the final model.
     """
     inside = sorted(path.parent for path in checkpoint.glob(f"*/{ADAPTER_CONFIG}"))
-    found = {path.name: path for path in inside if not path.name.startswith("checkpoint-")}
+    found = {
+        path.name: path
+        for path in inside
+        if not path.name.startswith(_NO_ADAPTERS) and not any(path.glob("sepstop_*.json"))
+    }
     if (checkpoint / ADAPTER_CONFIG).is_file():
         found = {"default": checkpoint} | found
     return found

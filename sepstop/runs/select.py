@@ -18,6 +18,7 @@ from sepstop.measure.embedding import Observation
 from sepstop.measure.neighbors import NEIGHBORS_FILE, Neighborhoods
 from sepstop.measure.scorer import CriterionError, looks_at_neighbors, needs_of
 from sepstop.runs.agreement import differences_from_log
+from sepstop.runs.average_files import read_average
 from sepstop.runs.best_folder import check_free, write_best
 from sepstop.runs.cache import CACHE_FOLDER, ObservationCache, observation_view
 from sepstop.runs.candidates import Candidates
@@ -81,7 +82,8 @@ def select_checkpoint(
         cache: folder for observations, so that another call, interrupted or with another
             criterion, embeds only what is new. Default: ``sepstop_cache`` in the run's folder, or
             beside a single model. False keeps nothing. It takes 4 N (D + 2 k) bytes per candidate.
-        write_history: leave the scores in ``run_dir/sepstop_selection.jsonl``.
+        write_history: leave the scores in ``run_dir/sepstop_selection.jsonl``, unless the run is on
+            the hub or its checkpoints were deleted.
         distributed: divide the steps over the processes of torch.distributed, which all make the
             same call, see the same disk, and get the same selection. For averages, each process
             reads all checkpoints.
@@ -113,11 +115,12 @@ def select_checkpoint(
     def selected(store: ObservationCache) -> Selection:
         scored = _score(plan, store, on_observed)
         selection = _choose(plan, scored, ties)
-        if write_history and plan.run.is_trained:
+        is_own = plan.run.store is None and not plan.run.is_pruned  # where the scores belong
+        if write_history and plan.run.is_trained and is_own:
             write_selection(plan.run.home, selection)
         return selection if output is None else write_best(selection, output, loading)
 
-    folder = plan.run.home / CACHE_FOLDER if cache is True else cache or None
+    folder = (plan.run.store or plan.run.home) / CACHE_FOLDER if cache is True else cache or None
     ranks = plan.ranks
     if ranks.size == 1:
         return selected(ObservationCache(folder))
@@ -372,8 +375,10 @@ def _differences(plan: Plan, scored: _Scored) -> dict[int, str]:
         for one in monitor.scorer.criteria
         if "previous_logits" in needs_of(one) or (looks_at_neighbors(one) and not same_neighbors)
     ]
+    paths = plan.run.checkpoints  # an average may be left of a run whose checkpoints were deleted
+    of_checkpoints = [one for one in scored.records if read_average(paths[one.step]) is None]
     found = differences_from_log(
-        scored.records,
+        of_checkpoints,
         recorded.measured_alike,
         monitor.settings,
         recorded.settings,

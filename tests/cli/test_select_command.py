@@ -253,7 +253,7 @@ def test_an_adapter_a_moved_base_and_a_class_are_named(tmp_path, tokenizer, pool
 def test_the_exit_status_tells_of_skipped_checkpoints_if_asked(run, pool_file):
     (run / "checkpoint-4" / "model.safetensors").write_bytes(b"torn")
     assert sepstop(run, "--pool", pool_file).exit_code == 0
-    result = sepstop(run, "--pool", pool_file, "--strict")
+    result = sepstop(run, "--pool", pool_file, "--fail-on", "skipped")
     assert result.exit_code == 3
     assert "skipped checkpoint-4" in result.stderr
 
@@ -413,7 +413,7 @@ def test_a_broken_model_does_not_end_the_comparison(run, pool_file, tmp_path):
     shutil.rmtree(models / "large")
     result = sepstop(models, "--pool", pool_file)
     assert "of all, keep" in result.stdout
-    assert sepstop(models, "--pool", pool_file, "--strict").exit_code == 3
+    assert sepstop(models, "--pool", pool_file, "--fail-on", "skipped").exit_code == 3
     shutil.rmtree(models / "small")
     assert sepstop(models, "--pool", pool_file).exit_code == 2
 
@@ -451,16 +451,22 @@ def test_a_language_model_is_scored_by_its_answers(pool_file, tmp_path, tokenize
 
 
 def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):
-    """As one process, also without a cache that outlives the call, and with a broken checkpoint."""
+    """As one process, also without a cache that outlives the call, and with a broken checkpoint.
+
+    The first process alone deletes.
+    """
     (run / "checkpoint-8" / "model.safetensors").write_bytes(b"torn")
     one = json.loads(sepstop(run, "--pool", pool_file, "--no-cache", "--json").stdout)
+    averages = averaged(run, pool_file, "--no-cache", "--ties=best")
+    prunes = ["--no-average", "--prune", "--yes"]
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     options = ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     command = tmp_path / "command.py"  # one launch for both: starting takes longer than they do
     command.write_text(
         "import os, sys\n"
         "from sepstop.cli.main import app\n"
-        "for more in (['--no-average'], ['--no-average', '--no-cache'], ['--average']):\n"
+        f"for more in (['--no-average'], ['--no-average', '--no-cache'], ['--average'], {prunes}):"
+        "\n"
         "    app([*sys.argv[1:], *more], standalone_mode=False)\n"
         "    if os.environ['RANK'] == '0':\n"
         "        print('---', flush=True)\n"
@@ -476,9 +482,8 @@ def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     *outputs, rest = done.stdout.split("---\n")
-    assert (len(outputs), rest) == (3, "")
-    averages = averaged(run, pool_file, "--no-cache", "--ties=best")
-    for output, alone in zip(outputs, (one, one, averages), strict=True):
+    assert (len(outputs), rest) == (4, "")
+    for output, alone in zip(outputs, (one, one, averages, one), strict=True):
         two = json.loads(output)
         assert two["best_step"] == alone["best_step"]
         assert list(two["skipped"]) == [str(run / "checkpoint-8")]
@@ -490,3 +495,5 @@ def test_processes_divide_the_checkpoints(run, pool_file, tmp_path):
         kinds = [[row["average"] for row in found["ranking"]] for found in (alone, two)]
         assert kinds[0] == kinds[1]
     assert (run / CACHE_FOLDER).exists()
+    left = {str(path) for path in run.glob("checkpoint-*")}
+    assert left == {one["best_checkpoint"], str(run / "checkpoint-8")}

@@ -181,7 +181,8 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch, model, pool):
     (repository / "refs" / "main").write_text("abc")
     (repository / "refs" / "v2").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    assets = "huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE"
+    monkeypatch.setattr(assets, str(tmp_path / "assets"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = find_run("org/model")
     assert found.checkpoints == {1: repository / "snapshots" / "abc"}
