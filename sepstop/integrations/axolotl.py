@@ -35,7 +35,7 @@ class SepStopArgs(BaseModel):
         return section
 
 
-class SepStopPlugin(BasePlugin):  # type: ignore[misc, unused-ignore]
+class SepStopPlugin(BasePlugin):
     """Gives axolotl's Trainer the callback, on every rank.
 
     ``plugins: [sepstop.integrations.axolotl.SepStopPlugin]``

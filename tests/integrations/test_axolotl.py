@@ -39,7 +39,7 @@ def test_a_wrong_section_is_an_error(pool_file):
         SepStopArgs(sepstop={"every_n_steps": 2})
     with pytest.raises(ValidationError, match="pol_size"):
         SepStopArgs(sepstop={"pool": pool_file, "pol_size": 3})
-    with pytest.raises(FileNotFoundError, match="missing.txt"):
+    with pytest.raises(FileNotFoundError, match="no pool file"):
         SepStopArgs(sepstop={"pool": "missing.txt"})
     section = {"pool": pool_file, "pool_size": None, "policy": {"name": "patience"}}
     assert SepStopArgs(sepstop=section).model_dump(exclude_none=True) == {"sepstop": section}
