@@ -15,6 +15,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from sepstop.callbacks.alerts import send_alert
 from sepstop.callbacks.best_weights import BestWeights, best_record, checkpoint_folder, folder_of
 from sepstop.callbacks.checks import (
     deciding_criterion,
@@ -364,6 +365,9 @@ class SepStopCallback(TrainerCallback):
         ):
             control.should_save = True
         self._publish(state, control, record, decision)
+        if decision.stop and state.is_world_process_zero:
+            title = f"sepstop stopped the run at step {state.global_step}"
+            send_alert(args.report_to or (), title, decision.reason)
 
     def _save_state(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Write the state of the averages, for the checkpoint that Trainer saves now.

@@ -8,12 +8,19 @@ import time
 
 import pytest
 from conftest import make_encoder
-from helpers.scores import NEVER, values
+from helpers.scores import values
 from transformers import Trainer, TrainingArguments
 
-from sepstop import SepStopCallback
+from sepstop import Decision, SepStopCallback
+from sepstop.callbacks.alerts import send_alert
 
 STEPS = [2, 4, 6]
+ALERT = ("sepstop stopped the run at step 6", "three scores are enough")
+
+
+def stops_at_the_end(series):
+    stop = len(series.steps) == len(STEPS)
+    return Decision(stop, series.best_step, ALERT[1], series.steps[-1])
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def tracked(tmp_path, pool, tokenizer, train_rows):
     """The history of a run that reports to a tracker."""
 
     def run(tracker):
-        callback = SepStopCallback(pool, policy=NEVER, num_resamples=3)
+        callback = SepStopCallback(pool, policy=stops_at_the_end, num_resamples=3)
         args = TrainingArguments(
             str(tmp_path / "run"),
             max_steps=6,
@@ -69,14 +76,23 @@ def test_weights_and_biases_offline(tracked, tmp_path, monkeypatch):
     end, rows = time.monotonic() + 30, []
     # Another process writes the file, on a busy machine after finish() has returned.
     while len(rows) < len(history) and time.monotonic() < end:
-        rows = [row for row in wandb_history(file.read_bytes()) if "eval/separability" in row]
+        records = list(wandb_records(file.read_bytes()))
+        rows = [row for row in map(wandb_row, records) if "eval/separability" in row]
         time.sleep(0.1)
     keys = ("train/global_step", *(f"eval/{name}" for name in NAMES))
     check([tuple(row[key] for key in keys) for row in rows], history)
+    alerts = [record.alert for record in records if record.HasField("alert")]
+    assert [(alert.title, alert.text) for alert in alerts] == [ALERT]
 
 
-def wandb_history(data):
-    """Rows of a run's file: a LevelDB log after seven bytes, in blocks of 32 KiB."""
+def wandb_row(record):
+    """The metrics in a record of a run's file."""
+    items = record.history.item
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def wandb_records(data):
+    """Records of a run's file: a LevelDB log after seven bytes, in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
     at, record = 7, b""
@@ -91,10 +107,7 @@ def wandb_history(data):
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its last piece
-            row = protocol.Record.FromString(record).history.item
-            yield {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row
-            }
+            yield protocol.Record.FromString(record)
             record = b""
 
 
@@ -123,5 +136,13 @@ def test_trackio(tracked, tmp_path, monkeypatch):
             json.loads(row)
             for (row,) in connection.execute("SELECT metrics FROM metrics ORDER BY id")
         ]
+        alerts = list(connection.execute("SELECT title, text FROM alerts"))
     keys = ("train/global_step", *(f"eval/{name}" for name in NAMES))
     check([tuple(row[key] for key in keys) for row in rows if keys[1] in row], history)
+    assert alerts == [ALERT]
+
+
+def test_an_alert_that_fails_is_a_warning():
+    pytest.importorskip("trackio")
+    with pytest.warns(RuntimeWarning, match="could not send an alert to trackio: RuntimeError"):
+        send_alert(["tensorboard", "trackio"], *ALERT)  # no run has begun
