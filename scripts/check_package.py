@@ -8,16 +8,16 @@ The model and the texts are made up. Nothing of the source tree but the README i
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from packaging.requirements import Requirement
 
 README = Path(__file__).parent.parent / "README.md"
 BIN = Path(sys.executable).parent
@@ -34,31 +34,18 @@ def main() -> None:
     source = README.parent / "sepstop"
     if Path(sepstop.__file__).parent == source:
         raise SystemExit(f"expected an installed sepstop, got the source tree {source}")
-    print(f"sepstop {version('sepstop')}, Python {sys.version.split()[0]}, {extras_found()}")
+    print(f"sepstop {version('sepstop')}, Python {sys.version.split()[0]}")
     print(f"import sepstop: {seconds_of(sys.executable, '-c', 'import sepstop'):.2f} s, of which")
     print(f"Python itself: {seconds_of(sys.executable, '-c', 'pass'):.2f} s")
     print(f"sepstop --help: {seconds_of(BIN / 'sepstop', '--help'):.2f} s")
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder))
-        for command in ("select {0}/run --pool {0}/pool.txt", "card {0}/run", "watch {0}/run --once"):
+        for command in (
+            "select {0}/run --pool {0}/pool.txt",
+            "card {0}/run",
+            "watch {0}/run --once",
+        ):
             subprocess.run([BIN / "sepstop", *command.format(folder).split()], check=True)
-
-
-def extras_found() -> str:
-    """Which of the packages that only extras bring are installed."""
-    optional = {r.name for r in map(Requirement, requires("sepstop") or []) if r.marker}
-    found = sorted(name for name in optional if is_installed(name))
-    return f"with {', '.join(found)}" if found else "without extras"
-
-
-def is_installed(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def seconds_of(*command: Any) -> float:
@@ -73,9 +60,6 @@ def seconds_of(*command: Any) -> float:
 
 def train(folder: Path) -> None:
     """Run the README's example in ``folder``; writes the pool beside the run."""
-    import contextlib
-    import random
-
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast

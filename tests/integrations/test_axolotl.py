@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sepstop import SepStopCallback
 from sepstop.integrations.axolotl import SepStopArgs, SepStopPlugin
 from sepstop.runs.history import HISTORY_FILE, read_history
+from sepstop.runs.select import select_checkpoint
 
 
 class Section(dict):
@@ -58,7 +59,7 @@ def test_a_trainer_gets_the_callback(pool_file, make_trainer):
 
 
 @pytest.mark.slow
-def test_axolotl_train(tmp_path, pool_file):
+def test_axolotl_train(tmp_path, pool_file, monkeypatch):
     pytest.importorskip("axolotl", reason="axolotl pins its libraries")
     tokenizer = make_tokenizer()
     tokenizer.eos_token = "[SEP]"
@@ -133,3 +134,6 @@ def test_axolotl_train(tmp_path, pool_file):
     assert [record.step for record in history.records] == [2, 4, 6]
     assert history.decisions[-1].stop
     assert any((tmp_path / "out").glob("average-*"))
+    monkeypatch.chdir(tmp_path)
+    selection = select_checkpoint("out", "pool.txt", answers="answers.txt")
+    assert sorted(selection.paths) == [2, 4, 6]

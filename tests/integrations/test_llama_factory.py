@@ -11,11 +11,12 @@ import yaml
 from conftest import make_decoder, make_texts, make_tokenizer
 
 from sepstop.runs.history import HISTORY_FILE, read_history
+from sepstop.runs.select import select_checkpoint
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}])
-def test_llamafactory_cli(env, tmp_path):
+def test_llamafactory_cli(env, tmp_path, monkeypatch):
     pytest.importorskip("llamafactory", reason="LLaMA-Factory pins its libraries")
     tokenizer = make_tokenizer()
     tokenizer.eos_token = "[SEP]"
@@ -70,3 +71,6 @@ def test_llamafactory_cli(env, tmp_path):
     history = read_history(tmp_path / "out" / HISTORY_FILE)
     assert [record.step for record in history.records] == [2, 4, 6]
     assert any((tmp_path / "out").glob("average-*"))
+    monkeypatch.chdir(tmp_path)  # the adapter names its base by a relative path
+    selection = select_checkpoint("out", "pool.txt", answers="answers.txt")
+    assert sorted(selection.paths) == [2, 4, 6]
