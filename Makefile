@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 # Threads that wait by spinning slow each other down by several times on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo setup test test-unit test-slow coverage check lint format-check types imports format clean
+.PHONY: demo setup test test-unit test-slow coverage check lint format-check types imports docs format clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -43,12 +43,15 @@ types: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
