@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,9 @@ def world(tmp_path_factory, tokenizer, train_rows, pool):
     (folder / "texts.txt").write_text("\n".join(pool))
     write_rows(
         folder / "pairs.jsonl",
-        ({"anchor": a, "positive": b} for a, b in zip(pool[:40], pool[1:], strict=False)),
+        ({"anchor": a, "positive": b} for a, b in pairwise(pool)),
     )
-    answered = [
-        {"prompt": row["text"], "completion": ANSWERS[row["label"]]} for row in rows_of(60)
-    ]
+    answered = [{"prompt": row["text"], "completion": ANSWERS[row["label"]]} for row in rows_of(60)]
     write_rows(folder / "train.jsonl", answered)
     write_rows(folder / "prompts.jsonl", ({"prompt": row["text"]} for row in rows_of(100)[60:]))
     (folder / "answers.txt").write_text("\n".join(ANSWERS))
@@ -97,6 +96,9 @@ def world(tmp_path_factory, tokenizer, train_rows, pool):
         table = csv.writer(file)
         table.writerow(["body", "topic"])
         table.writerows([row["text"], ("bad", "good")[row["label"]]] for row in rows_of(1800))
+
+    page = PAGES["docs/how-to/checkpoints.md"]
+    (folder / "my.md.j2").write_text(re.search(r"```jinja\n(.*?)```", page, re.DOTALL)[1])
 
     # Runs
     for name, seed in (("encoder", 0), ("rate-1e-4", 1), ("rate-3e-5", 2)):

@@ -67,17 +67,19 @@ def card_variables(
     """What a template can name.
 
     Returns:
-        ``weights``: what is kept, such as "recent average of steps 20 to 80" (as HTML-safe text);
-        ``is_average``: False if it is a checkpoint;
-        ``step``: that it was scored at; ``steps``: of the whole run;
-        ``evaluations``: number of steps with a score; ``pool_size``: texts of the pool;
-        ``decides``: name of the score that decides;
-        ``scores``: that score first, each with ``name``, ``at_step`` (with its interval),
-        ``lowest`` and ``highest``; scores that were never finite are left out;
-        ``policy``, ``pooling``: name and parameters, empty if they were not recorded;
-        ``reason``: of the decision;
-        ``figure``: name of the figure's file, empty without one;
-        ``sepstop_version``, ``versions``: of transformers and torch.
+        A dictionary of
+
+        - ``weights``: what is kept, such as "recent average of steps 20 to 80", escaped for HTML;
+        - ``is_average``: False if that is a checkpoint;
+        - ``step``: at which it was scored; ``steps``: of the whole run;
+        - ``evaluations``: number of steps with a score; ``pool_size``: texts of the pool;
+        - ``decides``: name of the score that decides;
+        - ``scores``: that one first, each with ``name``, ``at_step`` (with its interval),
+          ``lowest`` and ``highest``; scores that were never finite are left out;
+        - ``policy``, ``pooling``: name and parameters; empty if they were not recorded;
+        - ``reason``: of the decision;
+        - ``figure``: name of the figure's file; empty without one;
+        - ``sepstop_version``; ``versions``: of transformers and torch.
 
     Raises:
         ValueError: nothing could be scored, or no decision was recorded.

@@ -80,9 +80,7 @@ def test_a_template_of_your_own(run, finished, tmp_path):
     )
     result = sepstop("card", run, "--template", template)
     score, steps = record.scores["separability"], finished[1].history[-1].step
-    assert result.stdout == (
-        f"separability {score} at {record.step}/{steps}: {record.average}!\n"
-    )
+    assert result.stdout == (f"separability {score} at {record.step}/{steps}: {record.average}!\n")
     for text, message in (
         ("{{ accuracy }}", "'accuracy' is undefined; a template has the variables weights,"),
         ("ok\n{% if %}", f"{template}, line 2: Expected an expression"),
