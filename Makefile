@@ -15,8 +15,8 @@ export OMP_WAIT_POLICY ?= passive
 LOWEST_TESTS := tests/test_readme.py tests/callbacks/test_trainer.py tests/callbacks/test_lightning.py \
 	tests/runs/test_select.py tests/cli/test_select_command.py tests/report/test_html.py
 
-.PHONY: demo setup test test-unit test-slow test-lowest coverage package check lint format-check types \
-	imports format clean
+.PHONY: demo setup test test-unit test-slow test-lowest coverage package docs check lint format-check \
+	types imports format clean
 
 # The demo needs none of the developers' packages.
 demo: $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
@@ -67,12 +67,15 @@ types: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-package $(VENV)-lowest build dist runs
+	rm -rf $(VENV) $(VENV)-package $(VENV)-lowest build dist runs site
 
 # install EXTRA,WHAT IT IS: into the virtual environment.
 define install

@@ -6,6 +6,7 @@ import csv
 import functools
 import gc
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -93,6 +94,7 @@ NEITHER = (
     "runs/test_cache.py",
     "runs/test_loading.py",
     "test_fuzz.py",
+    "test_site.py",
     "test_wheel.py",
 )
 
@@ -264,6 +266,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the development data in ../shared")
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser, for tests of pages; they are skipped without one."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("needs a Chromium: apt-get install chromium")
+    flags = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    flags += "disable-component-update disable-sync"
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=path, args=[f"--{flag}" for flag in flags.split()]
+        )
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ import inspect
 import re
 import shlex
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.pages import PAGES, ROOT
 from typer.main import get_command
 
 import sepstop
@@ -20,11 +20,6 @@ from sepstop.decide.policies import POLICIES
 from sepstop.finetune.settings import build_parser
 from sepstop.utils.registry import build
 
-ROOT = Path(__file__).parents[1]
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-}
 COMMANDS = get_command(app).commands
 BENCH = COMMANDS["bench"].commands
 each_page = pytest.mark.parametrize("page", PAGES)

@@ -1,13 +1,13 @@
-"""The Python in the README and in docs/usage.md runs as it stands."""
+"""What the examples for Trainer, Lightning and a loop of your own keep is what they say."""
 
 import math
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_encoder
 from helpers.lightning_module import Classifier
+from helpers.pages import PAGES, pieces_of
 from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -16,10 +16,11 @@ from transformers import AutoModelForSequenceClassification
 from sepstop.measure.average import AVERAGES
 from sepstop.runs.average_files import read_average
 
-ROOT = Path(__file__).parents[1]
-MARK = re.compile(r"<!-- run by [^\n]* -->\n```python\n(.*?)```", re.DOTALL)
-README = MARK.findall((ROOT / "README.md").read_text())
-USAGE = MARK.findall((ROOT / "docs/usage.md").read_text())
+MARK = "run by tests/test_readme.py"
+README, CLASSIFIER, USAGE = (
+    [piece.code for piece in pieces_of(page) if piece.mark.startswith(MARK)]
+    for page in ("README.md", "docs/how-to/classifier.md", "docs/usage.md")
+)
 
 
 @pytest.fixture
@@ -40,11 +41,6 @@ def names(tmp_path, monkeypatch, pool, train_rows, tokenizer):
     }
 
 
-def test_all_python_is_run():
-    assert len(README) == (ROOT / "README.md").read_text().count("```python") == 1
-    assert len(USAGE) == 3
-
-
 def assert_holds(model, folder, step):
     """``model`` has the weights of an average of this step, which ``folder`` holds."""
     saved = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
@@ -53,7 +49,7 @@ def assert_holds(model, folder, step):
 
 
 def test_the_readme_is_short_and_its_example_runs(names):
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len(PAGES["README.md"].splitlines()) <= 150
     exec(README[0], names)
     kept, step = names["trainer"].state.best_model_checkpoint, names["callback"].decision.best_step
     assert Path(kept) == Path("run") / f"average-{step}"
@@ -61,7 +57,7 @@ def test_the_readme_is_short_and_its_example_runs(names):
 
 
 def test_the_example_with_evaluations_runs(names):
-    exec(USAGE[0], names)
+    exec(CLASSIFIER[0], names)
     state, step = names["trainer"].state, names["callback"].decision.best_step
     assert state.best_global_step == step
     assert Path(state.best_model_checkpoint) == Path("run") / f"average-{step}"
@@ -73,7 +69,7 @@ def test_the_loop_runs(names):
     names["optimizer"].register_step_post_hook(
         lambda *_: weights.append(parameters_to_vector(model.parameters()).detach().double())
     )
-    exec(USAGE[2], names)
+    exec(USAGE[1], names)
     step = names["decision"].best_step
     assert names["records"][0].step == 5
     (kept,) = (record.average for record in names["records"] if record.step == step)
@@ -89,7 +85,7 @@ def test_the_lightning_example_runs(tmp_path, monkeypatch, pool, tokenizer, batc
     monkeypatch.chdir(tmp_path)
     names = {"pool": pool, "tokenizer": tokenizer, "module": Classifier(), "loader": batches}
     names |= {"eval_loader": batches}
-    exec(USAGE[1], names)
+    exec(USAGE[0], names)
     step = names["callback"].decision.best_step
     assert [path.name for path in tmp_path.glob("average-*")] == [f"average-{step}"]
     assert_holds(names["module"].net, tmp_path / f"average-{step}", step)

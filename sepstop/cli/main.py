@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -172,9 +173,18 @@ def card(
     figure: Annotated[
         Path | None, typer.Option(help="Draw the scores into this file and show it in the section.")
     ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Jinja template of the section. Default: sepstop's own.")
+    ] = None,
 ) -> None:
     """Print a section for the model card that says how the weights were chosen."""
     from sepstop.report.model_card import model_card_section
 
     with user_errors(Console(stderr=True)):
-        typer.echo(model_card_section(run_dir, figure), nl=False)
+        typer.echo(model_card_section(run_dir, figure, template), nl=False)
+
+
+@app.command()
+def skill() -> None:
+    """Print the skill file, SKILL.md, that tells a coding assistant how to use sepstop."""
+    typer.echo((files("sepstop") / "skills" / "sepstop" / "SKILL.md").read_text("utf-8"), nl=False)

@@ -5,32 +5,85 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import SandboxedEnvironment
 
 from sepstop._version import __version__
 from sepstop.report.candidates import kept_record, weights_label
 from sepstop.report.figures import draw_scores
 from sepstop.report.scored_run import read_scored_run
 from sepstop.runs.records import RunHistory
-from sepstop.types import Record
 
 _VERSIONS = ("transformers", "torch")
 
 
-def model_card_section(run_dir: str | Path, figure: str | Path | None = None) -> str:
+def model_card_section(
+    run_dir: str | Path,
+    figure: str | Path | None = None,
+    template: str | Path | None = None,
+) -> str:
     """Markdown that says how the weights of a run were chosen: an average or a checkpoint.
+
+    A template of your own gets the variables of `card_variables`.
 
     Args:
         run_dir: folder of a run that its callback or `sepstop select` scored.
         figure: file (.png, .svg) to draw the scores into; the section shows it by its name.
+        template: Jinja file. Default: sepstop's own, ``model_card.md.j2`` beside this module.
 
     Raises:
-        FileNotFoundError: no scores in the folder.
+        FileNotFoundError: no scores in the folder, or no such template.
         ImportError: matplotlib is missing, for a figure.
-        ValueError: nothing could be scored, no decision was recorded, or a file is broken.
+        ValueError: nothing could be scored, no decision was recorded, or a file is broken; the
+            template has an error, or names a variable that does not exist.
     """
+    own = files("sepstop.report") / "model_card.md.j2"
+    text = (own if template is None else Path(template)).read_text(encoding="utf-8")
     run = read_scored_run(run_dir)
+    variables = card_variables(run, run_dir, figure)
+    # Sandboxed: a template from elsewhere can write text and nothing else.
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        section = environment.from_string(text).render(variables)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{template}, line {error.lineno}: {error.message}") from error
+    except TemplateError as error:
+        known = ", ".join(variables)
+        raise ValueError(f"{template}: {error}; a template has the variables {known}") from error
+    if figure is not None:
+        draw_scores(run, figure)
+    return section
+
+
+def card_variables(
+    run: RunHistory, run_dir: str | Path, figure: str | Path | None = None
+) -> dict[str, Any]:
+    """What a template can name.
+
+    Returns:
+        A dictionary of
+
+        - ``weights``: what is kept, such as "recent average of steps 20 to 80", escaped for HTML;
+        - ``is_average``: False if that is a checkpoint;
+        - ``step``: at which it was scored; ``steps``: of the whole run;
+        - ``evaluations``: number of steps with a score; ``pool_size``: texts of the pool;
+        - ``decides``: name of the score that decides;
+        - ``scores``: that one first, each with ``name``, ``at_step`` (with its interval),
+          ``lowest`` and ``highest``; scores that were never finite are left out;
+        - ``policy``, ``pooling``: name and parameters; empty if they were not recorded;
+        - ``reason``: of the decision;
+        - ``figure``: name of the figure's file; empty without one;
+        - ``sepstop_version``; ``versions``: of transformers and torch.
+
+    Raises:
+        ValueError: nothing could be scored, or no decision was recorded.
+    """
     decision, settings = run.decision, run.settings
     if decision is None:
         raise ValueError(
@@ -39,55 +92,41 @@ def model_card_section(run_dir: str | Path, figure: str | Path | None = None) ->
     record = kept_record(run)
     if record is None:
         raise ValueError(f"nothing could be scored in {run_dir}: {decision.reason}")
-    steps = max(run.records[-1].step, run.ended or 0)
-    pooling = f" (pooling {described(settings['pooling'])})" if "pooling" in settings else ""
-    subject = f"The policy ({described(run.policy)}) says" if run.policy else "The choice"
-    image = ""
-    if figure is not None:
-        draw_scores(run, figure)
-        image = f"![Scores over the steps, pick at step {record.step}]({Path(figure).name})\n\n"
-    what = "this checkpoint was" if record.average is None else "these weights were"
-    return f"""## How {what} chosen
-
-{_origin(record, steps)} At {len(run.records)} steps, the
-model embedded {record.pool_size} unlabeled texts{pooling}, and sepstop scored them.
-The score `{run.decides}` decides.
-
-| score | at step {record.step} | range over the run |
-| --- | ---: | ---: |
-{_score_rows(run, record.step)}
-
-{image}{subject}: {decision.reason}.
-
-These scores use no labels, so they are no accuracy. Measure accuracy before you rely on it.
-"""
+    return {
+        "weights": escape(weights_label(record)),
+        "is_average": record.average is not None,
+        "step": record.step,
+        "steps": max(run.records[-1].step, run.ended or 0),
+        "evaluations": len(run.records),
+        "pool_size": record.pool_size,
+        "decides": run.decides,
+        "scores": _scores(run, record.step),
+        "policy": described(run.policy) if run.policy else "",
+        "pooling": described(settings["pooling"]) if "pooling" in settings else "",
+        "reason": decision.reason,
+        "figure": "" if figure is None else Path(figure).name,
+        "sepstop_version": __version__,
+        "versions": ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS),
+    }
 
 
-def _origin(record: Record, steps: int) -> str:
-    """Where the weights come from, in a run of ``steps`` training steps."""
-    versions = ", ".join(f"{name} {version_of(name)}" for name in _VERSIONS)
-    if record.average is None:
-        return (
-            f"These weights come from step {record.step} of {steps} training steps. sepstop "
-            f"{__version__}\n({versions}) chose them without validation labels."
-        )
-    return (
-        f"The weights are the {escape(weights_label(record))}, chosen without labels by\nsepstop "
-        f"{__version__} ({versions}), in a run of {steps} training steps."
-    )
-
-
-def _score_rows(run: RunHistory, step: int) -> str:
-    """Rows of the table, the deciding score first; scores that were never finite are left out."""
+def _scores(run: RunHistory, step: int) -> list[dict[str, str]]:
+    """Rows of the table, the deciding score first."""
     rows = []
     for name in run.names:
         series = run.series_of(name)
         finite = [score.value for score in series.scores if score.is_finite]
         if finite:
-            title = f"{name} (decides)" if name == run.decides else name
-            values = f"{min(finite):.4f} to {max(finite):.4f}"
-            rows.append(f"| {title} | {series.score_at(step)} | {values} |")
-    return "\n".join(rows)
+            at_step, lowest, highest = series.score_at(step), min(finite), max(finite)
+            rows.append(
+                {
+                    "name": name,
+                    "at_step": str(at_step),
+                    "lowest": f"{lowest:.4f}",
+                    "highest": f"{highest:.4f}",
+                }
+            )
+    return rows
 
 
 def described(settings: Mapping[str, Any]) -> str:

@@ -71,6 +71,29 @@ def test_a_section_for_the_model_card(run, finished, tmp_path, encoder):
         assert result.stderr.startswith("sepstop: no ")
 
 
+def test_a_template_of_your_own(run, finished, tmp_path):
+    record = next(r for r in finished[1].history if r.step == finished[1].decision.best_step)
+    template = tmp_path / "my.md.j2"
+    template.write_text(
+        "{{ decides }} {{ scores[0].at_step }} at {{ step }}/{{ steps }}: {{ weights }}"
+        "{{ '!' if is_average }}{{ figure }}\n"
+    )
+    result = sepstop("card", run, "--template", template)
+    score, steps = record.scores["separability"], finished[1].history[-1].step
+    assert result.stdout == (f"separability {score} at {record.step}/{steps}: {record.average}!\n")
+    for text, message in (
+        ("{{ accuracy }}", "'accuracy' is undefined; a template has the variables weights,"),
+        ("ok\n{% if %}", f"{template}, line 2: Expected an expression"),
+        ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
+    ):
+        template.write_text(text)
+        result = sepstop("card", run, "--template", template, "--figure", tmp_path / "x.png")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert not (tmp_path / "x.png").exists()
+    assert sepstop("card", run, "--template", tmp_path / "none").exit_code == 2
+
+
 @pytest.mark.filterwarnings("ignore:.* has no trace of the model before training")
 @pytest.mark.parametrize(
     "options", [{}, {"criterion": "sepstop.bench.criteria:TotalPersistence"}], ids=["auto", "lower"]

@@ -730,23 +730,6 @@ def test_errors_are_a_sentence_and_status_two(run_dir, tmp_path, monkeypatch):
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("needs a Chromium: apt-get install chromium")
-    flags = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    flags += "disable-component-update disable-sync"
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=path, args=[f"--{flag}" for flag in flags.split()]
-        )
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def opened(chromium):
     """Opens a page in a fresh context; nothing may be complained of or asked for by the end."""

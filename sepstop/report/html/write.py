@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from sepstop.utils.files import write_atomically
 
 if TYPE_CHECKING:
@@ -63,7 +65,6 @@ def render(runs: Sequence[ReportData]) -> tuple[str, list[str]]:
         ImportError: a package is missing; the message names it.
     """
     _check_installed()
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
     from sepstop.report.html.comparison import compare_runs, page_names
@@ -100,7 +101,6 @@ def _check_installed() -> None:
         ImportError: a package of the extra "report" is missing.
     """
     try:
-        import jinja2  # noqa: F401
         import plotly  # noqa: F401
     except ImportError as error:
         raise ImportError(f"a report needs {error.name}: pip install 'sepstop[report]'") from error
