@@ -5,7 +5,7 @@ r"""Wall time that sepstop adds to a fine-tuning run, and its parts.
         --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
 Options are those of `sepstop finetune`. The run is made with the callback and without it in turn,
-without stopping or saving, as often as --rounds says. Shares are of the run with the callback.
+without stopping or saving, as often as --rounds says; with --alone only with it. Shares are of the run with the callback.
 Then, if the model has a head, the pool is read by sepstop and by plain loops over batches of sorted
 texts.
 """
@@ -79,17 +79,18 @@ def main(options: list[str]) -> None:
     clock = watching_clock()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], add_help=False)
     parser.add_argument("--rounds", type=int, default=3, help="runs with the callback")
+    parser.add_argument("--alone", action="store_true", help="make no runs without it")
     given, options = parser.parse_known_args(options)
     runs = [
         measure(options, clock, with_callback)
         for _ in range(given.rounds)
-        for with_callback in (1, 0)
+        for with_callback in ((1,) if given.alone else (1, 0))
     ]
     total, embedding, scoring, callback = (
         statistics.median(run[key] for run in runs if run["scores"])
         for key in ("total", "embedding", "scoring", "callback")
     )
-    without = statistics.median(run["total"] for run in runs if not run["scores"])
+    without = [run["total"] for run in runs if not run["scores"]]
     out = Console()
     out.print(
         table_of(
@@ -99,7 +100,7 @@ def main(options: list[str]) -> None:
                 name: (f"{seconds:.2f}", f"{seconds / total:.1%}")
                 for name, seconds in {
                     "run with sepstop": total,
-                    "the same without": without,
+                    **({"the same without": statistics.median(without)} if without else {}),
                     f"in the callback, {runs[0]['scores']} scores and the start": callback,
                     "embedding the pool": embedding,
                     "neighbors and scores": scoring,

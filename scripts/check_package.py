@@ -22,8 +22,8 @@ from typing import Any
 README = Path(__file__).parent.parent / "README.md"
 BIN = Path(sys.executable).parent
 TOPICS = {
-    "sea": "ship wave harbor sail tide anchor".split(),
-    "sky": "cloud wing storm moon star rain".split(),
+    "sea": ["ship", "wave", "harbor", "sail", "tide", "anchor"],
+    "sky": ["cloud", "wing", "storm", "moon", "star", "rain"],
 }
 TEXTS_OF_EACH = 40
 

@@ -2,7 +2,7 @@
 
     python scripts/lowest.py > lowest.txt
 
-torch is left to the pinned version in constraints.txt, as are packages that the project does not name.
+torch is left to the version pinned in constraints.txt, and what the project does not name to pip.
 """
 
 from __future__ import annotations
