@@ -18,6 +18,7 @@ them and so on: it shows what labels do where the score is wrong.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,13 +76,11 @@ def main() -> None:
 
 
 def stratum(run: RecordedRun) -> str:
-    """The run's stratum; files without settings have the share of wrong labels in their name."""
-    settings = dict(run.settings)
-    if not settings:
-        words = [part for part in run.name.split("-") if part.startswith(("lr", "noise"))]
-        settings["learning_rate"] = next((w[2:] for w in words if w.startswith("lr")), 0)
-        settings["noise"] = next((w[5:] for w in words if w.startswith("noise")), 0)
-    return stratum_of(settings)
+    """The run's stratum; files without settings have rate and share of wrong labels in the name."""
+    rate, noise = (re.search(rf"-{key}([\d.e-]+)-", run.name) for key in ("lr", "noise"))
+    if run.settings or rate is None or noise is None:
+        return stratum_of(run.settings)
+    return stratum_of({"learning_rate": rate[1], "noise": noise[1]})
 
 
 def candidates_of(run: RecordedRun) -> Candidates:

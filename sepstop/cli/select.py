@@ -81,6 +81,28 @@ def select(
             "write is written to a folder sepstop_average-NAME-FIRST-LAST of the run."
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A few labeled texts, in the pool or not. The step that the score alone would "
+            "keep is replaced if they clearly contradict it."
+        ),
+    ] = None,
+    label_column: Annotated[
+        str, typer.Option(help="Column of --labels with the classes, by name or number.")
+    ] = "label",
+    ask: Annotated[
+        int,
+        typer.Option(
+            help="Write this many texts whose labels would tell the candidates apart, to fill in "
+            "for --labels.",
+            min=0,
+        ),
+    ] = 0,
+    ask_output: Annotated[
+        Path | None,
+        typer.Option(help="File for --ask. Default: sepstop_ask.jsonl in the run's folder."),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -155,6 +177,8 @@ def _choose(
     own_device = _join_processes()
     loading = options.loading_of({**arguments, "device": arguments["device"] or own_device})
     runs = dict.fromkeys(run for path in arguments["paths"] for run in find_runs(path))
+    if len(runs) > 1 and (arguments["labels"] or arguments["ask"]):
+        raise ValueError(f"--labels and --ask are for one run, got {len(runs)} runs; name one")
     selections: dict[str, Selection] = {}
     unscored: dict[str, str] = {}
     for run in runs:
@@ -166,6 +190,10 @@ def _choose(
                 loading=loading,
                 cache=arguments["cache_dir"] or arguments["cache"],
                 distributed=True,
+                labels=arguments["labels"],
+                label_column=arguments["label_column"],
+                ask=arguments["ask"],
+                ask_output=arguments["ask_output"],
                 progress=show_progress,
                 **options.config_of(arguments),
             )
@@ -256,6 +284,9 @@ def _print_ranking(out: Console, found: Selection, top: int | None, verdict: str
     if verdict:
         out.print(verdict, style="bold", markup=False, soft_wrap=True)
     out.print(found.decision.reason, markup=False, soft_wrap=True)
+    if found.asked is not None:
+        asked = f"texts to label are in {found.asked}; fill them in and pass the file as --labels"
+        out.print(asked, markup=False, soft_wrap=True)
     online = _kept_online(found)
     if online:
         out.print(f"the run itself kept {online}", markup=False, soft_wrap=True)
@@ -324,6 +355,8 @@ def _selection_as_json(found: Selection, top: int | None) -> dict[str, Any]:
         "online_best_step": found.online_best_step,
         "online_average": None if online is None else asdict(online),
         "ties": list(found.ties),
+        "label_choice": None if found.label_choice is None else asdict(found.label_choice),
+        "asked": None if found.asked is None else str(found.asked),
         "ranking": [
             {
                 "checkpoint": None if record.average else str(found.paths[record.step]),
