@@ -1,10 +1,11 @@
 """What a few labels add to the label-free score, on recorded runs.
 
-    python scripts/bench_labels.py RUNS_DIR [RUNS_DIR ...] [--turned]
+    python scripts/bench_labels.py RUNS_DIR [RUNS_DIR ...] [--turned] [--caution 1.5]
 
 At each evaluation the candidate is the better average by `robust_mi`, or of runs recorded without
 averages the checkpoint by `neighbor_mi`. The m labels are drawn `DRAWS` times from the pool: at
-random, or from the texts on which candidates disagree, as `sepstop select --ask` draws them.
+random; or "asked" for, from the texts on which candidates disagree, as `sepstop select --ask` draws
+them; or the "disputed" ones, on which they disagree most.
 Regret is to the run's best checkpoint, in points of test accuracy: the mean over runs, and the
 largest mean over the draws of a run.
 
@@ -12,7 +13,8 @@ The score's pick counts as it stands, or labels choose by themselves: the candid
 most often, the earliest of equals, where texts are asked for if any candidates disagree.
 
 --turned gives the better half of each run's candidates each other's scores, the best the worst of
-them and so on: it shows what labels do where the score is wrong.
+them and so on: it shows what labels do where the score is wrong. --caution is that of
+`sepstop.decide.few_labels.choose_by_labels`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,13 @@ from tqdm.auto import tqdm
 from sepstop.bench.recorded_run import RecordedRun, find_recorded_runs, load_run
 from sepstop.bench.scores import can_score, score_run
 from sepstop.bench.strata import STRATA, stratum_of
-from sepstop.decide.few_labels import choose_by_labels, contenders, draw_texts, telling_texts
+from sepstop.decide.few_labels import (
+    CAUTION,
+    choose_by_labels,
+    contenders,
+    draw_texts,
+    telling_texts,
+)
 from sepstop.types import CHECKPOINT
 
 SIZES = (10, 25, 50)
@@ -60,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs_dirs", type=Path, nargs="+", metavar="RUNS_DIR")
     parser.add_argument("--turned", action="store_true", help="give the better half wrong scores")
+    parser.add_argument("--caution", type=float, default=CAUTION)
     options = parser.parse_args()
     paths = [path for folder in options.runs_dirs for path in find_recorded_runs(folder)]
     found: dict[str, list[dict[tuple[str, int], float]]] = {}
@@ -68,7 +77,7 @@ def main() -> None:
         candidates = candidates_of(run)
         if options.turned:
             candidates = candidates._replace(scores=turned(candidates.scores))
-        found.setdefault(stratum(run), []).append(regrets_of(candidates))
+        found.setdefault(stratum(run), []).append(regrets_of(candidates, options.caution))
     strata = [name for name in STRATA if name in found]
     groups = {"all": [one for name in strata for one in found[name]]}
     groups |= {name: found[name] for name in strata}
@@ -108,7 +117,15 @@ def turned(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return wrong
 
 
-def regrets_of(run: Candidates) -> dict[tuple[str, int], float]:
+def disputed(run: Candidates, proposed: int, count: int, seed: int) -> NDArray[np.int64]:
+    """The texts on which the contenders disagree most, by the Gini impurity of their votes."""
+    votes = run.predictions[contenders(run.scores, proposed)]  # (c, N)
+    agreeing = (votes[:, None] == votes[None]).mean(axis=(0, 1))  # share of pairs, (N,)
+    order = np.random.default_rng(seed).permutation(len(agreeing))  # of equals, any
+    return order[np.argsort(agreeing[order], kind="stable")][:count]
+
+
+def regrets_of(run: Candidates, caution: float = CAUTION) -> dict[tuple[str, int], float]:
     """Mean regret over the draws by what is done and the number of labels."""
     proposed = int(np.nanargmax(run.scores))
     telling = telling_texts(run.predictions, run.scores, proposed)
@@ -123,10 +140,14 @@ def regrets_of(run: Candidates) -> dict[tuple[str, int], float]:
     for m in SIZES:
         kept: dict[str, list[int]] = {}
         for seed in range(DRAWS):
-            for name, texts in (("random", everything), ("asked", telling)):
-                drawn = draw_texts(texts, m, seed)
+            ways = {
+                "random": draw_texts(everything, m, seed),
+                "asked": draw_texts(telling, m, seed),
+                "disputed": disputed(run, proposed, m, seed),
+            }
+            for name, drawn in ways.items():
                 choice = choose_by_labels(
-                    run.predictions[:, drawn], run.labels[drawn], run.scores, proposed
+                    run.predictions[:, drawn], run.labels[drawn], run.scores, proposed, caution
                 )
                 kept.setdefault(f"the score and {m} {name}", []).append(choice.kept)
             for name, texts in (("random", everything), ("asked", differ)):

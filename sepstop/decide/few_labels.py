@@ -91,11 +91,12 @@ def choose_by_labels(
     labels: NDArray[np.integer[Any]],
     scores: NDArray[np.floating[Any]],
     proposed: int,
+    caution: float = CAUTION,
 ) -> LabelChoice:
     """Keep the score's pick unless labels clearly contradict it.
 
     A contender that is right on w texts where the pick is wrong, and wrong on l where it is right,
-    replaces it if ``w - l > CAUTION * sqrt(w + l)``, where the root is the standard error of the
+    replaces it if ``w - l > caution * sqrt(w + l)``, where the root is the standard error of the
     difference if both are equally good. Of several such contenders, the one for which the left side
     exceeds the right by most is kept; of equals, the one with the best score.
 
@@ -103,6 +104,7 @@ def choose_by_labels(
         predictions: ``(C, m)`` classes that the candidates predict for the labeled texts.
         labels: ``(m,)`` right classes.
         scores, proposed: as in `contenders`.
+        caution: standard errors.
 
     The second candidate is right on three texts more than the first, which has the best score:
 
@@ -113,7 +115,7 @@ def choose_by_labels(
     right = predictions == labels  # (C, m)
     wins = (right & ~right[proposed]).sum(axis=1)
     losses = (~right & right[proposed]).sum(axis=1)
-    bounds = wins - losses - CAUTION * np.sqrt(wins + losses)
+    bounds = wins - losses - caution * np.sqrt(wins + losses)
     others = [c for c in contenders(scores, proposed) if c != proposed]
     if not others:
         return LabelChoice(proposed, proposed, None, 0, 0, len(labels))
