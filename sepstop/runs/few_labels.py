@@ -221,8 +221,8 @@ class FewLabels:
         drawn = draw_texts(telling, self._ask, self._plan.config.seed, known)
         if len(drawn) < self._ask:
             warnings.warn(
-                f"sepstop: {self._ask} texts to label were asked for, but the candidates disagree "
-                f"on {len(drawn) or 'none'} only that have no label",
+                f"sepstop: {len(drawn) or 'none'} of the {self._ask} texts to label that were "
+                "asked for: the candidates agree on all others without a label",
                 stacklevel=4,
             )
         return drawn
@@ -261,7 +261,7 @@ def _in_words(choice: LabelChoice) -> str:
         return (
             f"but by {choice.num_labels} labels step {choice.kept} is better than step "
             f"{choice.proposed}, which the score alone would keep, with probability "
-            f"{choice.probability:.0%}: {compared}"
+            f"{min(choice.probability, 0.999):.1%}: {compared}"
         )
     return f"{choice.num_labels} labels do not clearly contradict it: {compared}"
 

@@ -166,9 +166,18 @@ def test_fewer_texts_than_were_asked_for(run, pool_file):
     result = select(run, pool_file, "--ask", 5000)
     found = len(read(run / ASK_FILE))
     assert 0 < found < 100
-    assert f"5000 texts to label were asked for, but the candidates disagree on {found} only" in (
-        " ".join(result.output.split())
-    )
+    said = f"sepstop: {found} of the 5000 texts to label that were asked for: the candidates agree"
+    assert said in " ".join(result.output.split())
+
+
+def test_a_single_model_has_nothing_to_tell_apart(run, pool_file, tmp_path):
+    labels = [{"text": f"its {word} story", "label": "good"} for word in ("warm", "fine", "great")]
+    labels = ["--labels", write(tmp_path / "few.jsonl", labels)]
+    result = select(run / "checkpoint-50", pool_file, *labels, "--ask", 3)
+    assert result.exit_code == 0, result.output
+    assert "the 3 labels have no other candidate to choose" in result.output
+    assert "none of the 3 texts to label that were asked for" in result.output
+    assert not (run / ASK_FILE).exists()
 
 
 def error_of(run, pool_file, *arguments):
