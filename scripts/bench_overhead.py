@@ -5,9 +5,9 @@ r"""Wall time that sepstop adds to a fine-tuning run, and its parts.
         --model.name=FOLDER_OF_ALL_MINILM_L6_V2
 
 Options are those of `sepstop finetune`. The run is made with the callback and without it in turn,
-without stopping or saving, as often as --rounds says; with --alone only with it. Shares are of the run with the callback.
-Then, if the model has a head, the pool is read by sepstop and by plain loops over batches of sorted
-texts.
+without stopping or saving, as often as --rounds says; with --alone only with it. Shares are of the
+run with the callback. Then, if the model has a head, the pool is read by sepstop and by plain loops
+over batches of sorted texts.
 """
 
 from __future__ import annotations

@@ -87,6 +87,9 @@ def _print_ranking(out: Console, found: Selection, top: int | None, verdict: str
     if verdict:
         out.print(verdict, style="bold", markup=False, soft_wrap=True)
     out.print(found.decision.reason, markup=False, soft_wrap=True)
+    if found.asked is not None:
+        asked = f"texts to label are in {found.asked}; fill them in and pass the file as --labels"
+        out.print(asked, markup=False, soft_wrap=True)
     online = _kept_online(found)
     if online:
         out.print(f"the run itself kept {online}", markup=False, soft_wrap=True)
@@ -149,6 +152,8 @@ def _selection_as_json(found: Selection, top: int | None) -> dict[str, Any]:
         "online_best_step": found.online_best_step,
         "online_average": None if online is None else asdict(online),
         "ties": list(found.ties),
+        "label_choice": None if found.label_choice is None else asdict(found.label_choice),
+        "asked": None if found.asked is None else str(found.asked),
         "ranking": [
             {
                 "checkpoint": None if record.average else str(found.paths[record.step]),

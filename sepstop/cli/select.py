@@ -79,6 +79,28 @@ def select(
             "write is written to a folder sepstop_average-NAME-FIRST-LAST of the run."
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A few labeled texts, in the pool or not. The step that the score alone would "
+            "keep is replaced if they clearly contradict it."
+        ),
+    ] = None,
+    label_column: Annotated[
+        str, typer.Option(help="Column of --labels with the classes, by name or number.")
+    ] = "label",
+    ask: Annotated[
+        int,
+        typer.Option(
+            help="Write this many texts whose labels would tell the candidates apart, to fill in "
+            "for --labels.",
+            min=0,
+        ),
+    ] = 0,
+    ask_output: Annotated[
+        Path | None,
+        typer.Option(help="File for --ask. Default: sepstop_ask.jsonl in the run's folder."),
+    ] = None,
     prune: Annotated[
         bool,
         typer.Option(
@@ -176,6 +198,8 @@ def _choose(arguments: Mapping[str, Any], show_progress: bool) -> Outcome | None
     own_device = _join_processes()
     loading = options.loading_of({**arguments, "device": arguments["device"] or own_device})
     runs = dict.fromkeys(run for path in arguments["paths"] for run in find_runs(path))
+    if len(runs) > 1 and (arguments["labels"] or arguments["ask"]):
+        raise ValueError(f"--labels and --ask are for one run, got {len(runs)} runs; name one")
     if arguments["prune"]:
         check_prune(list(runs), arguments)
     selections: dict[str, Selection] = {}
@@ -189,6 +213,10 @@ def _choose(arguments: Mapping[str, Any], show_progress: bool) -> Outcome | None
                 loading=loading,
                 cache=arguments["cache_dir"] or arguments["cache"],
                 distributed=True,
+                labels=arguments["labels"],
+                label_column=arguments["label_column"],
+                ask=arguments["ask"],
+                ask_output=arguments["ask_output"],
                 progress=show_progress,
                 **options.config_of(arguments),
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sepstop.decide.few_labels import LabelChoice
 from sepstop.decide.policies import replay
 from sepstop.statistics import improvement_p_value
 from sepstop.types import Average, Decision, Policy, Record, Score, Series
@@ -46,6 +47,9 @@ class Selection:
         sources: step -> folders of the checkpoints in the weights of its record: several for an
             average.
         output: folder that the weights to keep were written to; None if they were not.
+        label_choice: what labels say about the step to keep, with steps for candidates; None
+            without labels.
+        asked: file with the texts to label; None if none were asked for.
     """
 
     decision: Decision
@@ -63,6 +67,8 @@ class Selection:
     sources: Mapping[int, tuple[Path, ...]] = field(default_factory=dict)
     online_average: Average | None = None
     output: Path | None = None
+    label_choice: LabelChoice | None = None
+    asked: Path | None = None
 
     @property
     def best_step(self) -> int:

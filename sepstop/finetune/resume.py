@@ -9,10 +9,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sepstop.runs.checkpoints import find_checkpoints
+from sepstop.utils.labels import CLASSES_FILE
 from sepstop.utils.text import listed
-
-CLASSES_FILE = "classes.json"
-"""The names of the classes, in the folder of a run."""
 
 
 def last_checkpoint(output_dir: str, resume: bool) -> str | None:

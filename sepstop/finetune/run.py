@@ -16,8 +16,10 @@ from sepstop.finetune.answers import answers_trainer
 from sepstop.finetune.classifier import classifier_trainer
 from sepstop.finetune.data import columns_of, load_data
 from sepstop.finetune.outcome import MODEL_FOLDER, what_was_kept
-from sepstop.finetune.resume import CLASSES_FILE, check_classes, last_checkpoint
+from sepstop.finetune.resume import check_classes, last_checkpoint
 from sepstop.finetune.settings import ModelSettings, read_settings
+from sepstop.utils.labels import CLASSES_FILE
+
 
 POOL_FILE = "pool.jsonl"
 """The pool, in the folder of a run, for `sepstop select` and `sepstop report`."""

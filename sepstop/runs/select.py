@@ -23,6 +23,7 @@ from sepstop.runs.best_folder import check_free, write_best
 from sepstop.runs.cache import CACHE_FOLDER, ObservationCache, observation_view
 from sepstop.runs.candidates import Candidates
 from sepstop.runs.checkpoints import find_run
+from sepstop.runs.few_labels import FewLabels
 from sepstop.runs.history import read_log_history, write_selection
 from sepstop.runs.loading import Loading, load_base_model
 from sepstop.runs.plan import Plan, resolve
@@ -51,6 +52,10 @@ def select_checkpoint(
     distributed: bool = False,
     on_observed: Callable[[int, Observation], None] | None = None,
     output: str | Path | None = None,
+    labels: Any = None,
+    label_column: str = "label",
+    ask: int = 0,
+    ask_output: str | Path | None = None,
     **config: Any,
 ) -> Selection:
     """Score averages of a run's checkpoints, or the checkpoints, and pick the best without labels.
@@ -91,6 +96,14 @@ def select_checkpoint(
             that could be scored; of several processes, on the first.
         output: write what is to keep to this folder, as a complete model without the state of the
             training. It must not exist, or be empty.
+        labels: a few labeled texts, see `sepstop.utils.labels.read_labeled`. They need not be in
+            the pool. A step replaces the one that the score alone would keep if it is clearly right
+            more often on them, see `sepstop.decide.few_labels.choose_by_labels`.
+        label_column: column of ``labels`` with the classes, by name or number.
+        ask: write this many texts of the pool whose labels would tell the candidates apart, to be
+            filled in and passed as ``labels``; see `sepstop.decide.few_labels.telling_texts`.
+        ask_output: file for them, which must not exist. Default: ``sepstop_ask.jsonl`` in the run's
+            folder, or beside a single model.
         **config: fields of `SepStopConfig` that replace what the run recorded. A mapping without
             a name changes parameters of the recorded criterion or pooling.
 
@@ -98,7 +111,9 @@ def select_checkpoint(
         FileNotFoundError: no folder, or no checkpoints in it.
         NothingScoredError: no checkpoint could be scored; a ValueError.
         CriterionError: the criterion is for other outputs than the models'; a ValueError.
-        ValueError: an unusable pool, model or setting, or ``output`` is in use.
+        ValueError: an unusable pool, model or setting, labels that are no classes of the models,
+            or ``output`` is in use.
+        FileExistsError: ``ask_output`` exists.
 
     Warns:
         UserWarning: checkpoints are in no average, with the reason; or scores differ from those in
@@ -111,10 +126,15 @@ def select_checkpoint(
     given = config if policy is None else config | {"policy": policy}
     loading = Loading() if loading is None else loading
     plan = resolve(find_run(run_dir), pool, loading, given, distributed)
+    few = None
+    if labels is not None or ask:
+        few = FewLabels(plan, labels, label_column, ask, ask_output)
 
     def selected(store: ObservationCache) -> Selection:
-        scored = _score(plan, store, on_observed)
+        scored = _score(plan, store, on_observed if few is None else few.watching(on_observed))
         selection = _choose(plan, scored, ties)
+        if few is not None:
+            selection = few.choose(selection, store)
         is_own = plan.run.store is None and not plan.run.is_pruned  # where the scores belong
         if write_history and plan.run.is_trained and is_own:
             write_selection(plan.run.home, selection)

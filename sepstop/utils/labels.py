@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 NO_LABEL = -1
 """Number of the class of a row without a label."""
+
+CLASSES_FILE = "classes.json"
+"""The names of the classes, in the folder of a run of `sepstop finetune`."""
 
 _INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
 
@@ -155,6 +158,24 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     if all(map(_INTEGER.fullmatch, distinct)):
         return tuple(sorted(distinct, key=int))
     return tuple(sorted(distinct))
+
+
+def class_names(model_config: Mapping[str, Any]) -> dict[int, str]:
+    """Class -> name in a model's configuration; empty if it has none but placeholders.
+
+    >>> class_names({"id2label": {"0": "glad", "1": "sad"}})
+    {0: 'glad', 1: 'sad'}
+    >>> class_names({"id2label": {"0": "LABEL_0"}})
+    {}
+    """
+    names = model_config.get("id2label")
+    if not isinstance(names, Mapping) or not all(
+        key.isdecimal() and len(key) < 10 for key in map(str, names)
+    ):
+        return {}
+    if all(str(name) == f"LABEL_{number}" for number, name in names.items()):
+        return {}
+    return {int(number): str(name) for number, name in names.items()}
 
 
 def _labels(

@@ -6,6 +6,7 @@ import time
 
 import bench_average_steps
 import bench_first_tokens
+import bench_labels
 import bench_pool_loss
 import bench_pool_size
 import bench_robust_mi
@@ -18,7 +19,7 @@ import torch
 import yaml
 from bench_overhead import watching_clock
 from conftest import make_decoder, make_encoder, make_monitor, make_texts
-from helpers.recorded import save_model, short_settings, toy_run
+from helpers.recorded import save_model, short_settings, toy_run, with_average
 
 from sepstop import Score
 from sepstop.bench.record import record_run
@@ -270,3 +271,55 @@ def test_continued_pre_training_is_measured_on_the_pool_and_on_other_text(
     assert any(line.startswith("kept by pool_loss: ") for line in lines)
     for *_, pool, test in rows:
         assert float(pool) == pytest.approx(float(test), rel=0.05)
+
+
+def candidates(scores):
+    """Three candidates: right on 9, 15 and 18 of 20 texts; the third wins against the first."""
+    right = np.array([[i < count for i in range(20)] for count in (9, 15, 18)])
+    predictions = np.where(right, 1, 0)
+    return bench_labels.Candidates(
+        predictions, np.ones(20, int), np.array(scores), np.array([9.0, 3.0, 0.0])
+    )
+
+
+def test_labels_that_agree_with_the_score_change_nothing_and_others_help():
+    agrees = bench_labels.regrets_of(candidates([0.1, 0.2, 0.3]))
+    assert agrees["the score alone", 0] == agrees["the score and 10 asked", 10] == 0
+    # Nine texts tell them apart, and all are asked for: the third is right on each.
+    wrong = bench_labels.regrets_of(candidates([0.3, 0.2, 0.1]))
+    assert wrong["the score alone", 0] == 9
+    assert wrong["the score and 10 asked", 10] == wrong["10 asked alone", 10] == 0
+    assert 0 < wrong["the score and 10 random", 10] < 9
+    assert wrong["the best candidate", 0] == wrong["the best contender", 0] == 0
+
+
+def test_turned_scores_are_those_of_the_better_half_the_other_way_around():
+    found = bench_labels.turned(np.array([0.1, 0.5, 0.4, 0.2, 0.3]))
+    assert found.tolist() == [0.1, 0.3, 0.4, 0.2, 0.5]
+
+
+def test_the_stratum_of_a_run_whose_file_has_no_settings():
+    def of(name):
+        return bench_labels.stratum(RecordedRun(name, {}))
+
+    assert of("trec-n300-lr0.0002-noise0.4-base-seed1") == "harsh"
+    assert of("trec-n300-lr0.0002-noise0.1-base-seed1") == "mild"
+    assert of("trec-n300-lr0.0002-noise0.0-reset-seed4") == "clean"
+    assert of("trec-n300-lr0.002-noise0.0-base-seed4") == "harsh"
+
+
+def test_few_labels_of_recorded_runs(tmp_path, monkeypatch, capsys):
+    one = with_average(toy_run("one"), "cumulative", (0.1, 0.6, 0.8, 0.95))
+    one = with_average(one, "recent", (0.1, 0.5, 0.9, 0.9))
+    found = bench_labels.candidates_of(one)
+    assert found.predictions.shape == (3, 40)  # step 0 is no candidate
+    np.testing.assert_allclose(
+        100 * (one.best_accuracy - (found.predictions == found.labels).mean(axis=1)), found.regrets
+    )
+    save_run(tmp_path, one)
+    save_run(tmp_path, toy_run("two"))
+    monkeypatch.setattr(bench_labels, "DRAWS", 5)
+    call(monkeypatch, bench_labels, tmp_path)
+    printed = capsys.readouterr().out
+    assert "unknown (2)" in printed
+    assert all(f"the score and {m} asked" in printed for m in bench_labels.SIZES)

@@ -12,6 +12,7 @@ from sepstop.report.candidates import has_averages, kept_record
 from sepstop.report.html.frames import Frame
 from sepstop.runs.records import RunHistory
 from sepstop.types import Decision, Record, Series
+from sepstop.utils.labels import class_names
 
 NO_DECISION = Decision(False, None, "the run recorded no decision")
 """The decision of a run that has none on disk."""
@@ -104,21 +105,3 @@ class ReportData:
     def shows_averages(self) -> bool:
         """True if any of the frames is of an average."""
         return has_averages(self.frame_records)
-
-
-def class_names(model_config: Mapping[str, Any]) -> dict[int, str]:
-    """Class -> name in a model's configuration; empty if it has none but placeholders.
-
-    >>> class_names({"id2label": {"0": "glad", "1": "sad"}})
-    {0: 'glad', 1: 'sad'}
-    >>> class_names({"id2label": {"0": "LABEL_0"}})
-    {}
-    """
-    names = model_config.get("id2label")
-    if not isinstance(names, Mapping) or not all(
-        key.isdecimal() and len(key) < 10 for key in map(str, names)
-    ):
-        return {}
-    if all(str(name) == f"LABEL_{number}" for number, name in names.items()):
-        return {}
-    return {int(number): str(name) for number, name in names.items()}
