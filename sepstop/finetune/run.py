@@ -20,7 +20,6 @@ from sepstop.finetune.resume import check_classes, last_checkpoint
 from sepstop.finetune.settings import ModelSettings, read_settings
 from sepstop.utils.labels import CLASSES_FILE
 
-
 POOL_FILE = "pool.jsonl"
 """The pool, in the folder of a run, for `sepstop select` and `sepstop report`."""
 
