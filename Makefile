@@ -88,7 +88,7 @@ $(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(1)]'
 endef
 
 $(READY): pyproject.toml constraints.txt
-	$(call install,dev,the developers' 160 packages (2.4 GB))
+	$(call install,dev,the developers' 180 packages (2.8 GB))
 
 $(DEMO_READY): pyproject.toml constraints.txt
-	$(call install,demo,the demo's 80 packages (1.5 GB))
+	$(call install,demo,the demo's 75 packages (1.9 GB))

@@ -33,6 +33,7 @@ from sepstop.runs.history import HISTORY_FILE, read_history
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DECODER = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CONFIGS = ("encoder", "llm_lora", "llm_sft")
 ANSWERS = (" awful", " great")
 CODE = {page: [p for p in pieces_of(page) if not p.mark] for page in PAGES}
 SLOW = ("docs/usage.md",)  # `sepstop bench record` takes a minute
@@ -76,12 +77,15 @@ def world(tmp_path_factory, tokenizer, train_rows, pool):
         eos_token="[SEP]",
     )
     answering.backend_tokenizer.post_processor = None
-    answering.save_pretrained(folder / DECODER)
-    make_decoder().save_pretrained(folder / DECODER)
+    for name in (DECODER, DECODER.removesuffix("-Instruct")):
+        answering.save_pretrained(folder / name)
+        make_decoder().save_pretrained(folder / name)
 
     # Data
     write_rows(folder / "SetFit/bbc-news/train.jsonl", rows_of(160))
     write_rows(folder / "SetFit/bbc-news/test.jsonl", rows_of(30, seed=1))
+    named = ({**row, "label": ANSWERS[row["label"]].strip()} for row in rows_of(80))
+    write_rows(folder / "PolyAI/banking77/train.jsonl", named)
     write_rows(folder / "pool.jsonl", ({"text": text} for text in pool))
     (folder / "texts.txt").write_text("\n".join(pool))
     write_rows(
@@ -96,6 +100,16 @@ def world(tmp_path_factory, tokenizer, train_rows, pool):
         table = csv.writer(file)
         table.writerow(["body", "topic"])
         table.writerows([row["text"], ("bad", "good")[row["label"]]] for row in rows_of(1800))
+
+    # Settings of `sepstop finetune`, with fewer rows and steps
+    (folder / "configs").mkdir()
+    for name in CONFIGS:
+        settings = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
+        settings["data"]["labeled_rows"] = 40
+        settings["sepstop"]["every_n_steps"] = 2
+        own = {"output_dir": f"runs/short_{name}", "max_steps": 4, "warmup_steps": 1}
+        settings["training"] |= own | {"use_cpu": True}
+        (folder / f"configs/{name}.yaml").write_text(yaml.safe_dump(settings))
 
     page = PAGES["docs/how-to/checkpoints.md"]
     (folder / "my.md.j2").write_text(re.search(r"```jinja\n(.*?)```", page, re.DOTALL)[1])

@@ -1,4 +1,4 @@
-"""`sepstop select --labels` and `--ask`, on runs whose score is wrong."""
+"""`sepstop select --labels` and `--ask`, as in docs/few_labels.md, on runs whose score is wrong."""
 
 import json
 import shutil
