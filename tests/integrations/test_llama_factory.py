@@ -1,4 +1,4 @@
-"""`sepstop run -- llamafactory-cli train`, where LLaMA-Factory is installed."""
+"""`sepstop run -- llamafactory-cli train`, as in docs/usage.md, where LLaMA-Factory is installed."""
 
 import json
 import os

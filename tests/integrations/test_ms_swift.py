@@ -1,4 +1,4 @@
-"""The plugin for ms-swift: its checks, and `swift sft` where that is installed."""
+"""The plugin for ms-swift, as in docs/usage.md: its checks, and `swift sft` where that is installed."""
 
 import json
 import os
