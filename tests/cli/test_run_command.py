@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_decoder, make_texts, make_tokenizer
+from conftest import make_texts
+from helpers.answering import write_answering
 from typer.testing import CliRunner
 
 from sepstop.cli.main import app
@@ -125,18 +126,11 @@ def test_errors_come_before_the_command_runs(pool, tmp_path):
 
 @pytest.mark.slow
 def test_trl_on_its_command_line(tmp_path):
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(tmp_path / "model")
-    make_decoder().save_pretrained(tmp_path / "model")
-    texts, labels = make_texts(60)
     rows = [
-        json.dumps({"prompt": text, "completion": (" awful", " great")[label]})
-        for text, label in zip(texts, labels, strict=True)
+        json.dumps({"prompt": prompt, "completion": answer})
+        for prompt, answer in write_answering(tmp_path)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
-    (tmp_path / "pool.txt").write_text("\n".join(make_texts(80)[0][40:]))
-    (tmp_path / "answers.txt").write_text(" awful\n great\n")
     (tmp_path / "sft.yaml").write_text(
         yaml.safe_dump(
             {

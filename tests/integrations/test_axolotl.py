@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import make_decoder, make_texts, make_tokenizer
+from conftest import make_texts
+from helpers.answering import write_answering
 from helpers.training import steps
 from pydantic import ValidationError
 
@@ -59,19 +60,13 @@ def test_a_trainer_gets_the_callback(pool_file, make_trainer):
 
 
 @pytest.mark.slow
-def test_axolotl_train(tmp_path, pool_file, monkeypatch):
+def test_axolotl_train(tmp_path, monkeypatch):
     pytest.importorskip("axolotl", reason="axolotl pins its libraries")
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(tmp_path / "model")
-    make_decoder().save_pretrained(tmp_path / "model")
-    texts, labels = make_texts(60)
     rows = [
-        json.dumps({"prompt": text, "completion": (" awful", " great")[label]})
-        for text, label in zip(texts, labels, strict=True)
+        json.dumps({"prompt": prompt, "completion": answer})
+        for prompt, answer in write_answering(tmp_path)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
-    (tmp_path / "answers.txt").write_text(" awful\n great\n")
     section = {
         "pool": "pool.txt",
         "answers": "answers.txt",

@@ -1,4 +1,4 @@
-"""`sepstop run -- llamafactory-cli train`, as in docs/usage.md, where LLaMA-Factory is installed."""
+"""`sepstop run -- llamafactory-cli train`, as in docs/usage.md, if LLaMA-Factory is installed."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_decoder, make_texts, make_tokenizer
+from helpers.answering import write_answering
 
 from sepstop.runs.history import HISTORY_FILE, read_history
 from sepstop.runs.select import select_checkpoint
@@ -18,19 +18,12 @@ from sepstop.runs.select import select_checkpoint
 @pytest.mark.parametrize("env", [{}, {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}])
 def test_llamafactory_cli(env, tmp_path, monkeypatch):
     pytest.importorskip("llamafactory", reason="LLaMA-Factory pins its libraries")
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(tmp_path / "model")
-    make_decoder().save_pretrained(tmp_path / "model")
-    texts, labels = make_texts(60)
     rows = [
-        {"instruction": text, "input": "", "output": (" awful", " great")[label]}
-        for text, label in zip(texts, labels, strict=True)
+        {"instruction": prompt, "input": "", "output": answer}
+        for prompt, answer in write_answering(tmp_path)
     ]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     (tmp_path / "dataset_info.json").write_text(json.dumps({"own": {"file_name": "train.json"}}))
-    (tmp_path / "pool.txt").write_text("\n".join(texts))
-    (tmp_path / "answers.txt").write_text(" awful\n great\n")
     (tmp_path / "sepstop.yaml").write_text("sepstop: {every_n_steps: 2}")
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump(

@@ -1,4 +1,4 @@
-"""The plugin for ms-swift, as in docs/usage.md: its checks, and `swift sft` where that is installed."""
+"""The plugin for ms-swift, as in docs/usage.md: its checks, and `swift sft` if it is installed."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_decoder, make_encoder, make_texts, make_tokenizer
+from conftest import make_encoder, make_texts
+from helpers.answering import write_answering
 from helpers.training import QUIET
 from transformers import Trainer, TrainingArguments
 
@@ -21,18 +22,11 @@ from sepstop.runs.select import select_checkpoint
 def swift_sft(tmp_path):
     """Runs `swift sft` on a file with these changes: ``swift_sft(**changes)``."""
     pytest.importorskip("swift", reason="ms-swift pins its libraries")
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(tmp_path / "model")
-    make_decoder().save_pretrained(tmp_path / "model")
-    texts, labels = make_texts(60)
     rows = []
-    for text, label in zip(texts, labels, strict=True):
-        answer = {"role": "assistant", "content": (" awful", " great")[label]}
-        rows.append(json.dumps({"messages": [{"role": "user", "content": text}, answer]}))
+    for prompt, answer in write_answering(tmp_path):
+        said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": said}))
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
-    (tmp_path / "pool.txt").write_text("\n".join(texts))
-    (tmp_path / "answers.txt").write_text(" awful\n great\n")
     (tmp_path / "sepstop_plugin.py").write_text(
         "from sepstop.integrations.ms_swift import register\nregister()"
     )
