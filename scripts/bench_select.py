@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from transformers.utils import logging
 from sepstop.config import SepStopConfig
 from sepstop.measure.pool import read_pool
 from sepstop.measure.tokens import DROP_RATE, drop_tokens, load_tokenizer
-from sepstop.runs.averaging import averages_of
+from sepstop.runs.averaging import CHECKPOINT_AVERAGES, averages_of
 from sepstop.runs.checkpoints import find_checkpoints
 from sepstop.runs.loading import DTYPES, Loading
 from sepstop.runs.select import select_checkpoint
@@ -100,6 +100,12 @@ def made_up(folder: Path, given: argparse.Namespace) -> tuple[Path, Any]:
     return folder, texts
 
 
+def candidates_of(paths: Sequence[Path]) -> int:
+    """Models that `select` observes at the last of these checkpoints: averages, or it itself."""
+    averages = len(averages_of(paths))
+    return averages + (averages < len(CHECKPOINT_AVERAGES))
+
+
 def word_tokenizer() -> Tokenizer:
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[PAD]", *WORDS])}, "[PAD]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -111,7 +117,7 @@ def word_tokenizer() -> Tokenizer:
 
 def report(given: argparse.Namespace) -> None:
     paths = [path for _, path in sorted(find_checkpoints(given.run_dir).items())]
-    candidates = sum(len(averages_of(paths[:count])) or 1 for count in range(1, len(paths) + 1))
+    candidates = sum(candidates_of(paths[:count]) for count in range(1, len(paths) + 1))
     batches = batches_of(paths[0], given)
     times: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
