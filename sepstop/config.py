@@ -60,7 +60,7 @@ class SepStopConfig:
         text_column: the pool's column with the texts.
         pool_size: sample a larger pool down to this many texts. None takes all.
         max_length: truncate texts to this many tokens, or to the tokenizer's own limit.
-        batch_size: texts in a forward pass. Default: as many as have 16384 tokens (1024 on a CPU),
+        batch_size: texts in a forward pass. Default: as many as have 16384 tokens (2048 on a CPU),
             padding included. Halved for good when memory runs out.
         padding: False puts only texts of one length into a batch. Default: False where padding
             changes the model's results, as without a padding token.

@@ -51,7 +51,7 @@ MaxLength = Annotated[int | None, typer.Option(help="Truncate texts to this many
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Texts in a forward pass. Default: as many as have 16384 tokens, 1024 on a CPU. "
+        help="Texts in a forward pass. Default: as many as have 16384 tokens, 2048 on a CPU. "
         "Halved when memory runs out."
     ),
 ]

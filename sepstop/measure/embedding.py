@@ -28,7 +28,7 @@ from sepstop.types import Outputs, Pooling
 Head = Callable[..., Tensor]
 """Computes ``(b, k)`` float32 logits, with the arguments of `classify`."""
 
-TOKENS_IN_A_BATCH: Final = {"cpu": 1024, "cuda": 16384}
+TOKENS_IN_A_BATCH: Final = {"cpu": 2048, "cuda": 16384}
 """Type of device -> tokens in a forward pass. Other accelerators take those of "cuda"."""
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
