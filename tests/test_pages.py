@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import BAD, GOOD, OTHER, make_decoder, make_encoder, make_texts, make_tokenizer
+from helpers.answering import ANSWERS, TRL
 from helpers.pages import PAGES, ROOT, pieces_of
 from helpers.recorded import toy_run
 from helpers.training import train
@@ -34,7 +35,6 @@ from sepstop.runs.history import HISTORY_FILE, read_history
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DECODER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIGS = ("encoder", "llm_lora", "llm_sft")
-ANSWERS = (" awful", " great")
 CODE = {page: [p for p in pieces_of(page) if not p.mark] for page in PAGES}
 SLOW = ("docs/usage.md",)  # `sepstop bench record` takes a minute
 IN_OTHER_COMMANDS = {
@@ -176,17 +176,8 @@ def test_a_page_runs(page, here, names):
 @pytest.mark.parametrize("command", sorted(IN_OTHER_COMMANDS))
 def test_another_command_runs(command, here):
     """`sepstop run`, with TRL and with a script."""
-    sft = {
-        "model_name_or_path": DECODER,
-        "datasets": [{"path": "json", "data_files": "train.jsonl"}],
-        "output_dir": "out",
-        "max_steps": 8,
-        "save_steps": 2,
-        "eval_strategy": "no",
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-    }
+    data = [{"path": "json", "data_files": "train.jsonl"}]
+    sft = TRL | {"model_name_or_path": DECODER, "datasets": data}
     (here / "sft.yaml").write_text(yaml.safe_dump(sft))
     settings = yaml.safe_dump({"sepstop": {"pool": "texts.txt", "every_n_steps": 2}})
     (here / "settings.yaml").write_text(settings)

@@ -16,7 +16,7 @@ from sepstop.cli import options
 from sepstop.cli.errors import print_message
 from sepstop.cli.outcome import Outcome, described
 
-_PATHS = ("pool", "output", "link", "cache_dir", "base_model", "tokenizer", "answers")
+_PATHS = ("pool", "output", "link", "cache_dir", "base_model", "tokenizer", "answers", "labels")
 """Options that may name files and folders."""
 
 
@@ -32,6 +32,11 @@ def check_prune(runs: Sequence[str], arguments: Mapping[str, Any]) -> None:
     from sepstop.runs.checkpoints import find_run
     from sepstop.runs.pruning import check_prunable
 
+    if arguments["ask"]:
+        raise ValueError(
+            "--ask writes texts whose labels would tell the checkpoints apart, and --prune deletes "
+            "these; give --ask first, and --labels with --prune then"
+        )
     if len(runs) > 1:
         raise ValueError(f"--prune deletes the checkpoints of one run; name one, not {len(runs)}")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1

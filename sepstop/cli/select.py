@@ -16,6 +16,7 @@ from rich.console import Console
 from sepstop.cli import options
 from sepstop.cli.errors import print_message, user_errors
 from sepstop.cli.fail_on import CONDITIONS, failures, parse_conditions
+from sepstop.cli.link import check_link, link_to
 from sepstop.cli.outcome import Outcome, as_json, print_tables
 from sepstop.cli.prune import check_prune, prune_if_confirmed
 
@@ -99,7 +100,10 @@ def select(
     ] = 0,
     ask_output: Annotated[
         Path | None,
-        typer.Option(help="File for --ask. Default: sepstop_ask.jsonl in the run's folder."),
+        typer.Option(
+            help="File for --ask. Default: sepstop_ask.jsonl in the run's folder; of a repository "
+            "on the hub, in this one."
+        ),
     ] = None,
     prune: Annotated[
         bool,
@@ -179,13 +183,7 @@ def _choose(arguments: Mapping[str, Any], show_progress: bool) -> Outcome | None
         None on all but the first of several processes.
     """
     from sepstop.decide.selection import Selection, best_run, tied_runs
-    from sepstop.runs.best_folder import (
-        check_free,
-        check_link,
-        link_to,
-        linked_folder,
-        write_best,
-    )
+    from sepstop.runs.best_folder import check_free, linked_folder, write_best
     from sepstop.runs.checkpoints import find_runs
     from sepstop.runs.select import NothingScoredError, select_checkpoint
     from sepstop.utils.distributed import Ranks

@@ -103,7 +103,7 @@ def select_checkpoint(
         ask: write this many texts of the pool whose labels would tell the candidates apart, to be
             filled in and passed as ``labels``; see `sepstop.decide.few_labels.telling_texts`.
         ask_output: file for them, which must not exist. Default: ``sepstop_ask.jsonl`` in the run's
-            folder, or beside a single model.
+            folder; of a repository on the hub, in the working directory.
         **config: fields of `SepStopConfig` that replace what the run recorded. A mapping without
             a name changes parameters of the recorded criterion or pooling.
 

@@ -279,6 +279,8 @@ def test_a_kill_leaves_no_half_of_a_checkpoint(run, pool_file):
         (["--prune", "--yes", "--output", "checkpoint-10/best"], "inside a checkpoint"),
         (["--prune", "--yes", "--base-model", "checkpoint-10"], "inside a checkpoint"),
         (["--prune", "--yes", "--tokenizer", "checkpoint-10"], "inside a checkpoint"),
+        (["--prune", "--yes", "--labels", "checkpoint-10/labels.csv"], "inside a checkpoint"),
+        (["--prune", "--yes", "--ask", "9"], "--ask writes texts whose labels would tell"),
     ],
 )
 def test_what_is_refused_before_anything_is_scored(run, pool_file, arguments, message):

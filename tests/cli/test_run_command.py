@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_texts
-from helpers.answering import write_answering
+from helpers.answering import TRL, assert_scored, write_answering
 from typer.testing import CliRunner
 
 from sepstop.cli.main import app
@@ -133,16 +133,10 @@ def test_trl_on_its_command_line(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     (tmp_path / "sft.yaml").write_text(
         yaml.safe_dump(
-            {
+            TRL
+            | {
                 "model_name_or_path": str(tmp_path / "model"),
                 "datasets": [{"path": "json", "data_files": str(tmp_path / "train.jsonl")}],
-                "output_dir": str(tmp_path / "out"),
-                "max_steps": 8,
-                "save_steps": 2,
-                "eval_strategy": "no",
-                "bf16": False,
-                "use_cpu": True,
-                "report_to": "none",
             }
         )
     )
@@ -153,6 +147,4 @@ def test_trl_on_its_command_line(tmp_path):
         "--", trl, "sft", "--config", "sft.yaml", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    history = read_history(tmp_path / "out" / HISTORY_FILE)
-    assert [record.step for record in history.records] == [2, 4, 6, 8]
-    assert any((tmp_path / "out").glob("average-*"))
+    assert_scored(tmp_path, [2, 4, 6, 8])

@@ -10,14 +10,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import make_texts
-from helpers.answering import write_answering
+from helpers.answering import assert_scored, write_answering
 from helpers.training import steps
 from pydantic import ValidationError
 
 from sepstop import SepStopCallback
 from sepstop.integrations.axolotl import SepStopArgs, SepStopPlugin
-from sepstop.runs.history import HISTORY_FILE, read_history
-from sepstop.runs.select import select_checkpoint
 
 
 class Section(dict):
@@ -60,7 +58,7 @@ def test_a_trainer_gets_the_callback(pool_file, make_trainer):
 
 
 @pytest.mark.slow
-def test_axolotl_train(tmp_path, monkeypatch):
+def test_axolotl_train(tmp_path):
     pytest.importorskip("axolotl", reason="axolotl pins its libraries")
     rows = [
         json.dumps({"prompt": prompt, "completion": answer})
@@ -125,10 +123,5 @@ def test_axolotl_train(tmp_path, monkeypatch):
 
     done = train()
     assert done.returncode == 0, done.stderr
-    history = read_history(tmp_path / "out" / HISTORY_FILE)
-    assert [record.step for record in history.records] == [2, 4, 6]
+    history = assert_scored(tmp_path, [2, 4, 6])
     assert history.decisions[-1].stop
-    assert any((tmp_path / "out").glob("average-*"))
-    monkeypatch.chdir(tmp_path)
-    selection = select_checkpoint("out", "pool.txt", answers="answers.txt")
-    assert sorted(selection.paths) == [2, 4, 6]

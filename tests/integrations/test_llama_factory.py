@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.answering import write_answering
-
-from sepstop.runs.history import HISTORY_FILE, read_history
-from sepstop.runs.select import select_checkpoint
+from helpers.answering import assert_scored, write_answering
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}])
-def test_llamafactory_cli(env, tmp_path, monkeypatch):
+def test_llamafactory_cli(env, tmp_path):
     pytest.importorskip("llamafactory", reason="LLaMA-Factory pins its libraries")
     rows = [
         {"instruction": prompt, "input": "", "output": answer}
@@ -61,9 +58,4 @@ def test_llamafactory_cli(env, tmp_path, monkeypatch):
         cwd=tmp_path, env=os.environ | own | env, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    history = read_history(tmp_path / "out" / HISTORY_FILE)
-    assert [record.step for record in history.records] == [2, 4, 6]
-    assert any((tmp_path / "out").glob("average-*"))
-    monkeypatch.chdir(tmp_path)  # the adapter names its base by a relative path
-    selection = select_checkpoint("out", "pool.txt", answers="answers.txt")
-    assert sorted(selection.paths) == [2, 4, 6]
+    assert_scored(tmp_path, [2, 4, 6])

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_encoder, make_texts
-from helpers.answering import write_answering
+from helpers.answering import assert_scored, write_answering
 from helpers.training import QUIET
 from transformers import Trainer, TrainingArguments
 
 from sepstop.integrations.ms_swift import _Attach, register
 from sepstop.runs.history import HISTORY_FILE, read_history
-from sepstop.runs.select import select_checkpoint
 
 
 @pytest.fixture
@@ -68,16 +67,11 @@ NAMED = {"SEPSTOP_CONFIG": "sepstop.yaml"}
 
 
 @pytest.mark.slow
-def test_swift_sft(swift_sft, tmp_path, monkeypatch):
+def test_swift_sft(swift_sft, tmp_path):
     done = swift_sft(SECTION, ENV=NAMED)
     assert done.returncode == 0, done.stderr
     assert "the scores go to trainer_state.json but not to" not in done.stderr
-    history = read_history(tmp_path / "out" / HISTORY_FILE)
-    assert [record.step for record in history.records] == [2, 4, 6]
-    assert any((tmp_path / "out").glob("average-*"))
-    monkeypatch.chdir(tmp_path)  # the adapter names its base by a relative path
-    selection = select_checkpoint("out", "pool.txt", answers="answers.txt")
-    assert sorted(selection.paths) == [2, 4, 6]
+    assert_scored(tmp_path, [2, 4, 6])
 
 
 @pytest.mark.slow
