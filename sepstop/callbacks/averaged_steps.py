@@ -54,7 +54,10 @@ class AveragedSteps:
 
     @property
     def to_save(self) -> RunningAverages | None:
-        """The averages if they hold a step and this rank could update them."""
+        """The averages if they hold a step and this rank could update them.
+
+        They are the same on all ranks only after a `check`.
+        """
         averages = self.averages
         return averages if averages is not None and averages.count and not self._error else None
 

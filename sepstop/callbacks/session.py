@@ -271,7 +271,7 @@ class Session:
         """Add the weights to the averages.
 
         Call it once after each optimizer step, before a measurement of that step. It is not
-        collective. An error is raised, or warned of, by the next measurement.
+        collective. An error is raised, or warned of, by the next `check_averages`.
 
         Args:
             model: that of `prepare`.
@@ -280,6 +280,13 @@ class Session:
         if not self.stays_stopped:
             self.overhead.add_step()
             self.averaged_steps.update(model, step)
+
+    def check_averages(self) -> None:
+        """Give up the averages on all ranks if one could not update them. Collective."""
+        try:
+            self.averaged_steps.check()
+        except Exception as error:
+            self.fail("could not average the weights, so checkpoints are scored", error)
 
     def measure(
         self, model: nn.Module, step: int, epoch: float | None, folder: str | Path
@@ -293,10 +300,7 @@ class Session:
         if self.records and self.records[-1].step >= step:
             return None
         with self.overhead.counted():
-            try:
-                self.averaged_steps.check()
-            except Exception as error:
-                self.fail("could not average the weights, so checkpoints are scored", error)
+            self.check_averages()
             record = Ranks.of_run().of_first(self._record(model, step, epoch))
             self.overhead.add_score(record.seconds)
         decision = self.decide([*self.records, record])

@@ -279,7 +279,6 @@ class SepStopCallback(TrainerCallback):
         self._best.saved(args)
         self._save_state(args, state, _trained(**kwargs))  # if another callback asked for the save
         if self._state_step == step:
-            Ranks.of_run().together(lambda: None)  # all have written theirs
             move_state(self.run_dir, checkpoint_folder(self.run_dir, step), step)
 
     def on_train_end(
@@ -373,15 +372,24 @@ class SepStopCallback(TrainerCallback):
         """Write the state of the averages, for the checkpoint that Trainer saves now.
 
         It waits beside the checkpoints until `on_save`, so that a run that is killed in between can
-        be resumed from the checkpoint. With ``save_only_model`` nothing is written.
+        be resumed from the checkpoint. With ``save_only_model`` nothing is written. All ranks have
+        written theirs when it returns; an error of one gives a warning on all.
         """
-        averages, step = self.session.averaged_steps.to_save, state.global_step
-        if averages is None or args.save_only_model:
+        step = state.global_step
+        if args.save_only_model or self._state_step == step:
             return
-        if self._state_step != step:
-            folder = state_folder(self.run_dir, step)
-            save_state(folder, averages, model, step, args.should_save)
-            self._state_step = step
+        self.session.check_averages()
+        averages = self.session.averaged_steps.to_save
+        if averages is None:
+            return
+        self._state_step = step
+        folder = state_folder(self.run_dir, step)
+        try:
+            Ranks.of_run().together(
+                lambda: save_state(folder, averages, model, step, args.should_save)
+            )
+        except Exception as error:
+            self.session.fail("could not save the state of the averages", error)
 
     def _publish(
         self, state: TrainerState, control: TrainerControl, record: Record, decision: Decision

@@ -72,13 +72,18 @@ def save_state(
 def move_state(run_dir: str | Path, checkpoint: str | Path, step: int) -> None:
     """Move the state at ``step`` into its checkpoint, and remove states that wait for others.
 
-    To be called on all ranks when the checkpoint is complete. It may be gone already, if a folder
-    has later checkpoints of an earlier run and a limit.
+    To be called on all ranks, in any order, when all have written theirs and the checkpoint is
+    complete: with a disk of its own, each node has to move its files. The checkpoint may be gone
+    already, if a folder has later checkpoints of an earlier run and a limit.
     """
     waiting = state_folder(run_dir, step)
-    for path in waiting.glob(f"{_NAME}*"):
-        with suppress(FileNotFoundError):  # another rank moved it
-            path.replace(Path(checkpoint) / path.name)
+    paths: list[Path] = []
+    with suppress(FileNotFoundError):  # another rank moved all of them
+        paths = list(waiting.iterdir())
+    for path in paths:
+        if path.name.startswith(_NAME):  # a hidden one is unfinished
+            with suppress(FileNotFoundError):  # another rank moved this one
+                path.replace(Path(checkpoint) / path.name)
     remove_states(run_dir)
 
 

@@ -434,6 +434,24 @@ def test_a_checkpoint_without_averages_is_a_warning_and_they_start_anew(make_tra
     assert (newest.average.first_step, newest.average.last_step) == (5, 8)
 
 
+def test_a_state_that_can_not_be_written_is_a_warning_and_training_goes_on(
+    make_trainer, pool, monkeypatch
+):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(RunningAverages, "state_dict", full)
+    trainer = make_trainer(callback := SepStopCallback(pool, policy=NEVER), max_steps=4)
+    with pytest.warns(RuntimeWarning, match="could not save the state of the averages; training"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert callback.history[-1].average is not None
+    callback = SepStopCallback(pool, policy=NEVER, on_error="raise")
+    trainer = make_trainer(callback, max_steps=4, output_dir=str(run_of(trainer) / "other"))
+    with pytest.raises(OSError, match="No space left on device"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("limit", [None, 1])
 @pytest.mark.parametrize("schedule", [BEST, OWN], ids=["evaluations", "own schedule"])
 def test_a_stopped_run_that_is_resumed_stays_stopped_with_the_best_average(
@@ -574,7 +592,10 @@ def test_a_half_done_update_is_not_saved(make_trainer, pool, monkeypatch):
     options = {"save_steps": 2, "eval_steps": 6, "max_steps": 12}
     trainer = make_trainer(SepStopCallback(pool, policy=NEVER), **options)
     trainer.add_callback(Interrupts(5))
-    with pytest.raises(KeyboardInterrupt):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        pytest.warns(RuntimeWarning, match="could not average the weights, so checkpoints are"),
+    ):
         trainer.train()
     monkeypatch.setattr(RunningAverages, "_copy", copy)
     assert not list(run_of(trainer).rglob("*sepstop_average_state*"))

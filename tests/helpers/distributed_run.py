@@ -60,6 +60,7 @@ def train(
     resume: bool | str = False,
     pool_seed: int = 3,
     arguments: dict[str, Any] | None = None,
+    may_fail: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """A run, and what this rank knows of it."""
@@ -103,6 +104,8 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=resume or None)
     except Exception as error:
+        if not may_fail:
+            raise  # ends the other ranks, which would wait for this one
         failed = f"{type(error).__name__}: {error}"
     decision = callback.decision and dataclasses.asdict(callback.decision)
     return {
@@ -136,7 +139,8 @@ def fsdp_on_cpu() -> Iterator[dict[str, Any]]:
 
 def broken(out: Path, on_error: str) -> dict[str, Any]:
     Broken.left = 1
-    return train(out, criterion=Broken(), on_error=on_error, average=False)
+    may_fail = on_error == "raise"
+    return train(out, may_fail=may_fail, criterion=Broken(), on_error=on_error, average=False)
 
 
 def whole(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -167,6 +171,19 @@ def full(out: Path) -> dict[str, Any]:
 
     with patch.object(RunningAverages, "applied", no_memory):
         return train(out)
+
+
+def not_updated(out: Path) -> dict[str, Any]:
+    """The last rank can't update its averages: at a step that is saved and not scored."""
+    update = RunningAverages.update
+
+    def no_memory(self: RunningAverages, model: nn.Module, step: int) -> None:
+        if step == 3 and dist.get_rank() == dist.get_world_size() - 1:
+            raise torch.OutOfMemoryError("no memory")
+        update(self, model, step)
+
+    with patch.object(RunningAverages, "update", no_memory):
+        return train(out, arguments={"eval_steps": 6})
 
 
 def budget(out: Path) -> dict[str, Any]:
@@ -243,8 +260,9 @@ def main(out: Path) -> None:
         found["skip"] = broken(out / "skip", "skip")
         found["raise"] = broken(out / "raise", "raise")
         found["full"] = full(out / "full")
+        found["not updated"] = not_updated(out / "not updated")
         found["budget"] = budget(out / "budget")
-        found["other pool"] = train(out / "other", pool_seed=rank)
+        found["other pool"] = train(out / "other", pool_seed=rank, may_fail=True)
         found["ddp on one rank"] = alone(make_encoder())
         found["sharded encoder"] = measure(make_encoder(), shard)
         with patch.dict(TOKENS_IN_A_BATCH, cpu=30):  # a few texts, as many as their lengths allow

@@ -1,5 +1,8 @@
 """The state of averages beside checkpoints."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 from conftest import make_encoder
 from helpers.averages import are_equal, averaged, with_lora
@@ -55,6 +58,29 @@ def test_it_waits_beside_the_checkpoint(tmp_path):
     save_state(state_folder(tmp_path, 8), averages, model, step=8)
     remove_states(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_ranks_move_it_at_once(tmp_path):
+    """Each rank finds files and folders that others are moving and removing."""
+    ranks = 8
+    with ThreadPoolExecutor(ranks) as threads:
+        for step in range(1, 200):
+            checkpoint = tmp_path / f"checkpoint-{step}"
+            checkpoint.mkdir()
+            waiting = state_folder(tmp_path, step)
+            waiting.mkdir()
+            for rank in range(ranks):
+                (waiting / f"sepstop_average_state-{rank}.safetensors").touch()
+            start = Barrier(ranks)
+
+            def move(checkpoint=checkpoint, step=step, start=start):
+                start.wait()
+                move_state(tmp_path, checkpoint, step)
+
+            for moved in [threads.submit(move) for _ in range(ranks)]:
+                moved.result()
+            assert len(list(checkpoint.iterdir())) == ranks
+            assert not waiting.exists()
 
 
 def test_a_rank_that_does_not_write(tmp_path):

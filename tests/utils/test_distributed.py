@@ -189,6 +189,16 @@ def test_an_average_that_one_rank_can_not_apply_is_skipped_on_all(ran, processes
 
 
 @SEVERAL
+def test_averages_that_one_rank_can_not_update_are_given_up_on_all(ran, processes):
+    """Also if a checkpoint is saved before the next score."""
+    for found in ran(processes):
+        run = found["not updated"]
+        assert (run["failed"], run["steps"]) == (None, 12)
+        assert [record["average"] for record in run["history"]] == [None, None]
+        assert all(map(math.isfinite, found_scores(run)))
+
+
+@SEVERAL
 def test_pools_that_differ_are_said_before_the_first_step(ran, processes):
     for found in ran(processes):
         assert "expected the same pool on all" in found["other pool"]["failed"]
