@@ -3,7 +3,7 @@
 torchrun --nproc-per-node=2 scripts/finetune.py --config configs/encoder.yaml
 """
 
-from sepstop.finetune.run import main
+from sepstop.finetune.run import run_as_command
 
 if __name__ == "__main__":
-    main()
+    run_as_command()

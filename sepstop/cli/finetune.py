@@ -11,6 +11,6 @@ UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 def finetune(context: typer.Context) -> None:
     """Fine-tune a model on labeled texts, with a YAML file of settings."""
     # transformers takes seconds to import, and `sepstop --help` does not need it.
-    from sepstop.finetune.run import main
+    from sepstop.finetune.run import run_as_command
 
-    main(context.args)
+    run_as_command(context.args)

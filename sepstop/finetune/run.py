@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from accelerate import PartialState
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from sepstop.callbacks.progress import LiveView
@@ -22,6 +23,13 @@ from sepstop.utils.labels import CLASSES_FILE
 
 POOL_FILE = "pool.jsonl"
 """The pool, in the folder of a run, for `sepstop select` and `sepstop report`."""
+
+
+def run_as_command(arguments: Sequence[str] | None = None) -> None:
+    """`main` in a process that ends with it."""
+    main(arguments)
+    # Otherwise gloo's threads now and then abort one of several processes as it exits.
+    PartialState().destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[Trainer, SepStopCallback]:

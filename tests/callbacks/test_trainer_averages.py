@@ -488,8 +488,12 @@ def test_a_stopped_run_that_is_resumed_stays_stopped_with_the_best_average(
             ["before on_save", "after on_save", "before save_average", "after save_state"],
         ),
         ("own", ["before on_save", "before save_average", "after save_average"]),
-        ("epochs", ["before save_average", "after on_save"]),
-        ("evaluated epochs", ["before save_average", "after save_average"]),
+        pytest.param("epochs", ["before save_average", "after on_save"], marks=pytest.mark.slow),
+        pytest.param(
+            "evaluated epochs",
+            ["before save_average", "after save_average"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_that_is_killed_at_any_moment_ends_like_one_that_is_not(tmp_path, schedule, moments):

@@ -30,7 +30,17 @@ def finetune(*arguments):
     [
         ["sepstop", "finetune"],
         ["torchrun", "--standalone", "--nproc-per-node=2", SCRIPT],
-        [*ACCELERATE, "--mixed_precision=no", "--dynamo_backend=no", "-m", "sepstop", "finetune"],
+        pytest.param(
+            [
+                *ACCELERATE,
+                "--mixed_precision=no",
+                "--dynamo_backend=no",
+                "-m",
+                "sepstop",
+                "finetune",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["command", "torchrun", "accelerate"],
 )

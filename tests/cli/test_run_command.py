@@ -79,10 +79,11 @@ def test_every_process_of_a_launcher_gets_the_callback(pool, tmp_path):
 @pytest.mark.training
 def test_the_status_of_the_command_is_kept(pool):
     done = call("--pool", pool, sys.executable, "-c", "raise SystemExit(3)")
-    assert (done.returncode, done.stderr) == (3, "")
+    assert done.returncode == 3
+    assert "sepstop" not in done.stderr
     done = call("--pool", pool, sys.executable, "-c", "print('trained')")
     assert (done.returncode, done.stdout) == (0, "trained\n")
-    assert done.stderr.startswith(f"sepstop: {NOTHING}")
+    assert f"sepstop: {NOTHING}" in done.stderr
     done = call("--pool", pool, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     assert done.returncode == 128 + signal.SIGKILL
 

@@ -44,6 +44,7 @@ def history_lines(tmp_path):
     return len(read_history(path).records) if path.is_file() else 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(settings, tmp_path):
     """SIGKILL at random moments: nothing is cleaned up, and what was half written stays so."""
     options = [f"--config={settings}", '--sepstop.policy={"name": "patience", "patience": null}']

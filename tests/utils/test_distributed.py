@@ -32,7 +32,7 @@ def ran(tmp_path_factory):
     return run
 
 
-SEVERAL = pytest.mark.parametrize("processes", [2, 4])
+SEVERAL = pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
