@@ -3,7 +3,9 @@
 torchrun --nproc-per-node=2 scripts/finetune.py --config configs/encoder.yaml
 """
 
-from sepstop.finetune.run import run_as_command
+import sys
+
+from sepstop.cli.main import app
 
 if __name__ == "__main__":
-    run_as_command()
+    app(["finetune", *sys.argv[1:]])

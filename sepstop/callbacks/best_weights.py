@@ -250,10 +250,13 @@ class BestWeights:
         return True
 
     def _prune(self, args: TrainingArguments) -> None:
-        record = self.record
+        """Remove older averages; not collective."""
+        record, limit = self.record, args.save_total_limit
         if args.should_save and record is not None:
-            limit = args.save_total_limit
-            prune_averages(self.run_dir, limit, record.step, known=self._known_step)
+            try:
+                prune_averages(self.run_dir, limit, record.step, known=self._known_step)
+            except OSError as error:
+                self.session.fail("could not remove older averages", error)
 
     def _verify(self, args: TrainingArguments, state: TrainerState, model: Any) -> str:
         """Why the model does not hold the best weights, with a warning; empty if it does."""

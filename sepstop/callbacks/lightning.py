@@ -325,7 +325,10 @@ class SepStopCallback(pl.Callback):
     def _prune(self, trainer: pl.Trainer, best_step: int) -> None:
         """Remove the averages that neither this run nor a resumed one needs."""
         if trainer.is_global_zero:
-            prune_averages(self._folder, 1, best_step, known=self._known_step)
+            try:
+                prune_averages(self._folder, 1, best_step, known=self._known_step)
+            except OSError as error:
+                self.session.fail("could not remove older averages", error)
 
     def _tokenizer(self, model: nn.Module) -> Any:
         """The tokenizer to save with an average; None if none is known."""

@@ -279,7 +279,10 @@ class SepStopCallback(TrainerCallback):
         self._best.saved(args)
         self._save_state(args, state, _trained(**kwargs))  # if another callback asked for the save
         if self._state_step == step:
-            move_state(self.run_dir, checkpoint_folder(self.run_dir, step), step)
+            try:
+                move_state(self.run_dir, checkpoint_folder(self.run_dir, step), step)
+            except OSError as error:  # another than that a rank was faster
+                self.session.fail("could not move the state of the averages", error)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

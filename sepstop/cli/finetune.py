@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import typer
+from rich.console import Console
+
+from sepstop.cli.errors import user_errors
 
 UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context settings with which all arguments reach the command; it has a parser of its own."""
@@ -11,6 +14,12 @@ UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 def finetune(context: typer.Context) -> None:
     """Fine-tune a model on labeled texts, with a YAML file of settings."""
     # transformers takes seconds to import, and `sepstop --help` does not need it.
-    from sepstop.finetune.run import run_as_command
+    from accelerate import PartialState
 
-    run_as_command(context.args)
+    from sepstop.finetune.run import set_up, train
+
+    with user_errors(Console(stderr=True)):
+        ready = set_up(context.args)
+    train(*ready)
+    # Otherwise gloo's threads now and then abort one of several processes as it exits.
+    PartialState().destroy_process_group()

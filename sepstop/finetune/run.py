@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate import PartialState
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from sepstop.callbacks.progress import LiveView
@@ -25,13 +24,6 @@ POOL_FILE = "pool.jsonl"
 """The pool, in the folder of a run, for `sepstop select` and `sepstop report`."""
 
 
-def run_as_command(arguments: Sequence[str] | None = None) -> None:
-    """`main` in a process that ends with it."""
-    main(arguments)
-    # Otherwise gloo's threads now and then abort one of several processes as it exits.
-    PartialState().destroy_process_group()
-
-
 def main(arguments: Sequence[str] | None = None) -> tuple[Trainer, SepStopCallback]:
     """Fine-tune a model and say what was kept.
 
@@ -42,17 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> tuple[Trainer, SepStopCallba
         The Trainer and the callback after training.
 
     Raises:
-        SystemExit: as of `set_up`.
+        SystemExit, OSError, ValueError, ImportError: as `set_up`.
     """
     trainer, callback, checkpoint, names = set_up(arguments)
-    output, is_first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
-    if is_first:
-        datasets.Dataset.from_dict(columns_of(callback.monitor.pool)).to_json(output / POOL_FILE)
-        (output / CLASSES_FILE).write_text(json.dumps(names))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(output / MODEL_FOLDER))  # all processes take part if weights are divided
-    if is_first:
-        print(what_was_kept(trainer, callback))
+    train(trainer, callback, checkpoint, names)
     return trainer, callback
 
 
@@ -62,28 +47,43 @@ def set_up(
     """Trainer and callback, ready to train, the checkpoint to resume from, and the classes.
 
     Raises:
-        SystemExit: unusable settings, with status 2; or an unusable model or unusable data, with
-            the message of the error and status 1.
+        SystemExit: a wrong option, with status 2.
+        OSError, ValueError, ImportError: an unusable model, unusable data, or a missing package.
     """
     settings = read_settings(arguments)
     args: TrainingArguments = settings.training
     set_seed(args.seed)
-    try:
-        checkpoint = last_checkpoint(args.output_dir, settings.resume)
-        data = load_data(settings.data)
-        if checkpoint is not None:
-            check_classes(args.output_dir, data.names)
-        tokenizer = _load_tokenizer(settings.model)
-        make = classifier_trainer if settings.data.prompt is None else answers_trainer
-        trainer, callback = make(settings, data, tokenizer)
-    except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(str(error)) from error
+    checkpoint = last_checkpoint(args.output_dir, settings.resume)
+    data = load_data(settings.data)
+    if checkpoint is not None:
+        check_classes(args.output_dir, data.names)
+    tokenizer = _load_tokenizer(settings.model)
+    make = classifier_trainer if settings.data.prompt is None else answers_trainer
+    trainer, callback = make(settings, data, tokenizer)
     callback.attach(trainer)
     LiveView(callback).attach(trainer)
     if trainer.is_world_process_zero():
         sizes = len(data.train), len(data.names), len(callback.monitor.pool)
         print("{} labeled rows, {} classes, pool of {} texts".format(*sizes))
     return trainer, callback, checkpoint, data.names
+
+
+def train(
+    trainer: Trainer, callback: SepStopCallback, checkpoint: str | None, names: list[str]
+) -> None:
+    """Train, save the model, and say what was kept.
+
+    Args:
+        trainer, callback, checkpoint, names: of `set_up`.
+    """
+    output, is_first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
+    if is_first:
+        datasets.Dataset.from_dict(columns_of(callback.monitor.pool)).to_json(output / POOL_FILE)
+        (output / CLASSES_FILE).write_text(json.dumps(names))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(output / MODEL_FOLDER))  # all processes take part if weights are divided
+    if is_first:
+        print(what_was_kept(trainer, callback))
 
 
 def _load_tokenizer(settings: ModelSettings) -> Any:

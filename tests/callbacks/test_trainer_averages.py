@@ -434,6 +434,31 @@ def test_a_checkpoint_without_averages_is_a_warning_and_they_start_anew(make_tra
     assert (newest.average.first_step, newest.average.last_step) == (5, 8)
 
 
+def test_files_that_can_not_be_moved_are_a_warning_and_training_goes_on(
+    make_trainer, pool, monkeypatch
+):
+    rename, replace = Path.rename, Path.replace
+
+    def busy(act, name):
+        def tried(path, target):
+            if name in str(target):
+                raise PermissionError(f"{target} is busy")
+            return act(path, target)
+
+        return tried
+
+    monkeypatch.setattr(Path, "rename", busy(rename, ".removed."))
+    monkeypatch.setattr(Path, "replace", busy(replace, "checkpoint-2"))
+    callback = SepStopCallback(pool, policy=NEVER, criterion=Falling([0.1, 0.2]))
+    trainer = make_trainer(callback, **BEST, max_steps=4, save_total_limit=1)
+    with (
+        pytest.warns(RuntimeWarning, match="could not move the state of the averages; training"),
+        pytest.warns(RuntimeWarning, match="could not remove older averages; training goes on"),
+    ):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint == str(run_of(trainer) / "average-4")
+
+
 def test_a_state_that_can_not_be_written_is_a_warning_and_training_goes_on(
     make_trainer, pool, monkeypatch
 ):

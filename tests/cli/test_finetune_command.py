@@ -77,8 +77,8 @@ def test_errors_are_a_sentence(settings, tmp_path):
         (("--config", settings, "--data.labeled_rows=many"), 2, "data.labeled_rows"),
         (("--config", settings, "--data.labeled_row=1"), 2, "data.labeled_row"),
         (("--config", settings, "more"), 2, "more"),
-        (("--config", settings, "--data.train=none.csv"), 1, "no data file at none.csv"),
-        (("--config", settings, f"--model.name={tmp_path}/none"), 1, "as model.name, got"),
+        (("--config", settings, "--data.train=none.csv"), 2, "sepstop: no data file at none.csv"),
+        (("--config", settings, f"--model.name={tmp_path}/none"), 2, "as model.name, got"),
     ):
         result = finetune(*arguments)
         assert result.exit_code == status, arguments
@@ -105,5 +105,5 @@ def test_missing_packages_are_named(settings, monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"^LoRA needs peft: pip install 'sepstop\[peft\]'$"):
         with_lora(None, {})
-    with pytest.raises(SystemExit, match=r"^data\.prompt needs trl: pip install trl$"):
+    with pytest.raises(ImportError, match=r"^data\.prompt needs trl: pip install trl$"):
         set_up([f"--config={settings}", "--data.prompt={text} was"])

@@ -20,7 +20,7 @@ UNNAMED_HEAD = pytest.mark.filterwarnings("ignore:sepstop. .* classes without na
 @UNNAMED_HEAD
 def test_an_interrupted_run_goes_on_only_when_asked_to(settings):
     main([f"--config={settings}", "--training.max_steps=5"])
-    with pytest.raises(SystemExit, match="holds checkpoints of an earlier run"):
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
         main([f"--config={settings}"])
     _, callback = main([f"--config={settings}", "--resume=true"])
     assert [record.step for record in callback.history[:3]] == [5, 10, 15]
@@ -35,7 +35,7 @@ def test_a_run_goes_on_with_the_classes_it_had(settings, tmp_path, lora):
     rows.write_text(
         rows.read_text().replace(",good", ",a good one")
     )  # the first, no longer the last
-    with pytest.raises(SystemExit, match="classes bad, good, but the data has a good one, bad:"):
+    with pytest.raises(ValueError, match="classes bad, good, but the data has a good one, bad:"):
         set_up([*short, "--resume", "true"])
 
 

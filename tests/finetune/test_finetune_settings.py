@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_bad_settings_are_a_sentence(settings, option, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises((OSError, ValueError), match=message):
         main([f"--config={settings}", option])
 
 
@@ -92,5 +92,5 @@ def test_the_configurations_are_valid(path):
     ],
 )
 def test_templates_that_name_nothing(settings, options, said):
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(ValueError, match=said):
         main([f"--config={settings}", *options])
