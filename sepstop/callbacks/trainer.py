@@ -279,6 +279,7 @@ class SepStopCallback(TrainerCallback):
         self._best.saved(args)
         self._save_state(args, state, _trained(**kwargs))  # if another callback asked for the save
         if self._state_step == step:
+            Ranks.of_run().together(lambda: None)  # the checkpoint is complete
             try:
                 move_state(self.run_dir, checkpoint_folder(self.run_dir, step), step)
             except OSError as error:  # another than that a rank was faster

@@ -36,6 +36,7 @@ from sepstop.callbacks.overhead import Overhead
 from sepstop.criteria import Separability
 from sepstop.measure.average import RunningAverages
 from sepstop.measure.embedding import TOKENS_IN_A_BATCH
+from sepstop.runs.average_state import move_state
 from sepstop.runs.history import read_run
 from sepstop.runs.saved_weights import weights_that_differ
 
@@ -71,7 +72,6 @@ def train(
     )
     args = TrainingArguments(
         output_dir=str(out),
-        max_steps=12,
         learning_rate=1e-3,
         max_grad_norm=0,  # Trainer scales the loss by the number of processes; Adam does not mind
         eval_strategy="steps",
@@ -81,7 +81,7 @@ def train(
         use_cpu=True,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,  # none without torchrun
         ddp_timeout=60,
-        **({"eval_steps": 3} | (arguments or {})),
+        **({"max_steps": 12, "eval_steps": 3} | (arguments or {})),
     )
     # The same batches whatever the number of processes.
     args.per_device_train_batch_size = 8 // args.world_size
@@ -173,6 +173,24 @@ def full(out: Path) -> dict[str, Any]:
         return train(out)
 
 
+def slow_first(out: Path) -> dict[str, Any]:
+    """The first rank is the last to save: is the checkpoint complete when its state is moved?"""
+    save, complete = Trainer.save_model, []
+
+    def slow(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.3 if dist.get_rank() == 0 else 0)
+        save(self, *args, **kwargs)
+
+    def move(run_dir: Path, checkpoint: Path, step: int) -> None:
+        complete.append((checkpoint / "trainer_state.json").is_file())
+        move_state(run_dir, checkpoint, step)
+
+    with patch.object(Trainer, "save_model", slow):
+        with patch("sepstop.callbacks.trainer.move_state", move):
+            train(out, arguments={"max_steps": 6})
+    return {"complete": complete}
+
+
 def not_updated(out: Path) -> dict[str, Any]:
     """The last rank can't update its averages: at a step that is saved and not scored."""
     update = RunningAverages.update
@@ -259,6 +277,7 @@ def main(out: Path) -> None:
     if dist.is_initialized():
         found["skip"] = broken(out / "skip", "skip")
         found["raise"] = broken(out / "raise", "raise")
+        found["slow first"] = slow_first(out / "slow first")
         found["full"] = full(out / "full")
         found["not updated"] = not_updated(out / "not updated")
         found["budget"] = budget(out / "budget")

@@ -189,6 +189,12 @@ def test_an_average_that_one_rank_can_not_apply_is_skipped_on_all(ran, processes
 
 
 @SEVERAL
+def test_the_averages_state_is_moved_into_a_complete_checkpoint(ran, processes):
+    for found in ran(processes):
+        assert found["slow first"]["complete"] == [True, True]
+
+
+@SEVERAL
 def test_averages_that_one_rank_can_not_update_are_given_up_on_all(ran, processes):
     """Also if a checkpoint is saved before the next score."""
     for found in ran(processes):
