@@ -292,16 +292,18 @@ def _prim(
     newest = nearest[:, 0]
     inside[:, 0] = True
     reach = row_of(rows, newest).clone()
-    order, lengths, parents = [newest], [], []
-    for _ in range(n - 1):
+    # A small tensor that each step leaves between its large ones would keep their memory from being
+    # used again: the C library of Linux then took gigabytes for a thousand steps.
+    order = nearest.new_zeros(n, size)
+    lengths = reach.new_empty(n - 1, size)
+    parents = nearest.new_empty(n - 1 if with_parents else 0, size)
+    for step in range(n - 1):
         length, newest = reach.masked_fill_(inside, torch.inf).min(dim=-1)
-        order.append(newest)
-        lengths.append(length)
+        order[step + 1], lengths[step] = newest, length
         inside.scatter_(1, newest[:, None], True)
         weights = row_of(rows, newest)
         if with_parents:
-            parents.append(nearest[rows, newest])
+            parents[step] = nearest[rows, newest]
             nearest = torch.where(weights < reach, newest[:, None], nearest)
         torch.minimum(reach, weights, out=reach)
-    joined = torch.stack(parents, dim=1) if with_parents else nearest[:, :0]
-    return torch.stack(order, dim=1), torch.stack(lengths, dim=1), joined
+    return order.mT.contiguous(), lengths.mT.contiguous(), parents.mT.contiguous()
