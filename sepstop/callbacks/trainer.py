@@ -282,7 +282,7 @@ class SepStopCallback(TrainerCallback):
             Ranks.of_run().together(lambda: None)  # the checkpoint is complete
             try:
                 move_state(self.run_dir, checkpoint_folder(self.run_dir, step), step)
-            except OSError as error:  # another than that a rank was faster
+            except OSError as error:
                 self.session.fail("could not move the state of the averages", error)
 
     def on_train_end(

@@ -21,5 +21,5 @@ def finetune(context: typer.Context) -> None:
     with user_errors(Console(stderr=True)):
         ready = set_up(context.args)
     train(*ready)
-    # Otherwise gloo's threads now and then abort one of several processes as it exits.
+    # Without it, gloo's threads sometimes abort one of several processes on exit.
     PartialState().destroy_process_group()

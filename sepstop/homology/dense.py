@@ -292,8 +292,8 @@ def _prim(
     newest = nearest[:, 0]
     inside[:, 0] = True
     reach = row_of(rows, newest).clone()
-    # A small tensor that each step leaves between its large ones would keep their memory from being
-    # used again: the C library of Linux then took gigabytes for a thousand steps.
+    # Filled in place: small tensors kept between large temporaries fragment the heap of glibc,
+    # which then grew by gigabytes over a thousand steps.
     order = nearest.new_zeros(n, size)
     lengths = reach.new_empty(n - 1, size)
     parents = nearest.new_empty(n - 1 if with_parents else 0, size)

@@ -30,7 +30,7 @@ def main(out: Path) -> None:
     }
     (out / f"found_{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))
     if dist.is_initialized():
-        dist.destroy_process_group()  # without it, gloo's threads now and then abort the process
+        dist.destroy_process_group()  # without it, gloo's threads sometimes abort on exit
 
 
 if __name__ == "__main__":
